@@ -1,0 +1,109 @@
+"""Every error that this package raises on purpose.
+
+    DragnCacheError             one line: where, expected, got, what to do
+    ├── InputError              something the user gave: a file, a value, an option
+    │   ├── ManifestError       a manifest's tables or its dataset.toml
+    │   ├── ImageError          an image that cannot be used
+    │   └── UnknownNameError    a name that is not in a registry; offers the nearest ones
+    ├── WeightsError            weights that cannot be found, read or fitted to their network
+    ├── StoreError              a feature store that cannot be opened, written or trusted
+    │   ├── StoreMismatchError  a store, checkpoint or run of other settings
+    │   └── DamagedPartError    a part whose bytes are not what was written
+    └── MissingExtraError       an optional dependency that is not installed
+
+The command line turns any of them into one line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DragnCacheError(Exception):
+    """Base of all errors. Its text is one line that says where, expected, got and what to do."""
+
+    def __init__(self, where: str, *, expected: str, got: str, remedy: str) -> None:
+        self.where, self.expected, self.got, self.remedy = where, expected, got, remedy
+        super().__init__(where, expected, got, remedy)
+
+    def __str__(self) -> str:
+        text = f"{self.where}: expected {self.expected}, got {self.got}; {self.remedy}"
+        return " ".join(text.split())
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only arguments would be lost when a worker process sends the error back.
+        return (_rebuild, (type(self), self.where, self.expected, self.got, self.remedy))
+
+
+def _rebuild(
+    cls: type[DragnCacheError], where: str, expected: str, got: str, remedy: str
+) -> DragnCacheError:
+    error = cls.__new__(cls)
+    DragnCacheError.__init__(error, where, expected=expected, got=got, remedy=remedy)
+    return error
+
+
+class InputError(DragnCacheError):
+    """Something that the user gave cannot be used."""
+
+
+class ManifestError(InputError):
+    """A manifest's tables or its dataset.toml are wrong."""
+
+
+class ImageError(InputError):
+    """An image is missing, unreadable, or smaller than a box in it."""
+
+
+class UnknownNameError(InputError):
+    """A name is in no registry.
+
+    Args:
+        kind: what the name should have been, for example ``"backbone"``.
+        name: the name as given.
+        known: every name that would have worked.
+        remedy: what to do; by default the list of names when short.
+    """
+
+    def __init__(
+        self, kind: str, name: str, known: Iterable[str], *, remedy: str | None = None
+    ) -> None:
+        names = sorted(known)
+        lowered = {n.lower(): n for n in names}
+        close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.4)
+        nearest = ", ".join(lowered[c] for c in close)
+        if remedy is None:
+            listed = ", ".join(names) if len(names) <= 20 else ""
+            remedy = f"choose one of: {listed}" if listed else "see its list command"
+        if nearest:
+            remedy = f"did you mean {nearest}? otherwise {remedy}"
+        super().__init__(kind, expected=f"a known {kind}", got=repr(name), remedy=remedy)
+
+
+class WeightsError(DragnCacheError):
+    """Weights cannot be found, read, or fitted to their network."""
+
+
+class StoreError(DragnCacheError):
+    """A feature store cannot be opened, written or trusted."""
+
+
+class StoreMismatchError(StoreError):
+    """A store, checkpoint or run was made with other settings than those asked for."""
+
+
+class DamagedPartError(StoreError):
+    """A part of a store holds other bytes than were written."""
+
+
+class MissingExtraError(DragnCacheError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, where: str, extra: str) -> None:
+        super().__init__(
+            where,
+            expected=f"the optional dependency group '{extra}'",
+            got="not installed",
+            remedy=f"run: pip install 'dragn-cache[{extra}]'",
+        )

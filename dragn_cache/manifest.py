@@ -1,0 +1,691 @@
+"""The manifest: which instances make up which bag, and the bag's labels, split and group.
+
+A manifest is read from one of four sources (`find_source`): the name of a shipped data set, a
+folder with ``dataset.toml``, one CSV, or a folder of bag folders with a label CSV. Reading never
+opens an image. Every fault in the tables is collected with its file and line; `read_manifest`
+raises the first that makes the manifest unusable, `read_with_faults` returns them all.
+
+Ids are text from beginning to end: leading zeros, ``NA`` and ``nan`` survive.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from dragn_cache.errors import ManifestError, UnknownNameError
+from dragn_cache.tables import Fault, Row, read_table, split_cell
+
+Task = Literal["multilabel", "multiclass"]
+Box = tuple[int, int, int, int]
+
+SPLITS = ("train", "validation", "test")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+DATASET_KEYS = {
+    "name": str,
+    "title": str,
+    "task": str,
+    "labels": list,
+    "channels": list,
+    "images": str,
+    "source": str,
+    "licence": str,
+    "citation": str,
+    "extract": dict,
+}
+EXTRACT_KEYS = ("backbone", "size", "taps", "rgb", "mean", "std", "interpolation")
+
+# The names that other tools' tables use; the first that a table has is taken.
+BAG_COLUMNS = ("bag_id", "slide_id", "slide", "gene_stage", "PATIENT", "patient")
+IMAGE_COLUMNS = ("image", "FILENAME", "filename", "imgs")
+LABEL_COLUMNS = ("labels", "label", "category")
+GROUP_COLUMNS = ("group", "case_id", "patient", "PATIENT")
+BOX_COLUMNS = ("x0", "y0", "x1", "y1")
+
+# Faults that leave a manifest usable: extract and train treat them by their own policy.
+TOLERATED = frozenset({"bag-without-images", "group-straddles-splits"})
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One crop of one image (the whole image when ``box`` is None).
+
+    Attributes:
+        image: path relative to the image root; ``{channel}`` stands for each channel.
+        order: position within the bag.
+        box: x0, y0, x1, y1 in pixels of the original image, half-open.
+    """
+
+    bag_id: str
+    image: str
+    order: int
+    box: Box | None = None
+    file: str = ""
+    line: int = 0
+
+
+@dataclass(frozen=True)
+class Bag:
+    """One labelled sample. ``labels`` is None when the table has no label column."""
+
+    bag_id: str
+    labels: tuple[str, ...] | None = None
+    split: str = ""
+    group: str = ""
+    extra: Mapping[str, str] = field(default_factory=dict)
+    file: str = ""
+    line: int = 0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A data set: its description, its bags in table order, and each bag's instances in order."""
+
+    name: str
+    task: Task
+    labels: tuple[str, ...]
+    bags: tuple[Bag, ...]
+    instances: Mapping[str, tuple[Instance, ...]]
+    image_root: Path
+    channels: tuple[str, ...] = ()
+    title: str = ""
+    source: str = ""
+    licence: str = ""
+    citation: str = ""
+    extract: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_instances(self) -> int:
+        return sum(len(rows) for rows in self.instances.values())
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The files a manifest is read from: tables, and what dataset.toml says."""
+
+    name: str
+    bags: Path
+    instances: Path | None
+    folders: Path | None
+    image_root: Path
+    toml: Mapping[str, Any]
+    toml_path: Path | None
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def read_manifest(dataset: str | Path, *, images: Path | None = None) -> Manifest:
+    """Read a data set's manifest, or raise `ManifestError` for the first unusable row.
+
+    Args:
+        dataset: a shipped name, a folder with dataset.toml, a CSV, or a folder of bag folders.
+        images: image root that replaces the manifest's own.
+    """
+    manifest, faults = read_with_faults(dataset, images=images)
+    fatal = [fault for fault in faults if fault.kind not in TOLERATED]
+    if fatal:
+        raise fatal[0].error(len(fatal) - 1)
+    return manifest
+
+
+def read_with_faults(
+    dataset: str | Path, *, images: Path | None = None
+) -> tuple[Manifest, list[Fault]]:
+    """Read a data set's manifest and list every fault of its tables (images are not opened)."""
+    source = find_source(dataset)
+    faults: list[Fault] = []
+    bags = _read_bag_table(source.bags, faults)
+    instances = _read_instances(source, faults)
+    declared = source.toml.get("labels")
+    labels = tuple(declared) if declared else _labels_in_use(bags)
+    task = source.toml.get("task") or infer_task(bags)
+    faults += check_bags(bags, labels, task)
+    known = {bag.bag_id for bag in bags}
+    faults += _orphans(instances, known, source.bags.name)
+    faults += _bags_without_images(bags, {row.bag_id for row in instances})
+    faults += straddling_groups(bags)
+    manifest = Manifest(
+        name=source.name,
+        task=task,
+        labels=labels,
+        bags=tuple(bags),
+        instances=_by_bag(instances, known),
+        image_root=images if images is not None else source.image_root,
+        channels=tuple(source.toml.get("channels", ())),
+        title=source.toml.get("title", ""),
+        source=source.toml.get("source", ""),
+        licence=source.toml.get("licence", ""),
+        citation=source.toml.get("citation", ""),
+        extract=source.toml.get("extract", {}),
+    )
+    faults += _channel_faults(manifest)
+    return manifest, faults
+
+
+def read_bags(
+    path: Path, *, labels: Sequence[str] | None = None, task: Task | None = None
+) -> tuple[tuple[Bag, ...], tuple[str, ...], Task]:
+    """Read a table of bags alone: labels, splits and groups for features that exist already.
+
+    Args:
+        path: a CSV with ``bag_id`` and any of ``labels, split, group``.
+        labels: the label order; read from the table when None.
+        task: inferred from the table when None.
+
+    Returns:
+        the bags, the label order and the task.
+
+    Raises:
+        ManifestError: for the first fault of the table.
+    """
+    faults: list[Fault] = []
+    bags = _read_bag_table(path, faults)
+    order = tuple(labels) if labels else _labels_in_use(bags)
+    chosen: Task = task or infer_task(bags)
+    faults += check_bags(bags, order, chosen)
+    if faults:
+        raise faults[0].error(len(faults) - 1)
+    return tuple(bags), order, chosen
+
+
+def infer_task(bags: Sequence[Bag]) -> Task:
+    """Multi-class when every bag has exactly one label and there are more than two, else
+    multi-label."""
+    counts = {len(bag.labels) for bag in bags if bag.labels is not None}
+    return "multiclass" if counts == {1} and len(_labels_in_use(bags)) > 1 else "multilabel"
+
+
+# --- where a data set is -----------------------------------------------------------------------
+
+
+def data_folder() -> Path:
+    """The folder for data sets' own files: $DRAGN_CACHE_DATA, or ~/.local/share/dragn-cache."""
+    return Path(os.environ.get("DRAGN_CACHE_DATA") or Path.home() / ".local/share/dragn-cache")
+
+
+def shipped_folder() -> Path:
+    """The folder of the manifests that come with the package (wheel or checkout)."""
+    package = Path(__file__).parent
+    inside = package / "data_manifests"
+    return inside if inside.is_dir() else package.parent / "data_manifests"
+
+
+def shipped_names() -> list[str]:
+    """Names of the data sets that come with the package."""
+    return sorted(path.parent.name for path in shipped_folder().glob("*/dataset.toml"))
+
+
+def find_source(dataset: str | Path) -> _Source:
+    """Decide which of the four kinds of source ``dataset`` is, and where its files are."""
+    path = Path(dataset)
+    if path.is_file():
+        if path.name == "dataset.toml":
+            return _toml_source(path.parent, path.parent)
+        return _Source(path.stem, path, path, None, path.parent, {}, None)
+    if path.is_dir():
+        if (path / "dataset.toml").is_file():
+            return _toml_source(path, path)
+        return _folder_source(path)
+    if str(dataset) in shipped_names():
+        name = str(dataset)
+        folder = shipped_folder() / name
+        here = folder if (folder / "bags.csv").is_file() else data_folder() / name
+        return _toml_source(folder, here)
+    raise UnknownNameError(
+        "data set",
+        str(dataset),
+        shipped_names(),
+        remedy="give a folder with dataset.toml, a CSV, a folder of bag folders with a label CSV, "
+        f"or one of: {', '.join(shipped_names())}",
+    )
+
+
+def _toml_source(folder: Path, tables: Path) -> _Source:
+    toml_path = folder / "dataset.toml"
+    toml = _read_toml(toml_path)
+    name = toml.get("name", folder.name)
+    if not (tables / "bags.csv").is_file():
+        how = f"put bags.csv and instances.csv into {tables}"
+        if name == "simulated":
+            how = f"run: dragn-cache simulate --out {tables}"
+        elif tables != folder:
+            images = _image_root(toml, toml_path)
+            how += f" (or set DRAGN_CACHE_DATA) and the images into {images}"
+        raise ManifestError(
+            f"data set {name!r}", expected=f"a table {tables / 'bags.csv'}", got="none", remedy=how
+        )
+    instances = tables / "instances.csv"
+    return _Source(
+        name=name,
+        bags=tables / "bags.csv",
+        instances=instances if instances.is_file() else tables / "bags.csv",
+        folders=None,
+        image_root=_image_root(toml, toml_path),
+        toml=toml,
+        toml_path=toml_path,
+    )
+
+
+def _folder_source(folder: Path) -> _Source:
+    tables = sorted(folder.glob("*.csv"))
+    preferred = [t for t in tables if t.name in ("bags.csv", "labels.csv")]
+    if len(preferred or tables) != 1:
+        raise ManifestError(
+            str(folder),
+            expected="dataset.toml, or folders of images with one label CSV beside them",
+            got=f"{len(tables)} CSV files" if tables else "neither",
+            remedy="put a labels.csv with the columns bag_id,labels beside the bag folders",
+        )
+    return _Source(folder.name, (preferred or tables)[0], None, folder, folder, {}, None)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            toml = tomllib.load(file)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ManifestError(
+            str(path), expected="valid TOML", got=str(error), remedy="correct that line"
+        ) from error
+    for key, value in toml.items():
+        if key not in DATASET_KEYS:
+            raise ManifestError(
+                str(path),
+                expected=f"keys among {', '.join(DATASET_KEYS)}",
+                got=repr(key),
+                remedy="remove or rename it",
+            )
+        if not isinstance(value, DATASET_KEYS[key]):
+            raise ManifestError(
+                f"{path}: {key}",
+                expected=f"a {DATASET_KEYS[key].__name__}",
+                got=repr(value),
+                remedy="correct its type",
+            )
+    _check_toml_values(path, toml)
+    return toml
+
+
+def _check_toml_values(path: Path, toml: Mapping[str, Any]) -> None:
+    if toml.get("task", "multilabel") not in ("multilabel", "multiclass"):
+        raise ManifestError(
+            f"{path}: task",
+            expected="'multilabel' or 'multiclass'",
+            got=repr(toml["task"]),
+            remedy="choose one of the two",
+        )
+    for key in ("labels", "channels"):
+        names = toml.get(key, [])
+        if not all(isinstance(n, str) and n for n in names) or len(set(names)) != len(names):
+            raise ManifestError(
+                f"{path}: {key}",
+                expected="distinct non-empty names",
+                got=repr(names),
+                remedy="remove repetitions and blanks",
+            )
+    for key in toml.get("extract", {}):
+        if key not in EXTRACT_KEYS:
+            raise ManifestError(
+                f"{path}: [extract]",
+                expected=f"keys among {', '.join(EXTRACT_KEYS)}",
+                got=repr(key),
+                remedy="remove or rename it",
+            )
+
+
+def _image_root(toml: Mapping[str, Any], toml_path: Path) -> Path:
+    text = toml.get("images", ".")
+    unset = []
+
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1) or match.group(2)
+        if name == "DRAGN_CACHE_DATA":
+            return str(data_folder())
+        if name not in os.environ:
+            unset.append(name)
+        return os.environ.get(name, "")
+
+    expanded = re.sub(r"\$(?:\{(\w+)\}|(\w+))", value, text)
+    if unset:
+        raise ManifestError(
+            f"{toml_path}: images",
+            expected=f"the environment variable {unset[0]}",
+            got="unset",
+            remedy="set it, or give --images DIR",
+        )
+    return toml_path.parent / expanded
+
+
+# --- the tables --------------------------------------------------------------------------------
+
+
+def _read_bag_table(path: Path, faults: list[Fault]) -> list[Bag]:
+    """Bags in order of first appearance; a table with one row per image repeats its bags."""
+    rows = read_table(path)
+    columns = rows[0].cells.keys() if rows else ()
+    id_column = _column(path, columns, BAG_COLUMNS, "bag ids") if rows else ""
+    label_column = next((c for c in LABEL_COLUMNS if c in columns), None)
+    group_column = next((c for c in GROUP_COLUMNS if c in columns and c != id_column), None)
+    one_row_per_image = any(c in columns for c in IMAGE_COLUMNS)
+    skip = {id_column, label_column, group_column, "split", "order", *IMAGE_COLUMNS, *BOX_COLUMNS}
+    bags: dict[str, Bag] = {}
+    for row in rows:
+        bag_id = row.cells[id_column]
+        if not bag_id:
+            faults.append(row.fault("empty-id", "a bag id", "an empty cell", "fill it in"))
+            continue
+        bag = Bag(
+            bag_id=bag_id,
+            labels=split_cell(row.cells[label_column]) if label_column else None,
+            split=_split_name(row),
+            group=row.cells[group_column] if group_column else "",
+            extra={k: v for k, v in row.cells.items() if k not in skip},
+            file=row.file,
+            line=row.line,
+        )
+        first = bags.setdefault(bag_id, bag)
+        if first is bag:
+            continue
+        if not one_row_per_image:
+            got = f"{bag_id!r} again (first at line {first.line})"
+            faults.append(row.fault("duplicate-bag", "one row per bag", got, "remove one of them"))
+        elif (first.labels, first.split, first.group) != (bag.labels, bag.split, bag.group):
+            got = f"other values for {bag_id!r} than at line {first.line}"
+            faults.append(
+                row.fault(
+                    "inconsistent-bag", "one labels, split and group a bag", got, "make them equal"
+                )
+            )
+    return list(bags.values())
+
+
+def _split_name(row: Row) -> str:
+    split = row.cells.get("split", "")
+    return "validation" if split == "val" else split
+
+
+def check_bags(bags: Sequence[Bag], labels: Sequence[str], task: Task) -> list[Fault]:
+    """Faults of labels and split names."""
+    faults = []
+    known = set(labels)
+    for bag in bags:
+
+        def fault(kind: str, expected: str, got: str, remedy: str, bag: Bag = bag) -> Fault:
+            return Fault(kind, bag.file, bag.line, expected, got, remedy)
+
+        for label in bag.labels or ():
+            if label not in known:
+                hint = str(UnknownNameError("label", label, labels)).split("; ", 1)[1]
+                faults.append(fault("unknown-label", "a known label", repr(label), hint))
+        if task == "multiclass" and bag.labels is not None and len(bag.labels) != 1:
+            faults.append(
+                fault(
+                    "label-count",
+                    "exactly one label (task = multiclass)",
+                    f"{len(bag.labels)} for bag {bag.bag_id!r}",
+                    "give one label, or set task = 'multilabel'",
+                )
+            )
+        if bag.split not in ("", *SPLITS):
+            faults.append(
+                fault(
+                    "unknown-split",
+                    "train, validation or test",
+                    repr(bag.split),
+                    "correct it or leave it empty",
+                )
+            )
+    return faults
+
+
+def straddling_groups(bags: Sequence[Bag]) -> list[Fault]:
+    """A fault for every group that has bags in more than one split."""
+    first: dict[str, Bag] = {}
+    faults = []
+    for bag in bags:
+        if not bag.group or not bag.split:
+            continue
+        other = first.setdefault(bag.group, bag)
+        if other.split != bag.split:
+            faults.append(
+                Fault(
+                    "group-straddles-splits",
+                    bag.file,
+                    bag.line,
+                    f"group {bag.group!r} in one split",
+                    f"{bag.split!r} here and {other.split!r} at line {other.line}",
+                    "put the whole group into one split",
+                )
+            )
+    return faults
+
+
+def _read_instances(source: _Source, faults: list[Fault]) -> list[Instance]:
+    if source.folders is not None:
+        return list(_walk_folders(source.folders))
+    if source.instances is None:
+        return []
+    rows = read_table(source.instances)
+    if not rows:
+        return []
+    columns = rows[0].cells.keys()
+    id_column = _column(source.instances, columns, BAG_COLUMNS, "bag ids")
+    image_column = _column(source.instances, columns, IMAGE_COLUMNS, "image paths")
+    boxed = [c for c in BOX_COLUMNS if c in columns]
+    if boxed and len(boxed) < 4:
+        raise ManifestError(
+            f"{source.instances}:1",
+            expected="all of x0, y0, x1, y1, or none",
+            got=", ".join(boxed),
+            remedy="add the missing columns",
+        )
+    result: list[Instance] = []
+    seen: dict[tuple[str, str, Box | None], int] = {}
+    for row in rows:
+        order = _order(row, faults)
+        box = _box(row, faults) if boxed else None
+        for image in split_cell(row.cells[image_column]) or ("",):
+            if not image or Path(image).is_absolute() or ".." in Path(image).parts:
+                faults.append(
+                    row.fault(
+                        "bad-path",
+                        "an image path inside the image root",
+                        repr(image),
+                        "write it relative to the image root",
+                    )
+                )
+                continue
+            key = (row.cells[id_column], image, box)
+            if key in seen:
+                got = f"the same bag, image and box as line {seen[key]}"
+                faults.append(row.fault("duplicate-instance", "a new instance", got, "remove it"))
+                continue
+            seen[key] = row.line
+            result.append(
+                Instance(
+                    bag_id=key[0],
+                    image=image,
+                    order=len(result) if order is None else order,
+                    box=box,
+                    file=row.file,
+                    line=row.line,
+                )
+            )
+    return result
+
+
+def _order(row: Row, faults: list[Fault]) -> int | None:
+    text = row.cells.get("order", "")
+    if not text:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        faults.append(row.fault("bad-order", "a whole number", repr(text), "correct it"))
+        return None
+
+
+def _box(row: Row, faults: list[Fault]) -> Box | None:
+    cells = [row.cells[c] for c in BOX_COLUMNS]
+    if not any(cells):
+        return None
+    try:
+        x0, y0, x1, y1 = (int(c) for c in cells)
+    except ValueError:
+        got = ", ".join(cells)
+        faults.append(row.fault("bad-box", "four whole numbers x0, y0, x1, y1", got, "correct it"))
+        return None
+    if x0 < 0 or y0 < 0:
+        got = f"({x0}, {y0}, {x1}, {y1})"
+        faults.append(row.fault("box-outside-image", "x0 ≥ 0 and y0 ≥ 0", got, "correct the box"))
+        return None
+    if x1 <= x0 or y1 <= y0:
+        got = f"({x0}, {y0}, {x1}, {y1})"
+        faults.append(row.fault("bad-box", "x0 < x1 and y0 < y1", got, "correct the box"))
+        return None
+    return x0, y0, x1, y1
+
+
+def _walk_folders(root: Path) -> Iterator[Instance]:
+    for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        for order, image in enumerate(images):
+            path = image.relative_to(root).as_posix()
+            yield Instance(bag_id=folder.name, image=path, order=order, file=path)
+
+
+def _column(path: Path, columns: Iterable[str], names: Sequence[str], what: str) -> str:
+    for name in names:
+        if name in columns:
+            return name
+    raise ManifestError(
+        f"{path}:1",
+        expected=f"a column of {what}, {names[0]!r} (or {', '.join(names[1:])})",
+        got=f"columns {', '.join(columns)}",
+        remedy="rename the column",
+    )
+
+
+def _labels_in_use(bags: Sequence[Bag]) -> tuple[str, ...]:
+    return tuple(sorted({label for bag in bags for label in bag.labels or ()}))
+
+
+def _orphans(instances: Sequence[Instance], known: set[str], table: str) -> list[Fault]:
+    """One fault for each bag that has images but no row in the table of bags."""
+    faults = {}
+    for row in instances:
+        if row.bag_id not in known and row.bag_id not in faults:
+            faults[row.bag_id] = Fault(
+                "image-without-bag",
+                row.file,
+                row.line,
+                f"a bag of {table}",
+                repr(row.bag_id),
+                f"add a row for it to {table}, or remove its images",
+            )
+    return list(faults.values())
+
+
+def _bags_without_images(bags: Sequence[Bag], with_images: set[str]) -> list[Fault]:
+    return [
+        Fault(
+            "bag-without-images",
+            bag.file,
+            bag.line,
+            "at least one image",
+            f"none for bag {bag.bag_id!r}",
+            "add its images, remove the bag, or extract with --on-error skip",
+        )
+        for bag in bags
+        if bag.bag_id not in with_images
+    ]
+
+
+def _channel_faults(manifest: Manifest) -> list[Fault]:
+    if manifest.channels:
+        return []
+    for rows in manifest.instances.values():
+        for row in rows:
+            if "{channel}" in row.image:
+                return [
+                    Fault(
+                        "no-channels",
+                        row.file,
+                        row.line,
+                        "channels in dataset.toml, because an image path has {channel}",
+                        "none",
+                        'add for example: channels = ["red", "green", "blue"]',
+                    )
+                ]
+    return []
+
+
+def _by_bag(instances: Sequence[Instance], known: set[str]) -> dict[str, tuple[Instance, ...]]:
+    grouped: dict[str, list[Instance]] = {}
+    for row in instances:
+        if row.bag_id in known:
+            grouped.setdefault(row.bag_id, []).append(row)
+    result = {}
+    for bag_id, rows in grouped.items():
+        ordered = sorted(rows, key=lambda row: row.order)
+        result[bag_id] = tuple(replace(row, order=k) for k, row in enumerate(ordered))
+    return result
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write dataset.toml, bags.csv and instances.csv; reading them gives an equal manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_dataset_toml(manifest, folder / "dataset.toml", images=str(manifest.image_root))
+    write_bags(manifest.bags, folder / "bags.csv")
+    with (folder / "instances.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["bag_id", "image", "order", *BOX_COLUMNS])
+        for bag in manifest.bags:
+            for row in manifest.instances.get(bag.bag_id, ()):
+                writer.writerow([row.bag_id, row.image, row.order, *(row.box or ("",) * 4)])
+
+
+def write_dataset_toml(manifest: Manifest, path: Path, *, images: str | None = None) -> None:
+    """Write the description of a data set; ``images`` None leaves the image root out."""
+    toml: dict[str, Any] = {"name": manifest.name, "title": manifest.title, "task": manifest.task}
+    toml |= {"labels": list(manifest.labels), "channels": list(manifest.channels)}
+    toml |= {"images": images} if images is not None else {}
+    toml |= {k: getattr(manifest, k) for k in ("source", "licence", "citation")}
+    toml |= {"extract": dict(manifest.extract)}
+    path.write_text(tomli_w.dumps({k: v for k, v in toml.items() if v}), encoding="utf-8")
+
+
+def write_bags(
+    bags: Sequence[Bag], path: Path, *, added: Mapping[str, Sequence[object]] | None = None
+) -> None:
+    """Write a table of bags with all its columns; ``added`` maps further columns to values."""
+    added = added or {}
+    extra = list(dict.fromkeys(c for bag in bags for c in bag.extra if c not in added))
+    labelled = any(bag.labels is not None for bag in bags)
+    head = ["bag_id", *(["labels"] if labelled else []), "split", "group", *extra, *added]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(head)
+        for k, bag in enumerate(bags):
+            writer.writerow(
+                [
+                    bag.bag_id,
+                    *([";".join(bag.labels or ())] if labelled else []),
+                    bag.split,
+                    bag.group,
+                    *(bag.extra.get(column, "") for column in extra),
+                    *(values[k] for values in added.values()),
+                ]
+            )

@@ -1,0 +1,28 @@
+"""The feature store: a folder of parts in HDF5 or Zarr v3, keyed by bag. Knows no torch.
+
+``open_store(path)`` reads one; ``docs/store-format.md`` is the normative description of the files.
+"""
+
+from dragn_cache.store.formats import FORMATS
+from dragn_cache.store.part import Failure, PartIndex
+from dragn_cache.store.plan import PartPlan, plan_parts
+from dragn_cache.store.reader import Store, open_store
+from dragn_cache.store.schema import StoreDescription, Tap, json_digest
+from dragn_cache.store.writer import InstanceRecord, PartWriter, StoreWriter, open_writer
+
+__all__ = [
+    "FORMATS",
+    "Failure",
+    "InstanceRecord",
+    "PartIndex",
+    "PartPlan",
+    "PartWriter",
+    "Store",
+    "StoreDescription",
+    "StoreWriter",
+    "Tap",
+    "json_digest",
+    "open_store",
+    "open_writer",
+    "plan_parts",
+]

@@ -1,0 +1,69 @@
+"""Parts as HDF5 files: contiguous, uncompressed datasets, written in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from dragn_cache.store.part import (
+    Array,
+    PartIndex,
+    RowTable,
+    blocks,
+    check_extent,
+    index_arrays,
+    index_from_arrays,
+    read_exactly,
+)
+from dragn_cache.store.schema import Tap
+
+
+class Hdf5Format:
+    """See `dragn_cache.store.part.PartFormat`."""
+
+    suffix = ".h5"
+
+    def write(
+        self,
+        path: Path,
+        index: PartIndex,
+        taps: Sequence[Tap],
+        views: Sequence[str],
+        rows: RowTable,
+    ) -> None:
+        with h5py.File(path, "x") as file:
+            for name, values in index_arrays(index).items():
+                dtype = h5py.string_dtype() if values.dtype.kind == "T" else values.dtype
+                file.create_dataset(name, shape=values.shape, dtype=dtype)
+                if len(values):
+                    file[name][...] = values.astype(object) if values.dtype.kind == "T" else values
+            for tap in taps:
+                for view in views:
+                    dataset = file.create_dataset(
+                        f"taps/{tap.name}/{view}", (index.rows, *tap.shape), tap.dtype
+                    )
+                    for start, stop in blocks(index.rows, tap.row_bytes):
+                        dataset[start:stop] = rows[tap.name, view].read(start, stop)
+
+    def read_index(self, path: Path) -> PartIndex:
+        with h5py.File(path, "r") as file:
+            return index_from_arrays(lambda name, text: _read(file[name], text))
+
+    def read_rows(self, path: Path, tap: Tap, view: str, start: int, out: Array) -> None:
+        if not len(out):
+            return
+        with h5py.File(path, "r") as file:
+            dataset = file[f"taps/{tap.name}/{view}"]
+            check_extent(dataset.shape, dataset.dtype, tap, start + len(out))
+            offset = dataset.id.get_offset() + start * tap.row_bytes
+        with path.open("rb", buffering=0) as raw:
+            raw.seek(offset)
+            read_exactly(raw, out)
+
+
+def _read(dataset: Any, text: bool) -> Array:
+    return np.asarray(dataset.asstr()[...] if text else dataset[...])

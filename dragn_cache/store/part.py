@@ -1,0 +1,171 @@
+"""One part: what it holds, how its bytes are digested, and what every format must do.
+
+A format is a class with the methods of `PartFormat`; `FORMATS` in the package maps its name to it.
+The contract is tested once, over all formats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dragn_cache.store.schema import Tap
+
+BLOCK_BYTES = 16 * 2**20
+FAILURE_COLUMNS = ("bag_id", "image", "box", "reason")
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An input that could not be used. ``image`` is empty when a whole bag has none."""
+
+    bag_id: str
+    image: str
+    box: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PartIndex:
+    """Everything in a part except the features.
+
+    Attributes:
+        ids: bag ids, b of them.
+        offsets: (b+1,) int64; bag k has rows offsets[k]:offsets[k+1].
+        digests: (b, 32) uint8, see `bag_digests`.
+        images: manifest path of each row.
+        boxes: (rows, 4) int64, x0 y0 x1 y1 in pixels of the image, half-open (whole image: its
+            extent).
+        order: (rows,) int64, position in the bag.
+        image_digests: (rows, 32) uint8, sha256 of the image file's bytes.
+        failures: inputs of this part's bags that could not be used.
+    """
+
+    ids: tuple[str, ...]
+    offsets: NDArray[np.int64]
+    digests: NDArray[np.uint8]
+    images: tuple[str, ...]
+    boxes: NDArray[np.int64]
+    order: NDArray[np.int64]
+    image_digests: NDArray[np.uint8]
+    failures: tuple[Failure, ...] = field(default=())
+
+    @property
+    def rows(self) -> int:
+        return len(self.images)
+
+
+class Rows(Protocol):
+    """Rows of one tap, readable in pieces."""
+
+    def read(self, start: int, stop: int) -> Array: ...
+
+
+class PartFormat(Protocol):
+    """How parts are written and read. Paths are complete; the suffix belongs to the format."""
+
+    suffix: str
+
+    def write(
+        self,
+        path: Path,
+        index: PartIndex,
+        taps: Sequence[Tap],
+        views: Sequence[str],
+        rows: RowTable,
+    ) -> None:
+        """Write a whole part in one pass to a path that does not exist yet."""
+
+    def read_index(self, path: Path) -> PartIndex:
+        """Read everything but the features."""
+
+    def read_rows(self, path: Path, tap: Tap, view: str, start: int, out: Array) -> None:
+        """Fill ``out`` (k, *tap.shape) with rows start:start+k, straight from the file's bytes."""
+
+
+RowTable = dict[tuple[str, str], Rows]
+"""(tap name, view) → its rows."""
+
+
+def blocks(rows: int, row_bytes: int, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, int]]:
+    """Ranges of rows of about ``block_bytes``."""
+    step = max(1, block_bytes // row_bytes)
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def bag_digests(
+    offsets: NDArray[np.int64], taps: Sequence[Tap], views: Sequence[str], table: RowTable
+) -> NDArray[np.uint8]:
+    """(b, 32): sha256 over each bag's rows, little-endian C order, taps in order, then views."""
+    result = np.empty((len(offsets) - 1, 32), np.uint8)
+    for bag in range(len(offsets) - 1):
+        digest = hashlib.sha256()
+        first, last = int(offsets[bag]), int(offsets[bag + 1])
+        for tap in taps:
+            for view in views:
+                for start, stop in blocks(last - first, tap.row_bytes):
+                    block = table[tap.name, view].read(first + start, first + stop)
+                    digest.update(np.ascontiguousarray(block).data)
+        result[bag] = np.frombuffer(digest.digest(), np.uint8)
+    return result
+
+
+def check_extent(shape: tuple[int, ...], dtype: Any, tap: Tap, rows: int) -> None:
+    """Raise ValueError unless an array holds at least ``rows`` rows of a tap."""
+    if shape[1:] != tap.shape or np.dtype(dtype) != np.dtype(tap.dtype) or shape[0] < rows:
+        raise ValueError(f"{tap.name} has shape {shape} {dtype}")
+
+
+def read_exactly(raw: FileIO, out: Array) -> None:
+    """Fill an array from a raw file, or raise EOFError."""
+    view = out.reshape(-1).view(np.uint8).data
+    while len(view):
+        count = raw.readinto(view)
+        if not count:
+            raise EOFError(f"the file ends {len(view)} bytes early")
+        view = view[count:]
+
+
+def index_arrays(index: PartIndex) -> dict[str, Array]:
+    """A part's index as the named arrays that every format stores, in writing order."""
+
+    def text(values: Sequence[str]) -> Array:
+        return np.array(values, dtype=np.dtypes.StringDType())
+
+    arrays = {
+        "bags/id": text(index.ids),
+        "bags/offsets": index.offsets,
+        "bags/digest": index.digests,
+        "instances/image": text(index.images),
+        "instances/box": index.boxes,
+        "instances/order": index.order,
+        "instances/digest": index.image_digests,
+    }
+    for column in FAILURE_COLUMNS:
+        arrays[f"failures/{column}"] = text([getattr(f, column) for f in index.failures])
+    return arrays
+
+
+def index_from_arrays(read: Callable[[str, bool], Array]) -> PartIndex:
+    """Build a part's index from ``read(name, text)``."""
+    columns = [[str(v) for v in read(f"failures/{c}", True)] for c in FAILURE_COLUMNS]
+    return PartIndex(
+        ids=tuple(str(v) for v in read("bags/id", True)),
+        offsets=read("bags/offsets", False),
+        digests=read("bags/digest", False),
+        images=tuple(str(v) for v in read("instances/image", True)),
+        boxes=read("instances/box", False),
+        order=read("instances/order", False),
+        image_digests=read("instances/digest", False),
+        failures=tuple(Failure(*row) for row in zip(*columns, strict=True)),
+    )

@@ -1,0 +1,249 @@
+"""Reading a store: one bag, or many as one array of rows plus offsets."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dragn_cache.errors import DamagedPartError, StoreError, UnknownNameError
+from dragn_cache.manifest import read_bags
+from dragn_cache.store.formats import FORMATS
+from dragn_cache.store.part import Array, Failure, PartIndex, bag_digests
+from dragn_cache.store.schema import CLEAN_VIEW, StoreDescription, Tap, read_description
+
+# What h5py, zarr and file reads raise on bytes that are not what was written.
+DAMAGE = (OSError, KeyError, ValueError, TypeError, EOFError, RuntimeError)
+
+
+class Store:
+    """A feature store on disk, opened for reading; it may still be incomplete.
+
+    Attributes:
+        path: its folder.
+        description: what store.json says.
+        bags: the manifest's bags, with labels, splits and groups, in order.
+        labels: label names in order.
+        task: ``multilabel`` or ``multiclass``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.description: StoreDescription = read_description(path)
+        self._format = FORMATS[self.description.format]
+        toml = _read_label_order(path)
+        self.name: str = toml.get("name", path.name)
+        self.bags, self.labels, self.task = read_bags(
+            path / "manifest" / "bags.csv", labels=toml.get("labels"), task=toml.get("task")
+        )
+        self._part_of = {bag.bag_id: int(bag.extra["part"]) for bag in self.bags}
+        self._index: dict[int, PartIndex] = {}
+        self._positions: dict[int, dict[str, int]] = {}
+
+    # --- what there is ---
+
+    @property
+    def bag_ids(self) -> list[str]:
+        return [bag.bag_id for bag in self.bags]
+
+    @cached_property
+    def parts(self) -> list[int]:
+        """Numbers of all planned parts."""
+        return sorted(set(self._part_of.values()))
+
+    def part_path(self, number: int) -> Path:
+        return self.path / "parts" / f"{number:05d}{self._format.suffix}"
+
+    def missing_parts(self) -> list[int]:
+        """Parts that extract has still to write."""
+        return [number for number in self.parts if not self.part_path(number).exists()]
+
+    def require_complete(self) -> None:
+        """Raise `StoreError` if parts are missing."""
+        missing = self.missing_parts()
+        if missing:
+            raise StoreError(
+                str(self.path),
+                expected=f"{len(self.parts)} parts",
+                got=f"{len(self.parts) - len(missing)}",
+                remedy="run the same extract command again; it goes on where it stopped",
+            )
+
+    def tap(self, name: str | None = None) -> Tap:
+        """A tap by name; None is the first."""
+        taps = {tap.name: tap for tap in self.description.taps}
+        if name is None:
+            return self.description.taps[0]
+        if name not in taps:
+            raise UnknownNameError("tap", name, taps)
+        return taps[name]
+
+    def index(self, number: int) -> PartIndex:
+        """Everything in a part except its features (cached)."""
+        if number not in self._index:
+            with self._damage(number):
+                self._index[number] = self._format.read_index(self.part_path(number))
+        return self._index[number]
+
+    def failures(self) -> list[Failure]:
+        """Inputs that could not be used, over all parts that exist."""
+        missing = set(self.missing_parts())
+        return [f for n in self.parts if n not in missing for f in self.index(n).failures]
+
+    # --- features ---
+
+    def bag(self, bag_id: str, tap: str | None = None, *, view: str = CLEAN_VIEW) -> Array:
+        """Features of one bag, (n, C[, h, w]) in the store's dtype."""
+        values, _ = self.load(tap, bags=[bag_id], view=view)
+        return values
+
+    def load(
+        self,
+        tap: str | None = None,
+        *,
+        bags: Sequence[str] | None = None,
+        view: str = CLEAN_VIEW,
+    ) -> tuple[Array, NDArray[np.int64]]:
+        """Features of many bags as one array of rows.
+
+        Args:
+            tap: a tap's name; None is the first.
+            bags: bag ids in the wanted order; None is all, in the manifest's order.
+            view: name of the view; "0" is clean.
+
+        Returns:
+            values (N, C[, h, w]) in the store's dtype, and offsets (B+1,): bag k has the rows
+            offsets[k]:offsets[k+1] (none, if none of its inputs was usable).
+
+        Raises:
+            StoreError: an unknown bag or view, or a part that is not written yet.
+            DamagedPartError: a part does not hold what was written.
+        """
+        chosen = self.tap(tap)
+        if view not in self.description.views:
+            raise UnknownNameError("view", view, self.description.views)
+        ids = self.bag_ids if bags is None else list(bags)
+        places = [self._place(bag_id) for bag_id in ids]
+        sizes = [last - first for _, first, last in places]
+        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        values = np.empty((int(offsets[-1]), *chosen.shape), chosen.dtype)
+        for part, start, row, count in _joined(places, offsets):
+            with self._damage(part):
+                path = self.part_path(part)
+                self._format.read_rows(path, chosen, view, start, values[row : row + count])
+        return values, offsets
+
+    def _place(self, bag_id: str) -> tuple[int, int, int]:
+        """Part, first and last row of a bag."""
+        if bag_id not in self._part_of:
+            raise UnknownNameError(
+                "bag", bag_id, self._part_of, remedy=f"see {self.path / 'manifest' / 'bags.csv'}"
+            )
+        part = self._part_of[bag_id]
+        if part not in self._index and not self.part_path(part).exists():
+            self.require_complete()
+        index = self.index(part)
+        k = self._position(part)[bag_id]
+        return part, int(index.offsets[k]), int(index.offsets[k + 1])
+
+    def _position(self, part: int) -> dict[str, int]:
+        if part not in self._positions:
+            ids = self.index(part).ids
+            self._positions[part] = {bag_id: k for k, bag_id in enumerate(ids)}
+        return self._positions[part]
+
+    @contextmanager
+    def _damage(self, part: int) -> Iterator[None]:
+        try:
+            yield
+        except DAMAGE as error:
+            raise self._damaged(part, str(error) or type(error).__name__) from error
+
+    def _damaged(self, part: int, got: str) -> DamagedPartError:
+        path = self.part_path(part)
+        return DamagedPartError(
+            str(path),
+            expected="the part as it was written",
+            got=got,
+            remedy=f"remove it (rm -r {path}) and run the same extract command again",
+        )
+
+    # --- checking ---
+
+    def verify_part(self, number: int) -> list[tuple[str, str]]:
+        """Compare every bag of a part with its digest.
+
+        Returns:
+            (bag id, what is wrong) for each damaged bag; every bag of a part that cannot be read.
+        """
+        planned = [bag_id for bag_id, part in self._part_of.items() if part == number]
+        self._index.pop(number, None)
+        try:
+            index = self.index(number)
+            if list(index.ids) != planned:
+                raise self._damaged(number, "other bags than planned")
+            taps, views = self.description.taps, self.description.views
+            table = {(tap.name, v): _PartRows(self, number, tap, v) for tap in taps for v in views}
+            digests = bag_digests(index.offsets, taps, views, dict(table))
+        except DamagedPartError as error:
+            return [(bag_id, error.got) for bag_id in planned]
+        wrong = (digests != index.digests).any(axis=1)
+        return [(index.ids[k], "features differ from their digest") for k in np.flatnonzero(wrong)]
+
+
+class _PartRows:
+    """Rows of one tap and view of a part, for digests."""
+
+    def __init__(self, store: Store, part: int, tap: Tap, view: str) -> None:
+        self.store, self.part, self.tap, self.view = store, part, tap, view
+
+    def read(self, start: int, stop: int) -> Array:
+        out = np.empty((stop - start, *self.tap.shape), self.tap.dtype)
+        with self.store._damage(self.part):
+            path = self.store.part_path(self.part)
+            self.store._format.read_rows(path, self.tap, self.view, start, out)
+        return out
+
+
+def _joined(
+    places: Sequence[tuple[int, int, int]], offsets: NDArray[np.int64]
+) -> Iterator[tuple[int, int, int, int]]:
+    """(part, first row in it, row in the result, count), neighbours read in one go."""
+    k = 0
+    while k < len(places):
+        part, start, stop = places[k]
+        row = int(offsets[k])
+        while k + 1 < len(places) and places[k + 1][:2] == (part, stop):
+            k += 1
+            stop = places[k][2]
+        if stop > start:
+            yield part, start, row, stop - start
+        k += 1
+
+
+def _read_label_order(path: Path) -> dict[str, Any]:
+    toml = path / "manifest" / "dataset.toml"
+    try:
+        return tomllib.loads(toml.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise StoreError(
+            str(toml),
+            expected="the data set's task and labels",
+            got=str(error),
+            remedy="restore the file, or extract again",
+        ) from error
+
+
+def open_store(path: str | Path) -> Store:
+    """Open a feature store for reading.
+
+    Raises:
+        StoreError: there is none at ``path``, or its store.json is damaged.
+    """
+    return Store(Path(path))

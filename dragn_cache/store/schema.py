@@ -1,0 +1,172 @@
+"""What a store says about itself: ``store.json``, its three digests, and how they are compared.
+
+*features* is everything that decides what the numbers mean (backbone, weights, taps, grid,
+preprocessing); *numerics* everything else that can change their last bits (dtype, device, batch
+size, library versions); *plan* the manifest's images and boxes and the part limits, which decide
+the parts. Labels, splits, groups, the store's format, worker counts and paths are in none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dragn_cache.errors import StoreError, StoreMismatchError
+from dragn_cache.files import write_text
+
+SCHEMA_VERSION = 1
+KINDS = ("features", "numerics", "plan")
+Format = Literal["hdf5", "zarr"]
+DType = Literal["float16", "float32"]
+CLEAN_VIEW = "0"
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One stored output: its name, the shape of one row (``(C,)`` or ``(C, h, w)``), its dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+
+    @property
+    def row_bytes(self) -> int:
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class StoreDescription:
+    """The contents of ``store.json``.
+
+    Attributes:
+        taps: in the order in which bag digests take them.
+        views: names of the stored views; "0" is clean.
+        provenance: for each of `KINDS`, the values that went into its digest.
+    """
+
+    format: Format
+    taps: tuple[Tap, ...]
+    provenance: Mapping[str, Mapping[str, Any]]
+    views: tuple[str, ...] = (CLEAN_VIEW,)
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        # What is compared must be what JSON gives back: tuples become lists.
+        object.__setattr__(self, "provenance", json.loads(json.dumps(dict(self.provenance))))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one instance over all taps and views."""
+        return sum(tap.row_bytes for tap in self.taps) * len(self.views)
+
+    def digest(self, kind: str) -> str:
+        """sha256 of one kind of provenance, as hex."""
+        return json_digest(self.provenance[kind])
+
+    def to_json(self) -> str:
+        record = asdict(self)
+        record["digests"] = {kind: self.digest(kind) for kind in KINDS}
+        return json.dumps(record, indent=2, sort_keys=True) + "\n"
+
+
+def json_digest(value: object) -> str:
+    """sha256 (hex) of a value's canonical JSON: sorted keys, no spaces, UTF-8."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_description(store: Path) -> StoreDescription:
+    """Read and check ``store.json``.
+
+    Raises:
+        StoreError: there is none, it is not readable, or another version wrote it.
+    """
+    path = store / "store.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        got = "no such folder" if not store.exists() else "no store.json in it"
+        raise StoreError(
+            str(store),
+            expected="a feature store",
+            got=got,
+            remedy="correct the path, or make one with dragn-cache extract",
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _damaged(path, str(error)) from error
+    try:
+        version = record["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise StoreError(
+                str(path),
+                expected=f"schema version {SCHEMA_VERSION}",
+                got=str(version),
+                remedy="use the version of dragn-cache that wrote it, or extract again",
+            )
+        taps = tuple(Tap(t["name"], tuple(t["shape"]), t["dtype"]) for t in record["taps"])
+        description = StoreDescription(
+            record["format"], taps, record["provenance"], tuple(record["views"]), version
+        )
+        recorded = record["digests"]
+        actual = {kind: description.digest(kind) for kind in KINDS}
+    except (KeyError, TypeError) as error:
+        raise _damaged(path, f"{type(error).__name__} {error}") from error
+    if recorded != actual:
+        raise _damaged(path, "provenance that does not give its digests")
+    return description
+
+
+def _damaged(path: Path, got: str) -> StoreError:
+    return StoreError(
+        str(path),
+        expected="what dragn-cache wrote",
+        got=got,
+        remedy="restore the file, or extract into a new store",
+    )
+
+
+def write_description(description: StoreDescription, store: Path) -> None:
+    """Write ``store.json`` beside and rename it."""
+    write_text(store / "store.json", description.to_json())
+
+
+def refuse_differences(store: Path, have: StoreDescription, want: StoreDescription) -> None:
+    """Raise `StoreMismatchError` naming every setting in which a store differs from a wish."""
+    differences = []
+    if have.format != want.format:
+        differences.append(f"format is {have.format}, asked for {want.format}")
+    for kind in KINDS:
+        old, new = _flat(have.provenance[kind]), _flat(want.provenance[kind])
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                differences.append(
+                    f"{kind}.{key} is {_short(old.get(key))}, asked for {_short(new.get(key))}"
+                )
+    if differences:
+        raise StoreMismatchError(
+            str(store),
+            expected="a store of the same settings",
+            got=" · ".join(differences),
+            remedy="give the store's settings, or another --out, or remove this store",
+        )
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat |= _flat(item, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = item
+    return flat
+
+
+def _short(value: object) -> str:
+    text = "absent" if value is None else json.dumps(value)
+    return text if len(text) <= 40 else text[:18] + "…" + text[-6:]

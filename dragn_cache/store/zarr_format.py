@@ -1,0 +1,141 @@
+"""Parts as Zarr v3 groups: uncompressed shards of inner chunks, written shard by shard.
+
+Reading goes past the library for features: an uncompressed shard is raw chunks plus an index at
+its end, and reading the bytes at those offsets is several times faster. It also notices a missing
+shard, which the library would silently read as zeros.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from dragn_cache.store.part import (
+    Array,
+    PartIndex,
+    RowTable,
+    check_extent,
+    index_arrays,
+    index_from_arrays,
+    read_exactly,
+)
+from dragn_cache.store.schema import Tap
+
+CHUNK_BYTES = 2 * 2**20
+SHARD_BYTES = 128 * 2**20
+INDEX_ENTRY = np.dtype([("offset", "<u8"), ("bytes", "<u8")])
+CRC_BYTES = 4
+
+
+class ZarrFormat:
+    """See `dragn_cache.store.part.PartFormat`."""
+
+    suffix = ".zarr"
+
+    def write(
+        self,
+        path: Path,
+        index: PartIndex,
+        taps: Sequence[Tap],
+        views: Sequence[str],
+        rows: RowTable,
+    ) -> None:
+        group = zarr.create_group(path, zarr_format=3)
+        for name, values in index_arrays(index).items():
+            array = _create(group, name, values.shape, values.dtype, values.shape)
+            if len(values):
+                array[...] = values
+        for tap in taps:
+            chunk, shard = chunk_and_shard_rows(index.rows, tap.row_bytes)
+            for view in views:
+                name = f"taps/{tap.name}/{view}"
+                shape = (index.rows, *tap.shape)
+                array = _create(group, name, shape, tap.dtype, (chunk, *tap.shape), shard)
+                for start in range(0, index.rows, shard):
+                    stop = min(start + shard, index.rows)
+                    array[start:stop] = rows[tap.name, view].read(start, stop)
+
+    def read_index(self, path: Path) -> PartIndex:
+        group = zarr.open_group(path, mode="r")
+        return index_from_arrays(lambda name, text: _read(path, group, name))
+
+    def read_rows(self, path: Path, tap: Tap, view: str, start: int, out: Array) -> None:
+        folder = path / "taps" / tap.name / view
+        metadata = json.loads((folder / "zarr.json").read_text())
+        check_extent(tuple(metadata["shape"]), metadata["data_type"], tap, start + len(out))
+        shard_rows = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
+        chunk_rows = metadata["codecs"][0]["configuration"]["chunk_shape"][0]
+        done = 0
+        while done < len(out):
+            row = start + done
+            count = min(len(out) - done, shard_rows - row % shard_rows)
+            shard = folder.joinpath("c", str(row // shard_rows), *["0"] * len(tap.shape))
+            piece = out[done : done + count]
+            _read_shard(shard, shard_rows // chunk_rows, chunk_rows, row % shard_rows, piece)
+            done += count
+
+
+def chunk_and_shard_rows(rows: int, row_bytes: int) -> tuple[int, int]:
+    """Rows of an inner chunk (about `CHUNK_BYTES`) and of a shard (at most `SHARD_BYTES`).
+
+    Shards are made equal, so that the last one is not padded with much more than a chunk.
+    """
+    chunk = max(1, min(CHUNK_BYTES // row_bytes, rows))
+    chunks = max(1, math.ceil(rows / chunk))
+    shards = math.ceil(chunks * chunk * row_bytes / max(SHARD_BYTES, chunk * row_bytes))
+    return chunk, chunk * math.ceil(chunks / shards)
+
+
+def _create(
+    group: zarr.Group,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: Any,
+    chunk: tuple[int, ...],
+    shard_rows: int | None = None,
+) -> Any:
+    """An uncompressed array; chunks that are all zero are written too, so that a missing one is
+    damage and never data."""
+    return group.create_array(
+        name,
+        shape=shape,
+        dtype="string" if np.dtype(dtype).kind == "T" else dtype,
+        chunks=tuple(max(1, n) for n in chunk),
+        shards=None if shard_rows is None else (shard_rows, *chunk[1:]),
+        compressors=None,
+        filters=None,
+        config={"write_empty_chunks": True},
+    )
+
+
+def _read(path: Path, group: zarr.Group, name: str) -> Array:
+    """Read an array of the index, which is one chunk; the library gives zeros for a lost one."""
+    array: Any = group[name]
+    if array.size and not path.joinpath(name, "c", *["0"] * array.ndim).is_file():
+        raise FileNotFoundError(f"{name} has lost its chunk")
+    return np.asarray(array[...])
+
+
+def _read_shard(path: Path, chunks: int, chunk_rows: int, first: int, out: Array) -> None:
+    """Fill ``out`` with the shard's rows from ``first`` on."""
+    chunk_bytes = out.nbytes // len(out) * chunk_rows
+    row_bytes = chunk_bytes // chunk_rows
+    with path.open("rb", buffering=0) as raw:
+        raw.seek(-(chunks * INDEX_ENTRY.itemsize + CRC_BYTES), 2)
+        table = np.empty(chunks, INDEX_ENTRY)
+        read_exactly(raw, table)
+        if (table["bytes"] != chunk_bytes).any():
+            raise ValueError(f"shard {path.name} has chunks of another size")
+        done = 0
+        while done < len(out):
+            chunk, inside = divmod(first + done, chunk_rows)
+            count = min(len(out) - done, chunk_rows - inside)
+            raw.seek(int(table["offset"][chunk]) + inside * row_bytes)
+            read_exactly(raw, out[done : done + count])
+            done += count
