@@ -7,7 +7,7 @@ from dragn_cache.store.formats import FORMATS
 from dragn_cache.store.part import Failure, PartIndex
 from dragn_cache.store.plan import PartPlan, plan_parts
 from dragn_cache.store.reader import Store, open_store
-from dragn_cache.store.schema import StoreDescription, Tap, json_digest
+from dragn_cache.store.schema import StoreDescription, Tap, differences, json_digest
 from dragn_cache.store.writer import InstanceRecord, PartWriter, StoreWriter, open_writer
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "StoreDescription",
     "StoreWriter",
     "Tap",
+    "differences",
     "json_digest",
     "open_store",
     "open_writer",

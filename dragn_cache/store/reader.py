@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from dragn_cache.errors import DamagedPartError, StoreError, UnknownNameError
 from dragn_cache.manifest import read_bags
 from dragn_cache.store.formats import FORMATS
 from dragn_cache.store.part import Array, Failure, PartIndex, bag_digests
-from dragn_cache.store.schema import CLEAN_VIEW, StoreDescription, Tap, read_description
+from dragn_cache.store.schema import CLEAN_VIEW, KINDS, StoreDescription, Tap, read_description
 
 # What h5py, zarr and file reads raise on bytes that are not what was written.
 DAMAGE = (OSError, KeyError, ValueError, TypeError, EOFError, RuntimeError)
@@ -95,6 +96,28 @@ class Store:
         """Inputs that could not be used, over all parts that exist."""
         missing = set(self.missing_parts())
         return [f for n in self.parts if n not in missing for f in self.index(n).failures]
+
+    def summary(self) -> dict[str, Any]:
+        """What the store holds and how it was made, as JSON can hold it."""
+        missing = self.missing_parts()
+        present = [number for number in self.parts if number not in missing]
+        files = [path for path in self.path.rglob("*") if path.is_file()]
+        return {
+            "name": self.name,
+            "format": self.description.format,
+            "task": self.task,
+            "labels": list(self.labels),
+            "bags": len(self.bags),
+            "instances": sum(self.index(number).rows for number in present),
+            "parts": len(self.parts),
+            "missing_parts": missing,
+            "bytes": sum(path.stat().st_size for path in files),
+            "failures": len(self.failures()),
+            "views": list(self.description.views),
+            "taps": [{**asdict(t), "row_bytes": t.row_bytes} for t in self.description.taps],
+            "digests": {kind: self.description.digest(kind) for kind in KINDS},
+            "provenance": self.description.provenance,
+        }
 
     # --- features ---
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -136,23 +136,33 @@ def write_description(description: StoreDescription, store: Path) -> None:
     write_text(store / "store.json", description.to_json())
 
 
-def refuse_differences(store: Path, have: StoreDescription, want: StoreDescription) -> None:
-    """Raise `StoreMismatchError` naming every setting in which a store differs from a wish."""
-    differences = []
-    if have.format != want.format:
-        differences.append(f"format is {have.format}, asked for {want.format}")
-    for kind in KINDS:
-        old, new = _flat(have.provenance[kind]), _flat(want.provenance[kind])
+def differences(
+    have: Mapping[str, Mapping[str, Any]],
+    want: Mapping[str, Mapping[str, Any]],
+    kinds: Sequence[str] = KINDS,
+) -> list[str]:
+    """What differs between two provenances, one text for each setting."""
+    found = []
+    for kind in kinds:
+        old, new = _flat(have[kind]), _flat(want[kind])
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
-                differences.append(
+                found.append(
                     f"{kind}.{key} is {_short(old.get(key))}, asked for {_short(new.get(key))}"
                 )
-    if differences:
+    return found
+
+
+def refuse_differences(store: Path, have: StoreDescription, want: StoreDescription) -> None:
+    """Raise `StoreMismatchError` naming every setting in which a store differs from a wish."""
+    found = differences(have.provenance, want.provenance)
+    if have.format != want.format:
+        found.insert(0, f"format is {have.format}, asked for {want.format}")
+    if found:
         raise StoreMismatchError(
             str(store),
             expected="a store of the same settings",
-            got=" · ".join(differences),
+            got=" · ".join(found),
             remedy="give the store's settings, or another --out, or remove this store",
         )
 

@@ -1,0 +1,28 @@
+"""``dragn-cache aggregators``: list the methods that can be trained on a store."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def aggregators(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the aggregators, the kind of tap they need and whether order matters to them.
+
+    Example: dragn-cache aggregators
+    """
+    from dragn_cache.aggregators import AGGREGATORS
+    from dragn_cache_cli import screen
+
+    found = {
+        name: {"needs": cls.needs, "order_sensitive": cls.order_sensitive}
+        for name, cls in AGGREGATORS.items()
+    }
+    if as_json:
+        screen.print_json(found)
+        return
+    rows = [(name, *facts.values()) for name, facts in found.items()]
+    screen.print_table(["aggregator", "needs", "order-sensitive"], rows)

@@ -1,0 +1,116 @@
+"""The ``dragn-cache`` program: its commands, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from dragn_cache.errors import DragnCacheError
+from dragn_cache_cli import (
+    aggregators,
+    backbones,
+    check,
+    demo,
+    extract,
+    info,
+    predict,
+    simulate,
+    taps,
+    train_agg,
+    verify,
+)
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo.demo,
+    "check": check.check,
+    "extract": extract.extract,
+    "train-agg": train_agg.train_agg,
+    "predict": predict.predict,
+    "info": info.info,
+    "verify": verify.verify,
+    "backbones": backbones.backbones,
+    "taps": taps.taps,
+    "aggregators": aggregators.aggregators,
+    "simulate": simulate.simulate,
+}
+
+app = typer.Typer(
+    help="Run a frozen CNN once over bags of images, keep its features, and train "
+    "multiple-instance aggregators on them in seconds.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose errors end in one line on stderr and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except DragnCacheError as error:
+            raise fail(str(error)) from error
+        except KeyboardInterrupt as error:
+            typer.echo("interrupted: run the same command again to go on", err=True)
+            raise typer.Exit(130) from error
+        except BrokenPipeError as error:
+            sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - the reader has gone
+            raise typer.Exit(0) from error
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise fail(f"{error.filename or 'system'}: {reason}; correct it and retry") from error
+        except Exception as error:
+            if os.environ.get("DRAGN_CACHE_DEBUG"):
+                raise
+            text = f"internal: {type(error).__name__}: {error}"
+            hint = "please report it with the traceback that DRAGN_CACHE_DEBUG=1 shows"
+            raise fail(f"{' '.join(text.split())}; {hint}") from error
+
+    return run
+
+
+def fail(text: str) -> typer.Exit:
+    """Print an error and give the exit to raise."""
+    typer.secho(f"error: {text}", fg="red", err=True)
+    return typer.Exit(2)
+
+
+for name, function in COMMANDS.items():
+    app.command(name)(guarded(function))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from dragn_cache import __version__
+
+        typer.echo(f"dragn-cache {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options that come before the command."""
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def main() -> None:
+    """Entry point of the program."""
+    signal.signal(signal.SIGTERM, _terminated)
+    app()

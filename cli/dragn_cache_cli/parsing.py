@@ -1,0 +1,65 @@
+"""Texts of the command line → values of the library."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from dragn_cache.errors import InputError
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """``HEIGHTxWIDTH`` in pixels, or one number for a square."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)(?:[xX×](\d+))?", text)
+    if match is None or "0" in (match[1], match[2]):
+        raise InputError(
+            "--size", expected="HEIGHTxWIDTH, as 224x224", got=repr(text), remedy="correct it"
+        )
+    return int(match[1]), int(match[2] or match[1])
+
+
+def parse_names(text: str | None) -> tuple[str, ...] | None:
+    """Names separated by commas."""
+    if text is None:
+        return None
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def parse_floats(option: str, text: str | None) -> tuple[float, ...] | None:
+    """One number for all three inputs, or three separated by commas."""
+    names = parse_names(text)
+    if names is None:
+        return None
+    try:
+        numbers = tuple(float(name) for name in names)
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (1, 3):
+        raise InputError(
+            option, expected="one number or three, as 0.5,0.5,0.5", got=repr(text), remedy="fix it"
+        )
+    return numbers * 3 if len(numbers) == 1 else numbers
+
+
+def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+    """``name=value`` pairs; true, false, none and numbers are taken as such."""
+    words = {"true": True, "false": False, "none": None}
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InputError(
+                "--option", expected="name=value", got=repr(text), remedy="write bn=false, say"
+            )
+        if value.lower() in words:
+            options[name] = words[value.lower()]
+        elif re.fullmatch(r"[+-]?\d+", value):
+            options[name] = int(value)
+        elif re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value):
+            options[name] = float(value)
+        else:
+            options[name] = value
+    return options

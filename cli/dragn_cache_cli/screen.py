@@ -1,0 +1,87 @@
+"""What a person sees: tables on stdout; progress and notes on stderr."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def print_json(value: object) -> None:
+    """One JSON document on stdout."""
+    out.out(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
+    """A table; columns that hold numbers are aligned to the right."""
+    table = Table(title=title or None, title_justify="left")
+    for k, name in enumerate(head):
+        numeric = all(isinstance(row[k], int | float) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    out.print(table)
+
+
+def note(text: str) -> None:
+    """A line on stderr."""
+    err.print(text, markup=False, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """A warning on stderr."""
+    err.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with the rate and the time left; gives ``update(done, total)``.
+
+    Where stderr is no terminal (a log file, CI) nothing is drawn.
+    """
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(f"{{task.fields[rate]}} {unit}/s"),
+        TimeRemainingColumn(compact=True),
+        console=err,
+        disable=not err.is_terminal,
+        transient=True,
+    ) as bars:
+        task = bars.add_task(what, total=None, rate="–")
+        first: list[Any] = []
+
+        def update(done: int, total: int) -> None:
+            if not first:  # what an earlier run had done does not count for the rate
+                first.extend((done, time.monotonic()))
+            elapsed = time.monotonic() - first[1]
+            rate = f"{(done - first[0]) / elapsed:.1f}" if elapsed > 0.5 else "–"
+            bars.update(task, completed=done, total=total, rate=rate)
+
+        yield update
+
+
+def size_text(count: float) -> str:
+    """Bytes for people: 1,234 → 1.2 kB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def score_text(value: float | None, interval: Sequence[float] | None = None) -> str:
+    """A score with its 95 % interval, or a dash where it is undefined."""
+    if value is None:
+        return "–"
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")

@@ -1,0 +1,141 @@
+"""What every aggregator takes and gives: RaggedBags in, one embedding per bag out.
+
+A new aggregator is one file with a subclass of ``Aggregator`` that writes ``aggregate``, and one
+line in the registry; the checks, the conversion of stored fp16 features and the pooling of maps
+live here, so that no method can forget them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dragn_cache.bags import RaggedBags
+from dragn_cache.errors import InputError
+
+
+class Aggregated(NamedTuple):
+    """What an aggregator makes of B bags with N instances in total.
+
+    Attributes:
+        embedding: (B, D), one row per bag.
+        attention: (N,) weight of each instance, in the order of the rows; None where the method
+            has none.
+        loss: scalar auxiliary loss, to be added to the main one; None where there is none.
+    """
+
+    embedding: Tensor
+    attention: Tensor | None
+    loss: Tensor | None = None
+
+
+class Aggregator(nn.Module, ABC):
+    """Base of all aggregators. Law: in evaluation mode no bag's output depends on its batch mates.
+
+    Class attributes:
+        needs: the kind of tap it is meant for: "map", "vector", or "any" where a map and its
+            average give the same result. Either kind is accepted by ``vectors`` and ``maps``.
+        order_sensitive: whether the order of the instances changes the result.
+
+    Attributes:
+        in_shape: (C, h, w) or (C,), the shape of one instance.
+        out_dim: D, the width of the embedding; C unless a method sets another.
+    """
+
+    needs: ClassVar[Literal["map", "vector", "any"]]
+    order_sensitive: ClassVar[bool]
+    out_dim: int
+
+    def __init__(self, in_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.in_shape = _checked_shape(in_shape)
+        self.out_dim = self.in_shape[0]
+        # Empty, but it follows .to(), .double() and .half() as parameters do, so that methods
+        # without parameters have a dtype to compute in as well.
+        self.register_buffer("_anchor", torch.empty(0), persistent=False)
+        self._anchor: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What features are converted to: the dtype of the parameters, float32 unless changed."""
+        return self._anchor.dtype
+
+    def forward(self, bags: RaggedBags) -> Aggregated:
+        """Aggregate B bags of ``in_shape`` instances, each bag with at least one.
+
+        Raises:
+            InputError: no bags, instances of another shape, or an empty bag.
+        """
+        self._check(bags)
+        return self.aggregate(bags)
+
+    @abstractmethod
+    def aggregate(self, bags: RaggedBags) -> Aggregated:
+        """``forward`` on bags that are known to fit."""
+
+    def vectors(self, bags: RaggedBags) -> Tensor:
+        """(N, C) in ``dtype``: the instances' vectors; maps are averaged over h and w (GAP)."""
+        values = bags.values
+        if values.dim() == 4:
+            return values.mean((2, 3), dtype=self.dtype)
+        return values.to(self.dtype)
+
+    def maps(self, bags: RaggedBags) -> Tensor:
+        """(N, C, h, w) in ``dtype``: the instances' maps; vectors are maps of one pixel."""
+        values = bags.values.to(self.dtype)
+        return values if values.dim() == 4 else values[:, :, None, None]
+
+    def _check(self, bags: RaggedBags) -> None:
+        name = type(self).__name__
+        if bags.in_shape != self.in_shape:
+            raise InputError(
+                f"aggregator {name}",
+                expected=f"instances of shape {self.in_shape}",
+                got=f"{bags.in_shape}",
+                remedy="use the tap it was made for, or make it with the in_shape of these bags",
+            )
+        if len(bags) == 0:
+            raise InputError(
+                f"aggregator {name}",
+                expected="at least one bag",
+                got="a batch without bags",
+                remedy="leave out empty batches",
+            )
+        empty = (bags.offsets.diff() == 0).nonzero().flatten()
+        if len(empty):
+            raise InputError(
+                f"aggregator {name}, bag {int(empty[0])} of the batch",
+                expected="at least one instance",
+                got="an empty bag",
+                remedy="leave bags without usable instances out with select",
+            )
+
+
+def check_choice(owner: str, option: str, value: object, allowed: Sequence[object]) -> None:
+    """Raise an InputError that names the option unless ``value`` is one of ``allowed``.
+
+    Types count: True is not 1.
+    """
+    if not any(type(value) is type(a) and value == a for a in allowed):
+        raise InputError(
+            f"aggregator {owner}, option {option}",
+            expected="one of " + ", ".join(repr(a) for a in allowed),
+            got=repr(value),
+            remedy="choose one of them",
+        )
+
+
+def _checked_shape(in_shape: Sequence[int]) -> tuple[int, ...]:
+    shape = tuple(in_shape)
+    if len(shape) not in (1, 3) or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise InputError(
+            "aggregator, in_shape",
+            expected="(C, h, w) or (C,), whole numbers above 0",
+            got=repr(shape),
+            remedy="take it from RaggedBags.in_shape or from the store's tap",
+        )
+    return shape

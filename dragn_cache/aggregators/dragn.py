@@ -1,0 +1,344 @@
+"""DRAGN: a small convolution folds each three neighbouring instances into one, again and again.
+
+"DRAGN: Deep Recursively AggreGation Network", Algorithm 1: while a bag has more than two
+instances, ``o <- [u(o_j, o_j+1, o_j+2) for j = 1..n-2]``; then one instance is the result, and
+of two the mean. Global average pooling comes after the recursion, so the features are maps.
+
+- **One pass for the whole batch.** In each round all windows of all bags that still have more
+  than two instances are gathered and meet the unit in one call: no padding, no loop over windows
+  or bags. ``plan_rounds`` decides which rows those are, from the bag sizes alone. A bag that has
+  two or one left is pooled to a vector and leaves, so each round holds only what it works on.
+- **The unit** sees windows as a batch of M maps, the three instances as channels. ``mixing``:
+  ``shared``, one kernel for all feature channels, M = windows x C, (M, 3, h, w) -> (M, 1, h, w);
+  ``per_channel``, a kernel of its own for each feature channel, and ``full``, all channels into
+  all, both M = windows, (M, 3C, h, w) -> (M, C, h, w). There, input channel ``3 c + k`` is
+  feature channel c of the window's instance k: the three instances of channel 0 come first.
+- **Batch normalisation in training.** ``bn_scope="round"``: statistics over everything that one
+  BN channel sees in a round (all windows of all bags, h and w; with ``shared`` the C feature
+  channels as well); running statistics move once per forward pass, to the pooled moments of all
+  rounds. ``"window"``: as in a loop that calls the unit on one window at a time: each window is
+  normalised by its own statistics, and running statistics move once per window, bag by bag, round
+  by round, window by window. Variances are unbiased in running statistics, as in PyTorch. In
+  evaluation mode both are plain batch normalisation. Statistics over a single value (vectors with
+  C = 1; vectors in one window, unless ``shared``) raise PyTorch's own ValueError, "Expected more
+  than 1 value per channel": the bags are fine, the statistics are not defined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal, NamedTuple, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice
+from dragn_cache.bags import RaggedBags
+from dragn_cache.errors import InputError
+
+UnitName = Literal["L1Agg", "L2Agg", "L3Agg"]
+Mixing = Literal["shared", "per_channel", "full"]
+KernelSize = Literal[1, 3, 5, 7]
+BatchNormScope = Literal["round", "window"]
+Init = Literal["mean", "default"]
+
+CONVOLUTIONS: dict[str, int] = {"L1Agg": 1, "L2Agg": 2, "L3Agg": 3}
+
+
+class Dragn(Aggregator):
+    """Embedding (B, C): global average pooling of the recursion's result. No attention.
+
+    Args:
+        in_shape: (C, h, w), or (C,) for vectors, which are maps of one pixel (then only the
+            kernel's centre works).
+        unit: how many convolutions the unit has: 1, 2 or 3.
+        mixing: what the convolutions mix besides the three instances; see the module.
+        kernel: side of the square kernel in pixels; zero padding keeps h and w.
+        bn: batch normalisation after each hidden convolution; None is off for L1Agg, which has no
+            hidden convolution, and on for the others.
+        bn_scope: over what training statistics are taken; see the module. Unused without BN.
+        init: "mean" starts as the recursive mean (exactly so without BN on non-negative
+            features); "default" is PyTorch's, which can explode on long bags.
+        share_rounds: one unit for all rounds; False makes one per round.
+        rounds: with ``share_rounds=False`` only, how many units; later rounds reuse the last.
+
+    Attributes:
+        units: the units by round, each a module (M, 3, h, w) -> (M, 1, h, w) (see ``mixing``);
+            ``unit`` is the first, and the only one when rounds share it.
+
+    Raises:
+        InputError: a value that is not allowed, BN for L1Agg, or ``rounds`` without
+            ``share_rounds=False`` or the other way round.
+    """
+
+    needs: ClassVar[Literal["map", "vector", "any"]] = "map"
+    order_sensitive: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        *,
+        unit: UnitName = "L3Agg",
+        mixing: Mixing = "shared",
+        kernel: KernelSize = 3,
+        bn: bool | None = None,
+        bn_scope: BatchNormScope = "round",
+        init: Init = "mean",
+        share_rounds: bool = True,
+        rounds: int | None = None,
+    ) -> None:
+        super().__init__(in_shape)
+        check_choice("dragn", "unit", unit, get_args(UnitName))
+        check_choice("dragn", "mixing", mixing, get_args(Mixing))
+        check_choice("dragn", "kernel", kernel, get_args(KernelSize))
+        check_choice("dragn", "bn", bn, (None, False) if unit == "L1Agg" else (None, True, False))
+        check_choice("dragn", "bn_scope", bn_scope, get_args(BatchNormScope))
+        check_choice("dragn", "init", init, get_args(Init))
+        check_choice("dragn", "share_rounds", share_rounds, (True, False))
+        self.bn_scope = bn_scope
+        self._mixes_one_channel = mixing == "shared"
+        channels = self.in_shape[0]
+        self.units = nn.ModuleList(
+            DragnUnit(
+                CONVOLUTIONS[unit],
+                channels=1 if mixing == "shared" else channels,
+                groups=channels if mixing == "per_channel" else 1,
+                kernel=kernel,
+                bn=unit != "L1Agg" if bn is None else bn,
+                init=init,
+            )
+            for _ in range(_unit_count(rounds, share_rounds=share_rounds))
+        )
+
+    @property
+    def unit(self) -> DragnUnit:
+        """The unit of the first round."""
+        return cast(DragnUnit, self.units[0])
+
+    def aggregate(self, bags: RaggedBags) -> Aggregated:
+        maps = self.maps(bags)
+        norms = NormPass(self.bn_scope)
+        pooled: list[Tensor] = []
+        owners: list[Tensor] = []
+        for number, step in enumerate(plan_rounds(bags.offsets.diff())):
+            if len(step.done):
+                owners.append(step.done)
+                pooled.append(_pool_ends(maps, step.ends))
+            if len(step.starts):
+                norms.start_round(step.turns)
+                maps = self._fold(maps, step.starts, number, norms)
+        norms.finish()
+        place = torch.cat(owners).argsort().to(maps.device)
+        return Aggregated(torch.cat(pooled).index_select(0, place), None)
+
+    def _fold(self, maps: Tensor, starts: Tensor, number: int, norms: NormPass) -> Tensor:
+        """One round: (rows, C, h, w) -> (W, C, h, w), one map per window."""
+        starts = starts.to(maps.device)
+        # Side by side in dimension 2, the three instances are the input channels for all mixings.
+        windows = torch.stack([maps.index_select(0, starts + k) for k in range(3)], dim=2)
+        count, channels, _, height, width = windows.shape
+        batch = count * channels if self._mixes_one_channel else count
+        unit = self.units[min(number, len(self.units) - 1)]
+        folded: Tensor = unit(windows.reshape(batch, -1, height, width), norms)
+        return folded.reshape(count, channels, height, width)
+
+
+class DragnUnit(nn.Sequential):
+    """Folds three instances into one: (M, 3 channels, h, w) -> (M, channels, h, w).
+
+    ``convolutions`` same-padded convolutions with [BN and] ReLU between them, none after the
+    last. Called by itself in training mode, BN behaves as ``nn.BatchNorm2d``.
+
+    Args:
+        convolutions: 1, 2 or 3, for L1Agg, L2Agg and L3Agg.
+        channels: feature channels that it sees at once: 1 (shared by all) or C.
+        groups: 1, or C for a kernel per feature channel.
+        kernel: odd side of the kernel in pixels.
+        bn: whether hidden convolutions are normalised.
+        init: "mean" or "default".
+    """
+
+    def __init__(
+        self, convolutions: int, *, channels: int, groups: int, kernel: int, bn: bool, init: Init
+    ) -> None:
+        super().__init__()
+        for number in range(1, convolutions + 1):
+            last = number == convolutions
+            out = channels if last else 3 * channels
+            conv = nn.Conv2d(3 * channels, out, kernel, padding=kernel // 2, groups=groups)
+            if init == "mean":
+                _start_as_mean(conv) if last else _start_as_identity(conv)
+            self.append(conv)
+            if not last:
+                if bn:
+                    self.append(UnitNorm(out))
+                self.append(nn.ReLU())
+
+    def forward(self, x: Tensor, norms: NormPass | None = None) -> Tensor:
+        """``norms`` is how the recursion takes charge of BN statistics; not needed otherwise."""
+        for layer in self:
+            x = layer(x, norms) if isinstance(layer, UnitNorm) else layer(x)
+        return x
+
+
+class UnitNorm(nn.BatchNorm2d):
+    """``nn.BatchNorm2d`` that in training leaves statistics to the recursion's ``NormPass``."""
+
+    def forward(self, x: Tensor, norms: NormPass | None = None) -> Tensor:
+        """(M, K, h, w) -> (M, K, h, w)."""
+        if norms is None or not self.training:
+            return super().forward(x)
+        return norms.normalise(self, x)
+
+
+class _Moments(NamedTuple):
+    """What one BN layer saw in one round; G is 1 for scope round, the W windows for window."""
+
+    values: int  # how many per group and channel
+    mean: Tensor  # (G, K)
+    variance: Tensor  # (G, K), unbiased
+    turns: Tensor  # (W,)
+
+
+class NormPass:
+    """BN over one training pass: normalises round by round, moves running statistics at the end."""
+
+    def __init__(self, scope: BatchNormScope) -> None:
+        self._by_window = scope == "window"
+        self._turns = torch.empty(0, dtype=torch.int64)
+        self._seen: dict[UnitNorm, list[_Moments]] = {}
+
+    def start_round(self, turns: Tensor) -> None:
+        """Say whose turns (W,) in the loop's order the windows of the coming unit call are."""
+        self._turns = turns
+
+    def normalise(self, norm: UnitNorm, x: Tensor) -> Tensor:
+        """(M, K, h, w) -> (M, K, h, w) by the statistics of the round, or of each window."""
+        groups = len(self._turns) if self._by_window else 1
+        M, K, height, width = x.shape
+        # Groups become channels, so that one library call normalises each by itself. With
+        # momentum 1 it leaves the batch's own moments in the two running buffers.
+        parts = x.reshape(groups, M // groups, K, height, width).transpose(0, 1)
+        mean, variance = norm.weight.new_zeros(2, groups * K)
+        y = F.batch_norm(
+            parts.reshape(M // groups, groups * K, height, width),
+            mean,
+            variance,
+            norm.weight.repeat(groups),
+            norm.bias.repeat(groups),
+            training=True,
+            momentum=1.0,
+            eps=norm.eps,
+        )
+        values = x.numel() // (groups * K)
+        self._seen.setdefault(norm, []).append(
+            _Moments(values, mean.view(groups, K), variance.view(groups, K), self._turns)
+        )
+        return y.reshape(M // groups, groups, K, height, width).transpose(0, 1).reshape(x.shape)
+
+    def finish(self) -> None:
+        """Move the running statistics of every BN layer that normalised anything."""
+        for norm, seen in self._seen.items():
+            if self._by_window:
+                _move_by_window(norm, seen)
+            else:
+                _move_once(norm, seen)
+
+
+@torch.no_grad()
+def _move_once(norm: UnitNorm, seen: list[_Moments]) -> None:
+    """One step of the running statistics towards the pooled moments of all rounds."""
+    mean = torch.cat([m.mean for m in seen])
+    variance = torch.cat([m.variance for m in seen])
+    counts = mean.new_tensor([m.values for m in seen])[:, None]
+    total = counts.sum()
+    pooled = (counts * mean).sum(0) / total
+    squares = (counts - 1) * variance + counts * (mean - pooled) ** 2
+    _step(norm, pooled[None], squares.sum(0, keepdim=True) / (total - 1))
+
+
+@torch.no_grad()
+def _move_by_window(norm: UnitNorm, seen: list[_Moments]) -> None:
+    """One step of the running statistics for each window, in the order of the reference loop."""
+    mean = torch.cat([m.mean for m in seen])
+    order = torch.cat([m.turns for m in seen]).argsort().to(mean.device)
+    variance = torch.cat([m.variance for m in seen])
+    _step(norm, mean[order], variance[order])
+
+
+def _step(norm: UnitNorm, means: Tensor, variances: Tensor) -> None:
+    """Apply S exponential steps, moments (S, K), to the running statistics at once."""
+    momentum, steps = cast(float, norm.momentum), len(means)
+    kept = (1 - momentum) ** torch.arange(steps - 1, -1, -1, device=means.device, dtype=means.dtype)
+    for running, moments in ((norm.running_mean, means), (norm.running_var, variances)):
+        cast(Tensor, running).mul_((1 - momentum) ** steps).add_(momentum * (kept @ moments))
+    cast(Tensor, norm.num_batches_tracked).add_(steps)
+
+
+class Round(NamedTuple):
+    """One round of the recursion over a batch: int64 tables on the host."""
+
+    done: Tensor  # (b,) bags that have one or two instances left and leave
+    ends: Tensor  # (b, 2) their first and last row
+    starts: Tensor  # (W,) the first of the three rows of each window
+    turns: Tensor  # (W,) when a loop over bags, rounds, windows would come to each window
+
+
+def plan_rounds(sizes: Tensor) -> Iterator[Round]:
+    """Which rows meet in which round, for bags of ``sizes`` (B,) instances, each at least one.
+
+    The rows of a round are the windows of the round before; those of the first are the instances.
+    """
+    bag, left = torch.arange(len(sizes)), sizes
+    calls = (sizes - 1) ** 2 // 4  # unit calls of a whole bag: (n-2) + (n-4) + ...
+    calls_before = calls.cumsum(0) - calls
+    number = 0
+    while len(left):
+        first = left.cumsum(0) - left
+        stays = left > 2
+        ends = torch.stack((first, first + left - 1), dim=1)[~stays]
+        done, bag, windows = bag[~stays], bag[stays], left[stays] - 2
+        owner = torch.repeat_interleave(windows)
+        place = torch.arange(len(owner)) - (windows.cumsum(0) - windows)[owner]
+        # n-2, n-4, ... windows of this bag came in the rounds before: number * (n-1-number).
+        turn = calls_before[bag] + number * (sizes[bag] - 1 - number)
+        yield Round(done, ends, first[stays][owner] + place, turn[owner] + place)
+        left = windows
+        number += 1
+
+
+def _pool_ends(maps: Tensor, ends: Tensor) -> Tensor:
+    """(b, C): the mean of a finished bag's two maps (one map twice where it has one), pooled."""
+    rows = maps.index_select(0, ends.flatten().to(maps.device))
+    return rows.mean((2, 3)).reshape(len(ends), 2, -1).mean(1)
+
+
+def _unit_count(rounds: int | None, *, share_rounds: bool) -> int:
+    if share_rounds and rounds is None:
+        return 1
+    if not share_rounds and type(rounds) is int and rounds > 0:
+        return rounds
+    raise InputError(
+        "aggregator dragn, option rounds",
+        expected="no value with share_rounds=True" if share_rounds else "a whole number above 0",
+        got=repr(rounds),
+        remedy="share_rounds=False, rounds=R makes a unit for each of the first R rounds",
+    )
+
+
+@torch.no_grad()
+def _start_as_identity(conv: nn.Conv2d) -> None:
+    nn.init.dirac_(conv.weight, conv.groups)
+    nn.init.zeros_(cast(Tensor, conv.bias))
+
+
+@torch.no_grad()
+def _start_as_mean(conv: nn.Conv2d) -> None:
+    """Output channel c becomes the mean of input channels 3c, 3c+1, 3c+2, pixel by pixel."""
+    nn.init.zeros_(conv.weight)
+    nn.init.zeros_(cast(Tensor, conv.bias))
+    centre = conv.kernel_size[0] // 2
+    for c in range(conv.out_channels):
+        first = 0 if conv.groups > 1 else 3 * c  # within its group
+        conv.weight[c, first : first + 3, centre, centre] = 1 / 3

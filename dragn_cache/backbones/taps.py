@@ -1,0 +1,363 @@
+"""Taps: the places in a network whose output can be stored, found on its graph without weights.
+
+The network is traced and run once on the meta device, which gives every output's shape in about a
+second and no memory. The same walk finds each map's axis order: Swin and ConvNeXt work on
+`(N, h, w, C)` inside, vision transformers on tokens, and every tap is given as `(N, C, h, w)`.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torchvision
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torchvision.models import Weights, WeightsEnum
+from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor
+from torchvision.ops import Permute
+
+from dragn_cache.backbones.families import (
+    CLS,
+    GAP,
+    build_on_meta,
+    check_image_size,
+    family,
+)
+from dragn_cache.backbones.preprocessing import default_preprocessing
+from dragn_cache.backbones.weights import image_size, resolve_weights
+from dragn_cache.errors import InputError, UnknownNameError
+
+Layout = Literal["nchw", "nhwc", "tokens"]
+
+_BATCH = 2  # of the run for shapes
+_PERMUTED: dict[tuple[int, ...], Layout] = {(0, 2, 3, 1): "nhwc", (0, 3, 1, 2): "nchw"}
+_TRACER_OPTIONS: dict[str, Any] = {
+    "autowrap_modules": (math, torchvision.ops),
+    "leaf_modules": [
+        member
+        for member in vars(torchvision.ops).values()
+        if isinstance(member, type) and issubclass(member, nn.Module)
+    ],
+}
+_OUT_OF_PLACE: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+
+
+@dataclass(frozen=True)
+class TapInfo:
+    """One tap as it can be listed: `shape` is one image's, `(C, h, w)` or `(C,)`."""
+
+    name: str
+    kind: Literal["map", "vector"]
+    shape: tuple[int, ...]
+    bytes_fp16: int
+    default: bool
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One tap and how its value is read from the graph.
+
+    Args:
+        name: as the user gives it.
+        node: the graph's node that computes it.
+        layout: the axes of the node's output.
+        shape: of one image's value, `(C, h, w)` or `(C,)`, before any grid.
+    """
+
+    name: str
+    node: str
+    layout: Layout
+    shape: tuple[int, ...]
+
+    def read(self, output: Tensor, grid: int | None) -> Tensor:
+        """Its value from its node's output: `(N, C, h, w)` or `(N, C)`, float32, contiguous."""
+        value = output.float()
+        if self.name == CLS:
+            return value[:, 0].contiguous()
+        if self.layout == "nhwc" and value.ndim == 4:
+            value = value.permute(0, 3, 1, 2)
+        if self.layout == "tokens":
+            side = math.isqrt(value.shape[1] - 1)
+            value = value[:, 1:].transpose(1, 2).reshape(len(value), -1, side, side)
+        if self.name == GAP:
+            return value.mean((2, 3))
+        if grid is not None and len(self.shape) == 3:
+            value = F.adaptive_avg_pool2d(value, grid)
+        if value.ndim == 4 and value.shape[2:] == (1, 1):
+            value = value.flatten(1)
+        return value.contiguous()
+
+    def grid_shape(self, grid: int | None) -> tuple[int, ...]:
+        """The shape of one image's value after a grid.
+
+        Raises:
+            InputError: the grid is larger than the map.
+        """
+        if grid is None or len(self.shape) == 1:
+            return self.shape
+        channels, height, width = self.shape
+        if grid > min(height, width):
+            raise InputError(
+                f"grid for tap {self.name}",
+                expected=f"at most {min(height, width)}, its map being {height}×{width}",
+                got=str(grid),
+                remedy="use a smaller grid or larger images",
+            )
+        return (channels,) if grid == 1 else (channels, grid, grid)
+
+
+@dataclass(frozen=True)
+class _Output:
+    """What a graph node gives; `layout` is None where it does not depend on the images."""
+
+    node: str
+    layout: Layout | None
+    shape: tuple[int, ...]
+
+
+class TapGraph:
+    """A backbone's graph with every node's shape and layout for one image size.
+
+    Args:
+        name: the backbone.
+        size: (h, w) of the images.
+        side: the side that the network is built for, where that is part of it.
+
+    Raises:
+        InputError: the network cannot take images of this size.
+    """
+
+    def __init__(self, name: str, size: tuple[int, int], side: int) -> None:
+        check_image_size(name, size, side)
+        self.name, self.family = name, family(name)
+        network = build_on_meta(name, side)
+        tracer = NodePathTracer(**_TRACER_OPTIONS)
+        graph = tracer.trace(network)
+        module = fx.GraphModule(network, graph)
+        layouts = _layouts(graph, module)
+        shapes = _shapes(module, size, name)
+        self._outputs: dict[str, _Output] = {}
+        self._modules: set[str] = set()
+        for node, path in _paths(graph, tracer).items():
+            self._outputs[path] = _Output(
+                tracer.node_to_qualname[node], layouts.get(node), shapes.get(node, ())
+            )
+            if node.op == "call_module":
+                self._modules.add(path)
+        self._last = self._last_outputs()
+
+    def _last_outputs(self) -> dict[str, str]:
+        """Each tap's name and the output it stands for: a module's is the last one inside it."""
+        last: dict[str, str] = {}
+        for path in self._outputs:
+            parts = path.split(".")
+            for depth in range(len(parts), 0, -1):
+                name = ".".join(parts[:depth])
+                last.pop(name, None)  # so that names come in the order of their last outputs
+                last[name] = path
+                if depth < len(parts):
+                    self._modules.add(name)
+        last[GAP] = last[self.family.last_map]
+        if self.family.tokens:
+            last[CLS] = last[self.family.last_map]
+        return last
+
+    def tap(self, name: str) -> Tap:
+        """The tap of a name.
+
+        Raises:
+            UnknownNameError: the network has no such tap.
+            InputError: it is there, but gives neither a map nor a vector of the images.
+        """
+        if name not in self._last:
+            raise UnknownNameError(
+                f"tap of {self.name}",
+                name,
+                self._last,
+                remedy="list them with describe_taps or the backbones command",
+            )
+        tap = self._find(name)
+        if tap is None:
+            shape = self._outputs[self._last[name]].shape
+            raise InputError(
+                f"tap {name} of {self.name}",
+                expected="a floating-point map (N, C, h, w) or vector (N, C)",
+                got=f"shape {shape}" if shape else "no tensor",
+                remedy="choose another tap",
+            )
+        return tap
+
+    def _find(self, name: str) -> Tap | None:
+        output = self._outputs[self._last[name]]
+        layout, shape = output.layout, output.shape
+        if layout is None or 0 in shape or shape[:1] != (_BATCH,):
+            return None
+        if len(shape) == 2:
+            return Tap(name, output.node, layout, shape[1:])
+        if len(shape) == 4 and not re.match(self.family.not_maps, name):
+            channels, height, width = shape[1:] if layout == "nchw" else (shape[3], *shape[1:3])
+        elif len(shape) == 3 and self.family.tokens and shape[1] > 1:
+            layout, channels, height = "tokens", shape[2], math.isqrt(shape[1] - 1)
+            width = height
+            if height * width != shape[1] - 1:
+                return None
+        else:
+            return None
+        vector = name in (GAP, CLS) or (height, width) == (1, 1)
+        value = (channels,) if vector else (channels, height, width)
+        return Tap(name, output.node, layout, value)
+
+    def describe(self) -> list[TapInfo]:
+        """Every module's tap and the default ones, in the order in which they are computed."""
+        default = self.family.default_taps
+        listed = {*self._modules, *default, GAP, CLS}
+        order = {path: i for i, path in enumerate(self._outputs)}
+        names = sorted((n for n in self._last if n in listed), key=lambda n: order[self._last[n]])
+        found = [tap for tap in map(self._find, names) if tap is not None]
+        return [
+            TapInfo(
+                name=tap.name,
+                kind="map" if len(tap.shape) == 3 else "vector",
+                shape=tap.shape,
+                bytes_fp16=2 * math.prod(tap.shape),
+                default=tap.name in default,
+            )
+            for tap in found
+        ]
+
+
+def describe_taps(
+    name: str,
+    size: tuple[int, int] | None = None,
+    *,
+    weights: str | Path | Weights | WeightsEnum = "imagenet",
+) -> list[TapInfo]:
+    """Every tap of a backbone in the order in which it is computed; needs no weights.
+
+    Listed are all modules, from single layers to whole stages, that give a map or a vector, `gap`,
+    and `cls` where there is a class token. (`load_backbone` also takes the names of functions
+    between them, such as `layer4.1.add`.)
+
+    Args:
+        name: the backbone.
+        size: (h, w) of the images; by default that of the weights' preprocessing.
+        weights: as in `load_backbone`. Published weights are not downloaded: they only tell the
+            side of networks that take one size.
+
+    Raises:
+        UnknownNameError: no such backbone.
+        InputError: the network cannot take images of this size.
+    """
+    size = default_preprocessing(name, weights).size if size is None else size
+    side = image_size(name, resolve_weights(name, weights))
+    return TapGraph(name, size, side).describe()
+
+
+def tap_network(network: nn.Module, taps: Sequence[Tap]) -> fx.GraphModule:
+    """The part of a network that the taps need, as one graph: images in, outputs by node out.
+
+    The network's tensors are shared, not copied. Nothing in the graph works in place, so that an
+    output does not depend on what is computed after it.
+    """
+    nodes = {tap.node: tap.node for tap in taps}
+    # Whole node names only. Given a module's name, `create_feature_extractor` searches for its last
+    # node, and takes a wrong one where another name has claimed that (`layer4` and `layer4.1`).
+    extractor = create_feature_extractor(
+        network, nodes, tracer_kwargs=_TRACER_OPTIONS, suppress_diff_warning=True
+    ).eval()
+    for node in extractor.graph.nodes:
+        node.target = _OUT_OF_PLACE.get(node.target, node.target)
+        if node.kwargs.get("inplace"):
+            node.update_kwarg("inplace", False)
+    for module in network.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
+    # The extractor also holds a training graph; this holds what evaluation needs.
+    return fx.GraphModule(extractor, extractor.graph)
+
+
+def _paths(graph: fx.Graph, tracer: NodePathTracer) -> dict[fx.Node, str]:
+    """Every operation's path: a module's own, `_1`, `_2`, … added to it when it is called again.
+
+    (torchvision's name of a node is the same, except for modules that themselves end in a number:
+    it calls a vision transformer's `ln_1` and `ln_2` by the names `ln` and `ln_1`.)
+    """
+    calls: Counter[str] = Counter()
+    paths: dict[fx.Node, str] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            target = str(node.target)
+            paths[node] = f"{target}_{calls[target]}" if calls[target] else target
+            calls[target] += 1
+        elif node.op in ("call_function", "call_method"):
+            paths[node] = tracer.node_to_qualname[node]
+    return paths
+
+
+def _layouts(graph: fx.Graph, module: nn.Module) -> dict[fx.Node, Layout]:
+    """The axis order of everything that depends on the images."""
+    layouts: dict[fx.Node, Layout] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            layouts[node] = "nchw"
+            continue
+        source = next((n for n in node.all_input_nodes if n in layouts), None)
+        if source is not None:
+            layouts[node] = _PERMUTED.get(_permutation(node, module), layouts[source])
+    return layouts
+
+
+def _permutation(node: fx.Node, module: nn.Module) -> tuple[int, ...]:
+    """The axes that a node moves, in their new order; empty if it moves none."""
+    if node.op == "call_module":
+        layer = module.get_submodule(str(node.target))
+        return tuple(layer.dims) if isinstance(layer, Permute) else ()
+    if node.target in ("permute", torch.permute):
+        axes = node.args[1:] if len(node.args) > 2 else node.args[1]
+        return tuple(axes) if isinstance(axes, Iterable) else ()  # type: ignore[arg-type]
+    return ()
+
+
+def _shapes(
+    module: fx.GraphModule, size: tuple[int, int], name: str
+) -> dict[fx.Node, tuple[int, ...]]:
+    run = _ShapeRun(module)
+    try:
+        with torch.no_grad():
+            run.run(torch.empty(_BATCH, 3, *size, device="meta"))
+    # However a layer refuses its input: mostly a pooling window larger than its map.
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise InputError(
+            f"backbone {name}",
+            expected="images that are large enough for all its layers",
+            got=f"{size[0]}×{size[1]}",
+            remedy="use a larger size, such as 224×224",
+        ) from error
+    return run.shapes
+
+
+class _ShapeRun(fx.Interpreter):
+    """Runs a graph and notes the shapes of its floating-point outputs."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor) and value.is_floating_point():
+            self.shapes[n] = tuple(value.shape)
+        return value

@@ -1,0 +1,189 @@
+"""RaggedBags: many bags of features as one array of rows plus offsets, the batch of stage two.
+
+Layout. Bag ``i`` is the rows ``offsets[i] : offsets[i + 1]`` of ``values``, in order; nothing is
+padded, so B bags with N instances in total take N rows whatever their sizes are::
+
+    values   (N, C, h, w) maps, or (N, C) vectors; any floating dtype, any device
+    offsets  (B + 1,) int64: 0 = offsets[0] <= offsets[1] <= ... <= offsets[B] = N
+
+- Offsets stay on the host, wherever the values are: the sizes decide the shapes of everything
+  that is computed from a bag, so on a device each look at them would wait for that device.
+- A bag may have zero rows (none of its instances was usable) and keeps its place; aggregators
+  refuse it.
+- Batches are made by ``select`` and shuffled by ``permuted``, each one gather of the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dragn_cache.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class RaggedBags:
+    """B bags with N instances in total, checked once, when made.
+
+    Args:
+        values: (N, C) or (N, C, h, w), floating point; kept as it is, not copied.
+        offsets: (B + 1,) int64, on the CPU or on the device of ``values``; kept on the CPU.
+
+    Raises:
+        InputError: the shapes or dtypes are others, or the offsets do not run from 0 to N
+            without falling.
+    """
+
+    values: Tensor
+    offsets: Tensor
+
+    def __post_init__(self) -> None:
+        _check_values(self.values)
+        object.__setattr__(self, "offsets", self.offsets.detach().to("cpu"))
+        _check_offsets(self.offsets, rows=len(self.values))
+
+    @classmethod
+    def from_list(cls, bags: Sequence[Tensor]) -> RaggedBags:
+        """Join bags (n, C) or (n, C, h, w) of one C, h, w, dtype and device; at least one bag."""
+        if not bags:
+            raise InputError(
+                "RaggedBags.from_list",
+                expected="at least one bag",
+                got="an empty list",
+                remedy="leave out batches without bags",
+            )
+        first = bags[0]
+        for i, bag in enumerate(bags):
+            if (bag.shape[1:], bag.dtype) != (first.shape[1:], first.dtype):
+                raise InputError(
+                    f"RaggedBags.from_list, bag {i}",
+                    expected=f"instances {tuple(first.shape[1:])} {first.dtype}, as in bag 0",
+                    got=f"{tuple(bag.shape[1:])} {bag.dtype}",
+                    remedy="give all bags the features of one tap in one dtype",
+                )
+        sizes = torch.tensor([len(bag) for bag in bags])
+        return cls(torch.cat(list(bags)), offsets_of(sizes))
+
+    def __len__(self) -> int:
+        """B, the number of bags."""
+        return len(self.offsets) - 1
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        """The shape of one instance: (C, h, w) or (C,)."""
+        return tuple(self.values.shape[1:])
+
+    @property
+    def sizes(self) -> Tensor:
+        """(B,) int64, the instances of each bag, on the device of ``values``."""
+        return self.offsets.diff().to(self.values.device)
+
+    @property
+    def segment_ids(self) -> Tensor:
+        """(N,) int64, the bag of each instance, on the device of ``values``."""
+        return self._host_segment_ids().to(self.values.device)
+
+    def bag(self, index: int) -> Tensor:
+        """One bag's rows (n, C[, h, w]), a view; ``index`` is 0..B-1."""
+        if not 0 <= index < len(self):
+            raise _no_such_bag("RaggedBags.bag", index, len(self))
+        start, end = self.offsets[index : index + 2].tolist()
+        return self.values[start:end]
+
+    def select(self, indices: Tensor | Sequence[int]) -> RaggedBags:
+        """The bags at ``indices`` (0..B-1, repeats allowed), in that order, as one gather."""
+        chosen = torch.as_tensor(indices, device="cpu")
+        if chosen.numel() == 0:
+            chosen = chosen.to(torch.int64)
+        if chosen.dim() != 1 or chosen.dtype not in (torch.int64, torch.int32):
+            raise InputError(
+                "RaggedBags.select",
+                expected="a 1-D list of bag numbers, int64",
+                got=f"shape {tuple(chosen.shape)}, {chosen.dtype}",
+                remedy="turn a mask into numbers with mask.nonzero().flatten()",
+            )
+        outside = chosen[(chosen < 0) | (chosen >= len(self))]
+        if len(outside):
+            raise _no_such_bag("RaggedBags.select", int(outside[0]), len(self))
+        sizes = self.offsets.diff()[chosen]
+        offsets = offsets_of(sizes)
+        # Row r of the result lies in bag chosen[k] at place r - offsets[k].
+        shift = self.offsets[chosen] - offsets[:-1]
+        rows = torch.arange(int(offsets[-1])) + shift.repeat_interleave(sizes)
+        return RaggedBags(self._gather(rows), offsets)
+
+    def permuted(self, generator: torch.Generator) -> RaggedBags:
+        """The same bags with the instances of each in a random order (all orders equally likely).
+
+        The same generator state gives the same order; a CPU generator gives it on every device.
+        """
+        shuffled = torch.randperm(
+            len(self.values), generator=generator, device=generator.device
+        ).to("cpu")
+        # Sorting a shuffled list of all rows by bag, stably, leaves each bag's rows shuffled.
+        rows = shuffled[self._host_segment_ids()[shuffled].argsort(stable=True)]
+        return RaggedBags(self._gather(rows), self.offsets)
+
+    def to(
+        self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> RaggedBags:
+        """The same bags with the values on another device, in another floating dtype, or both."""
+        values = self.values.to(
+            device=self.values.device if device is None else device,
+            dtype=self.values.dtype if dtype is None else dtype,
+        )
+        return RaggedBags(values, self.offsets)
+
+    def _host_segment_ids(self) -> Tensor:
+        return torch.repeat_interleave(self.offsets.diff())
+
+    def _gather(self, rows: Tensor) -> Tensor:
+        return self.values.index_select(0, rows.to(self.values.device))
+
+
+def offsets_of(sizes: Tensor) -> Tensor:
+    """Offsets (B + 1,) int64 of bags of ``sizes`` (B,) instances."""
+    return torch.cat((sizes.new_zeros(1), sizes.cumsum(0))).to(torch.int64)
+
+
+def _check_values(values: Tensor) -> None:
+    if values.dim() not in (2, 4) or not values.is_floating_point() or 0 in values.shape[1:]:
+        raise InputError(
+            "RaggedBags values",
+            expected="(N, C) or (N, C, h, w), a floating dtype, C, h and w at least 1",
+            got=f"{tuple(values.shape)} {values.dtype}",
+            remedy="give one row per instance, as the store holds them",
+        )
+
+
+def _check_offsets(offsets: Tensor, *, rows: int) -> None:
+    def error(got: str) -> InputError:
+        return InputError(
+            "RaggedBags offsets",
+            expected=f"(B + 1,) int64 that starts at 0, never falls and ends at N = {rows}",
+            got=got,
+            remedy="give the running sum of the bag sizes with a 0 in front",
+        )
+
+    if offsets.dim() != 1 or offsets.dtype != torch.int64 or len(offsets) == 0:
+        raise error(f"{tuple(offsets.shape)} {offsets.dtype}")
+    if offsets[0] != 0:
+        raise error(f"a start at {int(offsets[0])}")
+    if offsets[-1] != rows:
+        raise error(f"an end at {int(offsets[-1])}")
+    falls = (offsets.diff() < 0).nonzero().flatten()
+    if len(falls):
+        i = int(falls[0])
+        raise error(f"{int(offsets[i])} before {int(offsets[i + 1])} at bag {i}")
+
+
+def _no_such_bag(where: str, index: int, count: int) -> InputError:
+    return InputError(
+        where,
+        expected=f"a bag number from 0 to {count - 1}",
+        got=str(index),
+        remedy="count bags from 0, in the order of the offsets",
+    )

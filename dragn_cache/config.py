@@ -1,0 +1,134 @@
+"""Small frozen settings objects: what a command was asked for, validated once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from dragn_cache.errors import InputError
+
+OnError = Literal["stop", "skip"]
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """Settings of stage one. None means: the data set's default, else the backbone's.
+
+    Attributes:
+        backbone: name of a torchvision classification network.
+        weights: ``imagenet``, a torchvision weights name, ``random[:SEED]``, or a file.
+        taps: outputs to store, by module name; None is the last map and its spatial mean.
+        size: height and width of the backbone's input in pixels.
+        grid: pool maps to grid × grid before storing.
+        rgb: channels of the data set that feed the three inputs.
+        mean, std, interpolation: the backbone's preprocessing.
+        format: how parts are written.
+        dtype: how features are stored.
+        part_instances: the most instances of a part (4096 and 128 MB bound it anyway).
+        batch_size: instances of a forward pass.
+        workers: processes that decode; 0 decodes in the main process.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        on_error: ``stop`` at the first input that cannot be used, or ``skip`` and record it.
+    """
+
+    backbone: str | None = None
+    weights: str = "imagenet"
+    taps: tuple[str, ...] | None = None
+    size: tuple[int, int] | None = None
+    grid: int | None = None
+    rgb: tuple[str, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: str | None = None
+    format: Literal["hdf5", "zarr"] = "hdf5"
+    dtype: Literal["float16", "float32"] = "float16"
+    part_instances: int = 4096
+    batch_size: int = 32
+    workers: int = min(8, os.cpu_count() or 1)
+    device: str = "cpu"
+    on_error: OnError = "stop"
+
+    def __post_init__(self) -> None:
+        _one_of("--format", self.format, ("hdf5", "zarr"))
+        _one_of("--dtype", self.dtype, ("float16", "float32"))
+        _one_of("--on-error", self.on_error, ("stop", "skip"))
+        _at_least("--part-instances", self.part_instances, 1)
+        _at_least("--batch-size", self.batch_size, 1)
+        _at_least("--workers", self.workers, 0)
+        if self.grid is not None:
+            _at_least("--grid", self.grid, 1)
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> ExtractConfig:
+        """Fill what was not asked for from a data set's ``[extract]`` table."""
+        given = {key: value for key, value in asdict(self).items() if value is not None}
+        filled: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in defaults.items()
+            if key not in given
+        }
+        filled.setdefault("backbone", given.get("backbone", "resnet50"))
+        return replace(self, **filled)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of stage two's training.
+
+    Attributes:
+        aggregator: name of an aggregator.
+        options: its options, for example ``{"unit": "L3Agg"}``.
+        tap: tap to train on; None is a map for methods that need maps, else a vector.
+        epochs: passes over the training bags.
+        batch_size: bags in a step.
+        lr, weight_decay: Adam's learning rate and decoupled weight decay (AdamW).
+        dropout: on the bag's embedding, before the head.
+        order: order of instances in training; evaluation always uses the manifest's.
+        seed: of the split, the initialisation, and the order of bags and instances.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        intervals: bootstrap resamples behind each 95 % interval; 0 leaves them out.
+    """
+
+    aggregator: str = "dragn"
+    options: Mapping[str, Any] | None = None
+    tap: str | None = None
+    epochs: int = 60
+    batch_size: int = 16
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    dropout: float = 0.0
+    order: Literal["random", "manifest"] = "random"
+    seed: int = 0
+    device: str = "cpu"
+    intervals: int = 1000
+
+    def __post_init__(self) -> None:
+        _one_of("--order", self.order, ("random", "manifest"))
+        _at_least("--epochs", self.epochs, 1)
+        _at_least("--batch-size", self.batch_size, 1)
+        _at_least("--intervals", self.intervals, 0)
+        _at_least("--seed", self.seed, 0)
+        for option, value, low, high in (
+            ("--lr", self.lr, 0.0, 1e3),
+            ("--weight-decay", self.weight_decay, 0.0, 1e3),
+            ("--dropout", self.dropout, 0.0, 0.999),
+        ):
+            if not low <= value <= high:
+                raise InputError(
+                    option, expected=f"{low} to {high}", got=str(value), remedy="change it"
+                )
+
+
+def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(
+            option, expected=" or ".join(allowed), got=repr(value), remedy="choose one of these"
+        )
+
+
+def _at_least(option: str, value: int, least: int) -> None:
+    if value < least:
+        raise InputError(
+            option, expected=f"at least {least}", got=str(value), remedy="give a larger number"
+        )

@@ -1,0 +1,412 @@
+"""Runs: labels joined with features, trained, and written to a folder that explains itself.
+
+RUN/
+  config.toml      every setting, resolved
+  splits.csv       bag_id, split, group
+  history.csv      loss by epoch
+  metrics.json     every score for train, validation and test, with 95 % intervals
+  predictions.csv  bag_id, split, y_<label>…, p_<label>…
+  checkpoint.pt    weights, and the digest of the features they were trained on
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+import torch
+from numpy.typing import NDArray
+
+from dragn_cache.aggregators import AGGREGATORS
+from dragn_cache.bags import RaggedBags
+from dragn_cache.config import TrainConfig
+from dragn_cache.errors import InputError, StoreMismatchError, UnknownNameError
+from dragn_cache.files import write_text
+from dragn_cache.manifest import SPLITS, Bag, Task, read_bags
+from dragn_cache.metrics import evaluate
+from dragn_cache.splits import check_split, make_split
+from dragn_cache.store import Store, Tap, differences
+from dragn_cache.train import (
+    BagClassifier,
+    LabelledBags,
+    Progress,
+    Trained,
+    build_model,
+    predict,
+    train,
+)
+
+CHECKPOINT_VERSION = 1
+Warn = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """Labels of some of a store's bags: what is learned, and on which side each bag is."""
+
+    bags: tuple[Bag, ...]
+    labels: tuple[str, ...]
+    task: Task
+
+    @property
+    def ids(self) -> list[str]:
+        return [bag.bag_id for bag in self.bags]
+
+    def targets(self) -> NDArray[np.int8]:
+        """(B, L) of 0 and 1."""
+        column = {label: k for k, label in enumerate(self.labels)}
+        targets = np.zeros((len(self.bags), len(self.labels)), np.int8)
+        for row, bag in enumerate(self.bags):
+            for label in bag.labels or ():
+                targets[row, column[label]] = 1
+        return targets
+
+
+def run_name(store: Path, config: TrainConfig) -> str:
+    """A folder name for a run: the store, the method and its options, the seed."""
+    options = [str(v) if k == "unit" else f"{k}={v}" for k, v in (config.options or {}).items()]
+    method = "-".join([config.aggregator, *options])
+    return f"{store.name.removesuffix('.features')}-{method}-s{config.seed}"
+
+
+def train_run(
+    store: Store,
+    config: TrainConfig,
+    out: Path,
+    *,
+    bags_csv: Path | None = None,
+    progress: Progress | None = None,
+    warn: Warn = lambda text: None,
+) -> dict[str, Any]:
+    """Train on a store and write a run folder.
+
+    Args:
+        bags_csv: other labels, splits or groups for the store's bags.
+        warn: called with one line for everything that was left out.
+
+    Returns:
+        the metrics, as in metrics.json.
+
+    Raises:
+        InputError: the labels, the split or an option cannot be used, or ``out`` holds a run.
+        StoreError: the store is incomplete or damaged.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(
+            str(out), expected="a new folder", got="one with files", remedy="give another --out"
+        )
+    store.require_complete()
+    tap = choose_tap(store, config)
+    labelling = read_labelling(store, bags_csv)
+    _require_labels(labelling)
+    labelling, bags = load_bags(store, tap, labelling, warn)
+    splits = choose_splits(labelling, config.seed)
+    data = LabelledBags(bags, labelling.targets(), tuple(splits), labelling.task)
+    trained = train(data, config, progress=progress)
+    metrics = {
+        split: _scores(data.targets, trained.probabilities, data.rows(split), data.task, config)
+        for split in SPLITS
+    }
+    config = replace(config, tap=tap.name)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "config.toml", _config_toml(config, labelling, store))
+    groups = [bag.group for bag in labelling.bags]
+    write_csv(
+        out / "splits.csv",
+        ["bag_id", "split", "group"],
+        zip(labelling.ids, splits, groups, strict=True),
+    )
+    write_csv(out / "history.csv", list(trained.history[0]), (r.values() for r in trained.history))
+    write_predictions(out / "predictions.csv", labelling, splits, trained.probabilities)
+    _write_checkpoint(out / "checkpoint.pt", trained, config, labelling, store, tap)
+    write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
+def predict_run(
+    run: Path,
+    store: Store,
+    out: Path,
+    *,
+    bags_csv: Path | None = None,
+    device: str = "cpu",
+    warn: Warn = lambda text: None,
+) -> dict[str, Any] | None:
+    """Apply a run's model to a store's bags; write predictions.csv and, with labels, metrics.json.
+
+    Returns:
+        the scores over all labelled bags, or None when the bags carry no labels.
+
+    Raises:
+        StoreMismatchError: the store's features are not those that the model was trained on.
+    """
+    model, record = load_checkpoint(run)
+    refuse_other_features(run, record, store, warn)
+    store.require_complete()
+    labelling = read_labelling(store, bags_csv, labels=record["labels"], task=record["task"])
+    labelling, bags = load_bags(store, store.tap(record["tap"]), labelling, warn)
+    probabilities = predict(model.to(device), bags.to(device=device), labelling.task)
+    out.mkdir(parents=True, exist_ok=True)
+    splits = [bag.split for bag in labelling.bags]
+    write_predictions(out / "predictions.csv", labelling, splits, probabilities)
+    if any(bag.labels is None for bag in labelling.bags):
+        return None
+    config = TrainConfig(**record["config"])
+    rows = np.arange(len(labelling.bags))
+    scores = _scores(labelling.targets(), probabilities, rows, labelling.task, config)
+    write_text(out / "metrics.json", json.dumps({"all": scores}, indent=2) + "\n")
+    return scores
+
+
+# --- joining labels and features ---------------------------------------------------------------
+
+
+def choose_tap(store: Store, config: TrainConfig) -> Tap:
+    """The tap asked for, else a map for methods that need maps and a vector for the rest."""
+    if config.tap is not None:
+        return store.tap(config.tap)
+    if config.aggregator not in AGGREGATORS:
+        raise UnknownNameError("aggregator", config.aggregator, AGGREGATORS)
+    wants_map = AGGREGATORS[config.aggregator].needs == "map"
+    for tap in store.description.taps:
+        if (len(tap.shape) == 3) == wants_map:
+            return tap
+    return store.tap()
+
+
+def read_labelling(
+    store: Store,
+    bags_csv: Path | None = None,
+    *,
+    labels: Sequence[str] | None = None,
+    task: Task | None = None,
+) -> Labelling:
+    """Labels, splits and groups of a store's bags, from the store or from another table.
+
+    A column that the other table lacks is taken from the store. Bags that it lacks are left out.
+    """
+    if bags_csv is None:
+        return _checked(Labelling(store.bags, tuple(labels or store.labels), task or store.task))
+    known = {bag.bag_id: bag for bag in store.bags}
+    given, found, found_task = read_bags(bags_csv)
+    unlabelled = all(bag.labels is None for bag in given)
+    order = labels or (store.labels if unlabelled or set(found) <= set(store.labels) else found)
+    bags = []
+    for bag in given:
+        if bag.bag_id not in known:
+            raise UnknownNameError(
+                "bag",
+                bag.bag_id,
+                known,
+                remedy=f"correct {bag.file}:{bag.line}, or extract that bag's images first",
+            )
+        old = known[bag.bag_id]
+        merged = replace(bag, split=bag.split or old.split, group=bag.group or old.group)
+        bags.append(replace(merged, labels=old.labels) if unlabelled else merged)
+    same = unlabelled or order == store.labels
+    return _checked(
+        Labelling(tuple(bags), tuple(order), task or (store.task if same else found_task))
+    )
+
+
+def _checked(labelling: Labelling) -> Labelling:
+    known = set(labelling.labels)
+    for bag in labelling.bags:
+        for label in bag.labels or ():
+            if label not in known:
+                raise UnknownNameError("label", label, known)
+    return labelling
+
+
+def _require_labels(labelling: Labelling) -> None:
+    unlabelled = [bag for bag in labelling.bags if bag.labels is None]
+    if unlabelled or not labelling.labels:
+        got = "no labels" if not unlabelled else f"none for bag {unlabelled[0].bag_id!r}"
+        raise InputError(
+            "labels",
+            expected="a labels column",
+            got=got,
+            remedy="give a table with bag_id,labels as --bags CSV",
+        )
+
+
+def load_bags(
+    store: Store, tap: Tap, labelling: Labelling, warn: Warn
+) -> tuple[Labelling, RaggedBags]:
+    """Load the features of the labelled bags; bags without a usable instance are left out."""
+    values, offsets = store.load(tap.name, bags=labelling.ids)
+    kept = np.diff(offsets) > 0
+    if not kept.all():
+        lost = [bag.bag_id for bag, keep in zip(labelling.bags, kept, strict=True) if not keep]
+        warn(f"{len(lost)} bags have no usable instance and are left out: {', '.join(lost[:5])}")
+        labelling = replace(
+            labelling,
+            bags=tuple(b for b, keep in zip(labelling.bags, kept, strict=True) if keep),
+        )
+        offsets = np.concatenate([[0], offsets[1:][kept]])
+    return labelling, RaggedBags(torch.from_numpy(values), torch.from_numpy(offsets))
+
+
+def choose_splits(labelling: Labelling, seed: int) -> list[str]:
+    """The table's splits if every bag has one; a seeded, grouped, balanced one if none has."""
+    splits = [bag.split for bag in labelling.bags]
+    groups = [bag.group for bag in labelling.bags]
+    if not any(splits):
+        splits = make_split(labelling.ids, labelling.targets(), groups, seed=seed)
+    elif not all(splits):
+        first = labelling.bags[splits.index("")]
+        raise InputError(
+            f"{first.file}:{first.line}",
+            expected="a split for every bag, or for none",
+            got=f"none for bag {first.bag_id!r}",
+            remedy="fill in the split column, or empty it to have a split made",
+        )
+    check_split(labelling.ids, splits, groups)
+    return splits
+
+
+# --- writing and reading a run -----------------------------------------------------------------
+
+
+def _scores(
+    targets: NDArray[np.int8],
+    probabilities: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    task: Task,
+    config: TrainConfig,
+) -> dict[str, Any]:
+    return evaluate(
+        targets[rows], probabilities[rows], task=task, intervals=config.intervals, seed=config.seed
+    )
+
+
+def write_predictions(
+    path: Path,
+    labelling: Labelling,
+    splits: Sequence[str],
+    probabilities: NDArray[np.float64],
+) -> None:
+    """Write bag_id, split, y_<label>…, p_<label>…; y is empty for a bag without labels."""
+    head = [
+        "bag_id",
+        "split",
+        *(f"y_{label}" for label in labelling.labels),
+        *(f"p_{label}" for label in labelling.labels),
+    ]
+    targets = labelling.targets().tolist()
+    blank = [""] * len(labelling.labels)
+    write_csv(
+        path,
+        head,
+        (
+            [bag.bag_id, split, *(blank if bag.labels is None else y), *map(repr, p)]
+            for bag, split, y, p in zip(
+                labelling.bags, splits, targets, probabilities.tolist(), strict=True
+            )
+        ),
+    )
+
+
+def write_csv(path: Path, head: Sequence[str], rows: Any) -> None:
+    """Write a table atomically."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def _config_toml(config: TrainConfig, labelling: Labelling, store: Store) -> str:
+    settings = {k: v for k, v in asdict(config).items() if v is not None}
+    settings["options"] = {k: v for k, v in (config.options or {}).items() if v is not None}
+    record = {
+        "train": settings,
+        "data": {
+            "name": store.name,
+            "task": labelling.task,
+            "labels": list(labelling.labels),
+            "features": store.description.digest("features"),
+            "numerics": store.description.digest("numerics"),
+        },
+    }
+    return tomli_w.dumps(record)
+
+
+def _write_checkpoint(
+    path: Path,
+    trained: Trained,
+    config: TrainConfig,
+    labelling: Labelling,
+    store: Store,
+    tap: Tap,
+) -> None:
+    record = {
+        "version": CHECKPOINT_VERSION,
+        "config": asdict(config),
+        "in_shape": list(tap.shape),
+        "tap": tap.name,
+        "labels": list(labelling.labels),
+        "task": labelling.task,
+        "best_epoch": trained.best_epoch,
+        "provenance": {k: store.description.provenance[k] for k in ("features", "numerics")},
+        "state": trained.model.state_dict(),
+    }
+    beside = path.with_suffix(".tmp")
+    torch.save(record, beside)
+    beside.replace(path)
+
+
+def load_checkpoint(run: Path) -> tuple[BagClassifier, dict[str, Any]]:
+    """The model of a run, in evaluation mode, and everything its checkpoint records."""
+    path = run / "checkpoint.pt"
+    if not path.is_file():
+        raise InputError(
+            str(run),
+            expected="a run folder with checkpoint.pt",
+            got="none" if run.is_dir() else "no such folder",
+            remedy="give the --out of a train-agg",
+        )
+    try:
+        record = torch.load(path, map_location="cpu", weights_only=True)
+        version = record["version"]
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+        raise InputError(
+            str(path),
+            expected="a checkpoint of dragn-cache",
+            got=str(error).splitlines()[0],
+            remedy="train again",
+        ) from error
+    if version != CHECKPOINT_VERSION:
+        raise InputError(
+            str(path),
+            expected=f"checkpoint version {CHECKPOINT_VERSION}",
+            got=str(version),
+            remedy="use the version of dragn-cache that wrote it, or train again",
+        )
+    config = TrainConfig(**record["config"])
+    model = build_model(config, tuple(record["in_shape"]), len(record["labels"]))
+    model.load_state_dict(record["state"])
+    return model.eval(), record
+
+
+def refuse_other_features(run: Path, record: dict[str, Any], store: Store, warn: Warn) -> None:
+    """Raise unless a store's features mean what a checkpoint's did; report other numerics."""
+    wrong = differences(record["provenance"], store.description.provenance, ("features",))
+    if wrong:
+        raise StoreMismatchError(
+            str(store.path),
+            expected=f"the features that {run.name} was trained on",
+            got=" · ".join(wrong),
+            remedy="extract these images with the settings of the run's store",
+        )
+    other = differences(record["provenance"], store.description.provenance, ("numerics",))
+    if other:
+        warn(f"the features were computed slightly differently: {' · '.join(other)}")

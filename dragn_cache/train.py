@@ -1,0 +1,197 @@
+"""Stage two's training: an aggregator and a linear head on cached features, best epoch kept.
+
+Validation chooses the epoch (lowest loss), test only reports. Everything random comes from one
+seed, so the same seed on the same machine gives the same model.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dragn_cache.aggregators import Aggregator, create_aggregator
+from dragn_cache.bags import RaggedBags
+from dragn_cache.config import TrainConfig
+from dragn_cache.errors import DragnCacheError
+from dragn_cache.manifest import Task
+
+Progress = Callable[[dict[str, float]], None]
+"""Called after every epoch with its row of the history."""
+
+EVALUATION_ROWS = 4096  # instances of a batch at evaluation; a bag is never cut
+
+
+class BagClassifier(nn.Module):
+    """Aggregator → dropout → linear head: RaggedBags → logits (B, L)."""
+
+    def __init__(self, aggregator: Aggregator, n_labels: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.aggregator = aggregator
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(aggregator.out_dim, n_labels)
+
+    def forward(self, bags: RaggedBags) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, L), and the aggregator's auxiliary loss if it has one."""
+        result = self.aggregator(bags)
+        return self.head(self.dropout(result.embedding)), result.loss
+
+
+@dataclass(frozen=True)
+class LabelledBags:
+    """Features with what is to be learned: bags, targets (B, L) of 0 and 1, split of each bag."""
+
+    bags: RaggedBags
+    targets: NDArray[np.int8]
+    splits: tuple[str, ...]
+    task: Task
+
+    def rows(self, split: str) -> NDArray[np.int64]:
+        """Numbers of the bags of a split."""
+        return np.flatnonzero(np.array(self.splits) == split)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model: its best epoch's weights, the history, and every bag's probabilities."""
+
+    model: BagClassifier
+    best_epoch: int
+    history: tuple[dict[str, float], ...]
+    probabilities: NDArray[np.float64]
+
+
+def train(data: LabelledBags, config: TrainConfig, *, progress: Progress | None = None) -> Trained:
+    """Train on the training bags, keep the epoch of lowest validation loss.
+
+    Returns:
+        the model (on the CPU, in evaluation mode) and probabilities (B, L) of all bags.
+
+    Raises:
+        DragnCacheError: the training loss is not finite.
+    """
+    device = torch.device(config.device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(config.seed)
+        model = build_model(config, data.bags.in_shape, data.targets.shape[1]).to(device)
+        generator = torch.Generator().manual_seed(config.seed)
+        bags = data.bags.to(device=device)
+        targets = torch.from_numpy(data.targets).to(device, torch.float32)
+        best_epoch, history = _fit(model, bags, targets, data, config, generator, progress)
+    probabilities = predict(model, bags, data.task)
+    return Trained(model.cpu(), best_epoch, tuple(history), probabilities)
+
+
+def build_model(config: TrainConfig, in_shape: tuple[int, ...], n_labels: int) -> BagClassifier:
+    """A fresh model for instances of ``in_shape``."""
+    options = dict(config.options or {})
+    aggregator = create_aggregator(config.aggregator, in_shape=in_shape, **options)
+    return BagClassifier(aggregator, n_labels, config.dropout)
+
+
+def _fit(
+    model: BagClassifier,
+    bags: RaggedBags,
+    targets: Tensor,
+    data: LabelledBags,
+    config: TrainConfig,
+    generator: torch.Generator,
+    progress: Progress | None,
+) -> tuple[int, list[dict[str, float]]]:
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, weight_decay=config.weight_decay
+    )
+    training = torch.from_numpy(data.rows("train"))
+    validation = data.rows("validation")
+    shuffle = model.aggregator.order_sensitive and config.order == "random"
+    history: list[dict[str, float]] = []
+    best: tuple[float, int, dict[str, Any]] = (float("inf"), 0, {})
+    for epoch in range(1, config.epochs + 1):
+        model.train()
+        total = 0.0
+        shuffled = training[torch.randperm(len(training), generator=generator)]
+        for start in range(0, len(shuffled), config.batch_size):
+            chosen = shuffled[start : start + config.batch_size]
+            batch = bags.select(chosen)
+            batch = batch.permuted(generator) if shuffle else batch
+            logits, auxiliary = model(batch)
+            loss = bag_loss(logits, targets[chosen.to(targets.device)], data.task)
+            total += loss.item() * len(chosen)
+            optimizer.zero_grad()
+            (loss if auxiliary is None else loss + auxiliary).backward()
+            optimizer.step()
+        validation_loss = evaluate_loss(model, bags, targets, validation, data.task)
+        row = {
+            "epoch": epoch,
+            "train_loss": total / len(training),
+            "validation_loss": validation_loss,
+        }
+        _refuse_divergence(row, config)
+        history.append(row)
+        if validation_loss < best[0]:
+            best = (validation_loss, epoch, copy.deepcopy(model.state_dict()))
+        if progress is not None:
+            progress(row)
+    model.load_state_dict(best[2])
+    return best[1], history
+
+
+def _refuse_divergence(row: dict[str, float], config: TrainConfig) -> None:
+    if not np.isfinite([row["train_loss"], row["validation_loss"]]).all():
+        raise DragnCacheError(
+            f"epoch {row['epoch']:.0f}",
+            expected="a finite loss",
+            got=f"training {row['train_loss']:g}, validation {row['validation_loss']:g}",
+            remedy=f"lower --lr (now {config.lr:g})",
+        )
+
+
+def bag_loss(logits: Tensor, targets: Tensor, task: Task) -> Tensor:
+    """Binary cross-entropy (multi-label) or cross-entropy (multi-class, one-hot targets), mean."""
+    if task == "multilabel":
+        return F.binary_cross_entropy_with_logits(logits, targets)
+    return F.cross_entropy(logits, targets.argmax(1))
+
+
+@torch.no_grad()
+def evaluate_loss(
+    model: BagClassifier,
+    bags: RaggedBags,
+    targets: Tensor,
+    rows: NDArray[np.int64],
+    task: Task,
+) -> float:
+    """Mean loss over some bags, in evaluation mode, instances in the manifest's order."""
+    chosen = torch.from_numpy(rows)
+    logits = _logits(model, bags.select(chosen))
+    return float(bag_loss(logits, targets[chosen.to(targets.device)], task))
+
+
+@torch.no_grad()
+def predict(model: BagClassifier, bags: RaggedBags, task: Task) -> NDArray[np.float64]:
+    """Probabilities (B, L) of all bags, instances in the manifest's order."""
+    logits = _logits(model, bags).double()
+    p = logits.sigmoid() if task == "multilabel" else logits.softmax(1)
+    result: NDArray[np.float64] = p.cpu().numpy()
+    return result
+
+
+def _logits(model: BagClassifier, bags: RaggedBags) -> Tensor:
+    model.eval()
+    return torch.cat([model(bags.select(chosen))[0] for chosen in _batches(bags)])
+
+
+def _batches(bags: RaggedBags) -> Iterator[Tensor]:
+    """Numbers of consecutive bags, about `EVALUATION_ROWS` instances at a time."""
+    block = (bags.offsets[:-1] // EVALUATION_ROWS).numpy()
+    edges = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(bags)]
+    for first, last in itertools.pairwise(edges):
+        yield torch.arange(first, last)

@@ -1,0 +1,397 @@
+"""DRAGN against a plain loop of Algorithm 1, and its batch normalisation against nn.BatchNorm2d."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import accumulate, product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dragn_cache.aggregators import create_aggregator
+from dragn_cache.aggregators.dragn import Dragn, plan_rounds
+from dragn_cache.bags import RaggedBags
+from dragn_cache.errors import InputError
+
+SIZES = [4, 13, 1, 9, 2, 3, 12, 5, 8, 6, 11, 7, 10]  # each of 1..13, no two of a parity adjacent
+Unit = Callable[[Tensor], Tensor]
+
+
+def dragn(in_shape: tuple[int, ...], *, seed: int = 0, **options: Any) -> Dragn:
+    torch.manual_seed(seed)
+    aggregator = create_aggregator("dragn", in_shape=in_shape, **options)
+    assert isinstance(aggregator, Dragn)
+    return aggregator
+
+
+def random_dragn(in_shape: tuple[int, ...], **options: Any) -> Dragn:
+    """With PyTorch's random start, and BN weights and statistics that are not all 0 or 1."""
+    aggregator = dragn(in_shape, init="default", **options)
+    for norm in norms_of(aggregator):
+        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            assert tensor is not None
+            nn.init.uniform_(tensor, 0.5, 1.5)
+    return aggregator
+
+
+def norms_of(aggregator: Dragn) -> list[nn.BatchNorm2d]:
+    return [m for m in aggregator.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def draw(
+    in_shape: tuple[int, ...], sizes: list[int] = SIZES, dtype: torch.dtype = torch.float32
+) -> RaggedBags:
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(sum(sizes), *in_shape, generator=generator, dtype=torch.float64)
+    offsets = torch.tensor([0, *accumulate(sizes)])
+    return RaggedBags(rows.to(dtype), offsets)
+
+
+def algorithm_1(bags: RaggedBags, unit_of_round: Callable[[int], Unit], mixing: str) -> Tensor:
+    """The paper's loop: bag by bag, round by round, window by window. (B, C)"""
+    embeddings = []
+    for b in range(len(bags)):
+        bag = bags.bag(b)
+        o = list(bag if bag.dim() == 4 else bag[:, :, None, None])
+        number = 0
+        while len(o) > 2:
+            unit, folded = unit_of_round(number), []
+            for j in range(len(o) - 2):
+                window = torch.stack([o[j], o[j + 1], o[j + 2]], dim=1)  # (C, 3, h, w)
+                if mixing == "shared":
+                    folded.append(unit(window)[:, 0])
+                else:
+                    folded.append(unit(window.reshape(1, -1, *window.shape[2:]))[0])
+            o, number = folded, number + 1
+        result = o[0] if len(o) == 1 else (o[0] + o[1]) / 2
+        embeddings.append(result.mean((1, 2)))
+    return torch.stack(embeddings)
+
+
+def plain_copy(unit: nn.Module) -> nn.Sequential:
+    """The same layers as PyTorch's own modules, with copies of parameters and statistics."""
+    layers: list[nn.Module] = []
+    for layer in unit.children():
+        own: nn.Module
+        if isinstance(layer, nn.Conv2d):
+            own = nn.Conv2d(
+                layer.in_channels,
+                layer.out_channels,
+                layer.kernel_size,  # type: ignore[arg-type]
+                padding=layer.padding,  # type: ignore[arg-type]
+                groups=layer.groups,
+            )
+        elif isinstance(layer, nn.BatchNorm2d):
+            own = nn.BatchNorm2d(layer.num_features)
+        else:
+            own = nn.ReLU()
+        layers.append(own)
+    plain = nn.Sequential(*layers).to(next(unit.parameters()).dtype)
+    plain.load_state_dict(unit.state_dict())
+    return plain.train(unit.training)
+
+
+def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    """Equal to within ``tolerance`` of the largest entry."""
+    assert a.shape == b.shape
+    return bool((a - b).abs().max() <= tolerance * b.abs().max())
+
+
+def assert_like_the_loop(
+    aggregator: Dragn, bags: RaggedBags, *, mixing: str = "shared", values: float, gradients: float
+) -> None:
+    """Values, gradients of features and parameters, and BN statistics, against ``algorithm_1``."""
+    plain = [plain_copy(unit) for unit in aggregator.units]
+    features = bags.values.clone().requires_grad_()
+    loop_features = bags.values.clone().requires_grad_()
+    ours = aggregator(RaggedBags(features, bags.offsets)).embedding
+    loop = algorithm_1(
+        RaggedBags(loop_features, bags.offsets),
+        lambda number: plain[min(number, len(plain) - 1)],
+        mixing,
+    )
+    assert close(ours, loop, values)
+    weight = torch.randn(loop.shape, generator=torch.Generator().manual_seed(2)).to(loop.dtype)
+    torch.autograd.backward([(ours * weight).sum(), (loop * weight).sum()])
+    assert features.grad is not None
+    assert loop_features.grad is not None
+    assert close(features.grad, loop_features.grad, gradients)
+    for unit, copy in zip(aggregator.units, plain, strict=True):
+        expected = dict(copy.named_parameters())
+        for name, parameter in unit.named_parameters():
+            grad = expected[name].grad
+            assert (parameter.grad is None) == (grad is None), name
+            if grad is not None:
+                assert parameter.grad is not None
+                largest = max(float(p.grad.abs().max()) for p in copy.parameters())  # type: ignore[union-attr]
+                assert (parameter.grad - grad).abs().max() <= gradients * largest, name
+        buffers = dict(copy.named_buffers())
+        for name, buffer in unit.named_buffers():
+            assert close(buffer.double(), buffers[name].double(), values), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+@pytest.mark.parametrize("in_shape", [(17, 2, 3), (5, 7, 1), (19,)], ids=str)
+@pytest.mark.parametrize(
+    ("unit", "bn"), [("L1Agg", None), ("L2Agg", False), ("L3Agg", False), ("L3Agg", True)]
+)
+def test_the_recursion_is_algorithm_1(
+    unit: str, bn: bool | None, in_shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    aggregator = random_dragn(in_shape, unit=unit, bn=bn).to(dtype)
+    aggregator.train(mode=bn is not True)
+    values, gradients = (1e-5, 1e-4) if dtype == torch.float32 else (1e-10, 1e-10)
+    assert_like_the_loop(
+        aggregator, draw(in_shape, dtype=dtype), values=values, gradients=gradients
+    )
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
+@pytest.mark.parametrize("mixing", ["shared", "per_channel", "full"])
+@pytest.mark.parametrize("unit", ["L1Agg", "L3Agg"])
+def test_every_mixing_and_kernel_is_algorithm_1(unit: str, mixing: str, kernel: int) -> None:
+    aggregator = random_dragn((5, 2, 3), unit=unit, mixing=mixing, kernel=kernel, bn=False).double()
+    bags = draw((5, 2, 3), dtype=torch.float64)
+    assert_like_the_loop(aggregator, bags, mixing=mixing, values=1e-10, gradients=1e-10)
+
+
+@pytest.mark.parametrize("scope_and_bn", [("round", False), ("window", True)])
+def test_one_unit_per_round(scope_and_bn: tuple[str, bool]) -> None:
+    scope, bn = scope_and_bn
+    aggregator = random_dragn(
+        (5, 2, 3), share_rounds=False, rounds=3, bn=bn, bn_scope=scope
+    ).double()
+    assert len(aggregator.units) == 3
+    assert aggregator.unit is aggregator.units[0]
+    bags = draw((5, 2, 3), dtype=torch.float64)
+    assert_like_the_loop(aggregator, bags, values=1e-10, gradients=1e-9)
+
+
+@pytest.mark.parametrize("mixing", ["shared", "per_channel", "full"])
+@pytest.mark.parametrize("unit", ["L2Agg", "L3Agg"])
+def test_window_scope_is_the_loop_with_batch_norm(unit: str, mixing: str) -> None:
+    aggregator = random_dragn((5, 2, 3), unit=unit, mixing=mixing, bn_scope="window")
+    bags = draw((5, 2, 3), dtype=torch.float64)
+    aggregator.double().train()
+    assert_like_the_loop(aggregator, bags, mixing=mixing, values=1e-10, gradients=1e-9)
+    calls = sum((n - 1) ** 2 // 4 for n in SIZES)
+    assert [norm.num_batches_tracked for norm in norms_of(aggregator)] == [calls] * (
+        int(unit[1]) - 1
+    )
+
+
+@pytest.mark.parametrize("mixing", ["shared", "per_channel", "full"])
+def test_round_scope_normalises_by_the_round_and_pools_its_moments(mixing: str) -> None:
+    """Two bags; the second leaves after one round. The hidden layer's inputs are written out."""
+    C, h, w = 5, 2, 3
+    aggregator = random_dragn((C, h, w), unit="L2Agg", mixing=mixing).double().train()
+    bags = draw((C, h, w), [5, 4], dtype=torch.float64)
+    conv1, norm, relu, conv2 = plain_copy(aggregator.unit)
+    batch = (-1, 3, h, w) if mixing == "shared" else (-1, 3 * C, h, w)
+    seen: list[Tensor] = []
+
+    def fold(*windows: Tensor) -> Tensor:
+        hidden = conv1(torch.stack(windows).reshape(batch))
+        seen.append(hidden.transpose(0, 1).flatten(1))  # (K, values)
+        mean, var = seen[-1].mean(1), seen[-1].var(1, correction=0)
+        scale = norm.weight / (var + 1e-5).sqrt()  # type: ignore[operator]
+        y = (hidden - mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None]  # type: ignore[index]
+        return conv2(relu(y)).reshape(-1, C, h, w)  # type: ignore[no-any-return]
+
+    def window(x: Tensor, j: int) -> Tensor:
+        return x[j : j + 3].transpose(0, 1)  # (C, 3, h, w)
+
+    a, b = bags.bag(0), bags.bag(1)
+    first = fold(*[window(a, j) for j in range(3)], *[window(b, j) for j in range(2)])
+    second = fold(window(first[:3], 0))
+    expected = torch.stack([second[0].mean((1, 2)), first[3:].mean((0, 2, 3))])
+
+    assert close(aggregator(bags).embedding, expected, 1e-10)
+    pooled = torch.cat(seen, dim=1)
+    (own,) = norms_of(aggregator)
+    assert own.running_mean is not None
+    assert own.running_var is not None
+    assert close(own.running_mean, 0.9 * norm.running_mean + 0.1 * pooled.mean(1), 1e-10)
+    assert close(own.running_var, 0.9 * norm.running_var + 0.1 * pooled.var(1), 1e-10)
+    assert own.num_batches_tracked == 1
+
+
+def test_round_scope_gradients_are_those_of_the_formula() -> None:
+    aggregator = random_dragn((2, 1, 2), unit="L3Agg").double().train()
+    bags = draw((2, 1, 2), [5, 4, 1], dtype=torch.float64)
+
+    def embed(values: Tensor) -> Tensor:
+        result: Tensor = aggregator(RaggedBags(values, bags.offsets)).embedding
+        return result
+
+    assert torch.autograd.gradcheck(embed, (bags.values.requires_grad_(),))
+
+
+@pytest.mark.parametrize("scope", ["round", "window"])
+def test_bags_that_never_meet_the_unit_leave_its_statistics_alone(scope: str) -> None:
+    aggregator = dragn((5, 2, 3), bn_scope=scope).train()
+    before = {key: value.clone() for key, value in aggregator.state_dict().items()}
+    bags = draw((5, 2, 3), [1, 2, 2])
+    embedding = aggregator(bags).embedding
+    for key, value in aggregator.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert torch.equal(embedding[0], bags.bag(0)[0].mean((1, 2)))
+    assert torch.allclose(embedding[1], bags.bag(1).mean((0, 2, 3)))
+
+
+@pytest.mark.parametrize("scope", ["round", "window"])
+def test_a_frozen_unit_keeps_its_statistics_while_the_rest_trains(scope: str) -> None:
+    aggregator = dragn((5, 2, 3), bn_scope=scope).train()
+    aggregator.unit.eval()
+    before = {key: value.clone() for key, value in aggregator.state_dict().items()}
+    aggregator(draw((5, 2, 3)))
+    for key, value in aggregator.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_a_unit_called_by_itself_is_made_of_pytorchs_layers() -> None:
+    unit = random_dragn((5, 2, 3), bn_scope="window").unit.train()
+    plain = plain_copy(unit)
+    x = torch.randn(11, 3, 2, 3, generator=torch.Generator().manual_seed(4))
+    assert torch.equal(unit(x), plain(x))
+    for (key, ours), theirs in zip(
+        unit.state_dict().items(), plain.state_dict().values(), strict=True
+    ):
+        assert torch.equal(ours, theirs), key
+
+
+@pytest.mark.parametrize("scope", ["round", "window"])
+def test_statistics_over_one_value_are_refused_as_pytorch_refuses_them(scope: str) -> None:
+    aggregator = dragn((1,), bn_scope=scope).train()
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+        aggregator(draw((1,), [3]))
+    assert aggregator.eval()(draw((1,), [3])).embedding.shape == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("unit", "bn", "parameters"),
+    [
+        ("L1Agg", None, 28),
+        ("L2Agg", False, 112),
+        ("L2Agg", None, 112 + 6),
+        ("L3Agg", False, 196),
+        ("L3Agg", None, 196 + 12),
+        ("L3Agg", True, 196 + 12),
+    ],
+)
+def test_parameter_counts(unit: str, bn: bool | None, parameters: int) -> None:
+    aggregator = dragn((17, 2, 3), unit=unit, bn=bn)
+    assert sum(p.numel() for p in aggregator.parameters()) == parameters
+    assert aggregator.unit(torch.zeros(7, 3, 5, 2)).shape == (7, 1, 5, 2)
+
+
+@pytest.mark.parametrize(
+    ("mixing", "parameters"),
+    [("per_channel", 5 * 112), ("full", 9 * 15 * 15 + 15 + 9 * 15 * 5 + 5)],
+)
+def test_parameter_counts_of_other_mixings(mixing: str, parameters: int) -> None:
+    aggregator = dragn((5, 2, 3), unit="L2Agg", mixing=mixing, bn=False)
+    assert sum(p.numel() for p in aggregator.parameters()) == parameters
+    assert aggregator.unit(torch.zeros(7, 15, 2, 3)).shape == (7, 5, 2, 3)
+
+
+def recursive_mean(rows: Tensor) -> Tensor:
+    while len(rows) > 2:
+        rows = (rows[:-2] + rows[1:-1] + rows[2:]) / 3
+    return rows.mean(0)
+
+
+@pytest.mark.parametrize("kernel", [1, 5])
+@pytest.mark.parametrize("mixing", ["shared", "per_channel", "full"])
+@pytest.mark.parametrize("unit", ["L1Agg", "L2Agg", "L3Agg"])
+def test_mean_init_is_the_recursive_mean(unit: str, mixing: str, kernel: int) -> None:
+    in_shape = (5, 2, 3)
+    aggregator = dragn(in_shape, unit=unit, mixing=mixing, kernel=kernel, bn=False)
+    bags = draw(in_shape)
+    bags = RaggedBags(bags.values.abs(), bags.offsets)
+    embedding = aggregator(bags).embedding
+    for i in range(len(bags)):
+        assert torch.allclose(embedding[i], recursive_mean(bags.bag(i)).mean((1, 2)), rtol=1e-5)
+
+
+def test_mean_init_weighs_nine_instances_by_trinomial_coefficients() -> None:
+    bags = draw((1, 1, 1), [9])
+    bags.values.requires_grad_()
+    dragn((1, 1, 1), unit="L1Agg")(bags).embedding.sum().backward()
+    assert bags.values.grad is not None
+    weights = bags.values.grad.flatten()
+    assert torch.allclose(weights * 81, torch.tensor([1.0, 4, 10, 16, 19, 16, 10, 4, 1]))
+    spec = torch.tensor([0.012, 0.049, 0.123, 0.198, 0.235, 0.198, 0.123, 0.049, 0.012])
+    assert torch.allclose(weights, spec, atol=5e-4)
+
+
+def test_mean_init_lets_hidden_channels_separate() -> None:
+    aggregator = dragn((5, 2, 3), unit="L2Agg", bn=False)
+    bags = draw((5, 2, 3))
+    aggregator(RaggedBags(bags.values.abs(), bags.offsets)).embedding.square().sum().backward()
+    # By symmetry, equal taps would get equal gradients in all three, for ever.
+    bias = next(iter(aggregator.unit.children())).bias
+    assert isinstance(bias, Tensor)
+    assert bias.grad is not None
+    assert len(set(bias.grad.tolist())) == 3
+
+
+def test_rounds_are_planned_by_hand() -> None:
+    """Bags of 5, 2 and 4: rows 0-4, 5-6, 7-10; then 3 and 2 windows; then 1."""
+    first, second, third = plan_rounds(torch.tensor([5, 2, 4]))
+    assert (first.done.tolist(), first.ends.tolist()) == ([1], [[5, 6]])
+    assert first.starts.tolist() == [0, 1, 2, 7, 8]
+    assert first.turns.tolist() == [0, 1, 2, 4, 5]
+    assert (second.done.tolist(), second.ends.tolist()) == ([2], [[3, 4]])
+    assert (second.starts.tolist(), second.turns.tolist()) == ([0], [3])
+    assert (third.done.tolist(), third.ends.tolist()) == ([0], [[0, 0]])
+    assert third.starts.tolist() == third.turns.tolist() == []
+
+
+def test_each_window_has_one_turn() -> None:
+    rounds = list(plan_rounds(torch.tensor(SIZES)))
+    turns = torch.cat([r.turns for r in rounds])
+    assert turns.sort().values.tolist() == list(range(sum((n - 1) ** 2 // 4 for n in SIZES)))
+    assert torch.cat([r.done for r in rounds]).sort().values.tolist() == list(range(len(SIZES)))
+
+
+def test_the_unit_is_called_once_per_round_on_windows_only() -> None:
+    aggregator = dragn((5, 2, 3), unit="L1Agg")
+    batches: list[int] = []
+    aggregator.unit.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    aggregator(draw((5, 2, 3), [1, 7, 2, 4]))
+    assert batches == [5 * (5 + 2), 5 * 3, 5 * 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"unit": "L4Agg"}, "option unit: expected one of 'L1Agg', 'L2Agg', 'L3Agg', got 'L4Agg'"),
+        ({"mixing": "none"}, "option mixing: .* got 'none'"),
+        ({"kernel": 2}, "option kernel: expected one of 1, 3, 5, 7, got 2"),
+        ({"kernel": True}, "option kernel: .* got True"),
+        ({"bn": 1}, "option bn: expected one of None, True, False, got 1"),
+        ({"bn": True, "unit": "L1Agg"}, "option bn: expected one of None, False, got True"),
+        ({"bn_scope": "bag"}, "option bn_scope: .* got 'bag'"),
+        ({"init": "zeros"}, "option init: .* got 'zeros'"),
+        ({"share_rounds": "no"}, "option share_rounds: .* got 'no'"),
+        ({"share_rounds": False}, "option rounds: expected a whole number above 0, got None"),
+        ({"share_rounds": False, "rounds": 0}, "option rounds: .* got 0"),
+        ({"rounds": 3}, "option rounds: expected no value with share_rounds=True, got 3"),
+    ],
+)
+def test_options_that_are_not_allowed(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        create_aggregator("dragn", in_shape=(5, 2, 3), **options)
+
+
+def test_combinations_of_options_all_train() -> None:
+    bags = draw((5, 2, 3), [1, 2, 3, 6])
+    for unit, mixing, scope in product(
+        ("L1Agg", "L2Agg", "L3Agg"), ("shared", "per_channel", "full"), ("round", "window")
+    ):
+        aggregator = dragn((5, 2, 3), unit=unit, mixing=mixing, bn_scope=scope).train()
+        aggregator(bags).embedding.square().sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in aggregator.parameters())
