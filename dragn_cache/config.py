@@ -95,9 +95,9 @@ class TrainConfig:
     tap: str | None = None
     epochs: int = 60
     batch_size: int = 16
-    lr: float = 1e-3
+    lr: float = 3e-4
     weight_decay: float = 1e-2
-    dropout: float = 0.0
+    dropout: float = 0.5
     order: Literal["random", "manifest"] = "random"
     seed: int = 0
     device: str = "cpu"

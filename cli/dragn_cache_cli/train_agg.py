@@ -24,9 +24,9 @@ def train_agg(
     tap: Annotated[str | None, typer.Option(help="Tap to train on. [map or vector]")] = None,
     bags: Annotated[Path | None, typer.Option(help="Other labels, splits or groups.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training bags.")] = 60,
-    lr: Annotated[float, typer.Option(help="AdamW's learning rate.")] = 1e-3,
+    lr: Annotated[float, typer.Option(help="AdamW's learning rate.")] = 3e-4,
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 1e-2,
-    dropout: Annotated[float, typer.Option(help="Dropout before the head.")] = 0.0,
+    dropout: Annotated[float, typer.Option(help="Dropout before the head.")] = 0.5,
     batch_size: Annotated[int, typer.Option(help="Bags of a step.")] = 16,
     order: Annotated[
         Literal["random", "manifest"], typer.Option(help="Order of instances in training.")

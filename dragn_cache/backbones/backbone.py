@@ -150,16 +150,14 @@ def load_backbone(
     for tap in found:
         tap.grid_shape(grid)
 
-    seed = source.seed if isinstance(source, RandomWeights) else 0
-    whole = build(name, side, seed=seed)
-    persistent = whole.state_dict().keys()
-    network = tap_network(whole, found)
-    needed = [key for key in network.state_dict() if key in persistent]
+    needed = graph.tensors(found)
+    whole = build(name, side, seed=source.seed if isinstance(source, RandomWeights) else 0)
     if not isinstance(source, RandomWeights):
         where = f"weights {weights} for {name}"
         fit_state_dict(whole, _read(source), spec=spec, needed=needed, where=where)
-    state = network.state_dict()
+    state = whole.state_dict()
     digest = weights_digest({key: state[key] for key in needed})
+    network = tap_network(whole, found)
     backbone = Backbone(name, network, found, preprocessing=preprocessing, grid=grid, digest=digest)
     return backbone.to(target).to(memory_format=torch.channels_last)
 

@@ -170,7 +170,7 @@ def _build(name: str, side: int) -> nn.Module:
 
 
 class _EmptyOnMeta(TorchFunctionMode):
-    """Puts parameters on the meta device, but leaves real the small tensors that builders read.
+    """Puts parameters on the meta device; leaves real the small tensors that builders read.
 
     (`torch.device("meta")` does not: RegNet computes its widths with tensors.)
     """
@@ -181,4 +181,6 @@ class _EmptyOnMeta(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.empty:
             kwargs["device"] = "meta"
+        if func in (Tensor.normal_, Tensor.uniform_) and args[0].is_meta:
+            return args[0]  # slow on the meta device, for nothing
         return func(*args, **kwargs)

@@ -3,6 +3,11 @@
 The network is traced and run once on the meta device, which gives every output's shape in about a
 second and no memory. The same walk finds each map's axis order: Swin and ConvNeXt work on
 `(N, h, w, C)` inside, vision transformers on tokens, and every tap is given as `(N, C, h, w)`.
+
+Names and values are those of torchvision's `create_feature_extractor`, against which both are
+tested. It is not used itself because it traces four to five times slower (twice, and with a search
+over all earlier names for each), and because it takes a wrong node where one tap is the last part
+of another: of `layer4` and `layer4.1` asked for together, one is from before the last ReLU.
 """
 
 from __future__ import annotations
@@ -20,8 +25,8 @@ import torch
 import torchvision
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torchvision.models import Weights, WeightsEnum
-from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor
 from torchvision.ops import Permute
 
 from dragn_cache.backbones.families import (
@@ -39,14 +44,11 @@ Layout = Literal["nchw", "nhwc", "tokens"]
 
 _BATCH = 2  # of the run for shapes
 _PERMUTED: dict[tuple[int, ...], Layout] = {(0, 2, 3, 1): "nhwc", (0, 3, 1, 2): "nchw"}
-_TRACER_OPTIONS: dict[str, Any] = {
-    "autowrap_modules": (math, torchvision.ops),
-    "leaf_modules": [
-        member
-        for member in vars(torchvision.ops).values()
-        if isinstance(member, type) and issubclass(member, nn.Module)
-    ],
-}
+_OPS_LAYERS = tuple(
+    member
+    for member in vars(torchvision.ops).values()
+    if isinstance(member, type) and issubclass(member, nn.Module)
+)
 _OUT_OF_PLACE: dict[Any, Any] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
@@ -72,7 +74,7 @@ class Tap:
 
     Args:
         name: as the user gives it.
-        node: the graph's node that computes it.
+        node: path of the operation that computes it.
         layout: the axes of the node's output.
         shape: of one image's value, `(C, h, w)` or `(C,)`, before any grid.
     """
@@ -120,10 +122,9 @@ class Tap:
 
 
 @dataclass(frozen=True)
-class _Output:
+class Output:
     """What a graph node gives; `layout` is None where it does not depend on the images."""
 
-    node: str
     layout: Layout | None
     shape: tuple[int, ...]
 
@@ -136,6 +137,9 @@ class TapGraph:
         size: (h, w) of the images.
         side: the side that the network is built for, where that is part of it.
 
+    Attributes:
+        outputs: every operation by its path, in forward order.
+
     Raises:
         InputError: the network cannot take images of this size.
     """
@@ -144,25 +148,20 @@ class TapGraph:
         check_image_size(name, size, side)
         self.name, self.family = name, family(name)
         network = build_on_meta(name, side)
-        tracer = NodePathTracer(**_TRACER_OPTIONS)
-        graph = tracer.trace(network)
-        module = fx.GraphModule(network, graph)
-        layouts = _layouts(graph, module)
+        module, nodes = _trace(network)
+        layouts = _layouts(module)
         shapes = _shapes(module, size, name)
-        self._outputs: dict[str, _Output] = {}
-        self._modules: set[str] = set()
-        for node, path in _paths(graph, tracer).items():
-            self._outputs[path] = _Output(
-                tracer.node_to_qualname[node], layouts.get(node), shapes.get(node, ())
-            )
-            if node.op == "call_module":
-                self._modules.add(path)
+        self.outputs = {
+            path: Output(layouts.get(node), shapes.get(node, ())) for path, node in nodes.items()
+        }
+        self._nodes, self._saved = nodes, list(network.state_dict())
+        self._modules = {path for path, node in nodes.items() if node.op == "call_module"}
         self._last = self._last_outputs()
 
     def _last_outputs(self) -> dict[str, str]:
         """Each tap's name and the output it stands for: a module's is the last one inside it."""
         last: dict[str, str] = {}
-        for path in self._outputs:
+        for path in self.outputs:
             parts = path.split(".")
             for depth in range(len(parts), 0, -1):
                 name = ".".join(parts[:depth])
@@ -191,7 +190,7 @@ class TapGraph:
             )
         tap = self._find(name)
         if tap is None:
-            shape = self._outputs[self._last[name]].shape
+            shape = self.outputs[self._last[name]].shape
             raise InputError(
                 f"tap {name} of {self.name}",
                 expected="a floating-point map (N, C, h, w) or vector (N, C)",
@@ -201,12 +200,12 @@ class TapGraph:
         return tap
 
     def _find(self, name: str) -> Tap | None:
-        output = self._outputs[self._last[name]]
+        output = self.outputs[self._last[name]]
         layout, shape = output.layout, output.shape
         if layout is None or 0 in shape or shape[:1] != (_BATCH,):
             return None
         if len(shape) == 2:
-            return Tap(name, output.node, layout, shape[1:])
+            return Tap(name, self._last[name], layout, shape[1:])
         if len(shape) == 4 and not re.match(self.family.not_maps, name):
             channels, height, width = shape[1:] if layout == "nchw" else (shape[3], *shape[1:3])
         elif len(shape) == 3 and self.family.tokens and shape[1] > 1:
@@ -218,13 +217,27 @@ class TapGraph:
             return None
         vector = name in (GAP, CLS) or (height, width) == (1, 1)
         value = (channels,) if vector else (channels, height, width)
-        return Tap(name, output.node, layout, value)
+        return Tap(name, self._last[name], layout, value)
+
+    def tensors(self, taps: Sequence[Tap]) -> list[str]:
+        """Names in the network's state dict of the tensors that the taps depend on."""
+        waiting = [self._nodes[tap.node] for tap in taps]
+        reached: set[fx.Node] = set()
+        while waiting:
+            node = waiting.pop()
+            if node not in reached:
+                reached.add(node)
+                waiting.extend(node.all_input_nodes)
+        used = {str(n.target) for n in reached if n.op in ("call_module", "get_attr")}
+        return [
+            name for name in self._saved if any(name[:end] in used for end in _ends_of_parts(name))
+        ]
 
     def describe(self) -> list[TapInfo]:
         """Every module's tap and the default ones, in the order in which they are computed."""
         default = self.family.default_taps
         listed = {*self._modules, *default, GAP, CLS}
-        order = {path: i for i, path in enumerate(self._outputs)}
+        order = {path: i for i, path in enumerate(self.outputs)}
         names = sorted((n for n in self._last if n in listed), key=lambda n: order[self._last[n]])
         found = [tap for tap in map(self._find, names) if tap is not None]
         return [
@@ -272,45 +285,63 @@ def tap_network(network: nn.Module, taps: Sequence[Tap]) -> fx.GraphModule:
     The network's tensors are shared, not copied. Nothing in the graph works in place, so that an
     output does not depend on what is computed after it.
     """
-    nodes = {tap.node: tap.node for tap in taps}
-    # Whole node names only. Given a module's name, `create_feature_extractor` searches for its last
-    # node, and takes a wrong one where another name has claimed that (`layer4` and `layer4.1`).
-    extractor = create_feature_extractor(
-        network, nodes, tracer_kwargs=_TRACER_OPTIONS, suppress_diff_warning=True
-    ).eval()
-    for node in extractor.graph.nodes:
+    module, nodes = _trace(network)
+    (output,) = module.graph.find_nodes(op="output")
+    output.args = ({tap.node: nodes[tap.node] for tap in taps},)
+    module.graph.eliminate_dead_code()
+    for node in module.graph.nodes:
         node.target = _OUT_OF_PLACE.get(node.target, node.target)
         if node.kwargs.get("inplace"):
             node.update_kwarg("inplace", False)
-    for module in network.modules():
-        if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]
-    # The extractor also holds a training graph; this holds what evaluation needs.
-    return fx.GraphModule(extractor, extractor.graph)
+    for layer in network.modules():
+        if getattr(layer, "inplace", False):
+            layer.inplace = False  # type: ignore[assignment]
+    # Built anew, it holds only the layers that are left.
+    return fx.GraphModule(module, module.graph)
 
 
-def _paths(graph: fx.Graph, tracer: NodePathTracer) -> dict[fx.Node, str]:
-    """Every operation's path: a module's own, `_1`, `_2`, … added to it when it is called again.
+class _Tracer(fx.Tracer):
+    """Follows a network down to single layers; those of torchvision.ops are single ones too."""
 
-    (torchvision's name of a node is the same, except for modules that themselves end in a number:
-    it calls a vision transformer's `ln_1` and `ln_2` by the names `ln` and `ln_1`.)
+    def __init__(self) -> None:
+        super().__init__(autowrap_modules=(math, torchvision.ops))
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, _OPS_LAYERS) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _trace(network: nn.Module) -> tuple[fx.GraphModule, dict[str, fx.Node]]:
+    """A network's graph and its operations by path, in forward order.
+
+    A layer's path is its module's, a function's that of the module that calls it and its own name;
+    from the second call on, `_1`, `_2`, … is added. (So are torchvision's, except for layers that
+    themselves end in a number: it names a vision transformer's `ln_1` and `ln_2` `ln` and `ln_1`.)
     """
+    graph = _Tracer().trace(network)
     calls: Counter[str] = Counter()
-    paths: dict[fx.Node, str] = {}
+    nodes: dict[str, fx.Node] = {}
     for node in graph.nodes:
         if node.op == "call_module":
-            target = str(node.target)
-            paths[node] = f"{target}_{calls[target]}" if calls[target] else target
-            calls[target] += 1
+            path = str(node.target)
         elif node.op in ("call_function", "call_method"):
-            paths[node] = tracer.node_to_qualname[node]
-    return paths
+            # The modules that were being called; an operation of the network itself is in none.
+            callers = [caller for caller, _ in node.meta.get("nn_module_stack", {}).values()]
+            path = ".".join([*callers[-1:], re.sub(r"_\d+$", "", node.name)])
+        else:
+            continue
+        nodes[f"{path}_{calls[path]}" if calls[path] else path] = node
+        calls[path] += 1
+    return fx.GraphModule(network, graph), nodes
 
 
-def _layouts(graph: fx.Graph, module: nn.Module) -> dict[fx.Node, Layout]:
+def _ends_of_parts(name: str) -> list[int]:
+    return [*(match.start() for match in re.finditer(r"\.", name)), len(name)]
+
+
+def _layouts(module: fx.GraphModule) -> dict[fx.Node, Layout]:
     """The axis order of everything that depends on the images."""
     layouts: dict[fx.Node, Layout] = {}
-    for node in graph.nodes:
+    for node in module.graph.nodes:
         if node.op == "placeholder":
             layouts[node] = "nchw"
             continue
@@ -336,7 +367,7 @@ def _shapes(
 ) -> dict[fx.Node, tuple[int, ...]]:
     run = _ShapeRun(module)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _NormKeepsShape():
             run.run(torch.empty(_BATCH, 3, *size, device="meta"))
     # However a layer refuses its input: mostly a pooling window larger than its map.
     except (RuntimeError, AssertionError, ValueError) as error:
@@ -347,6 +378,17 @@ def _shapes(
             remedy="use a larger size, such as 224×224",
         ) from error
     return run.shapes
+
+
+class _NormKeepsShape(TorchFunctionMode):
+    """Batch norm on the meta device, where torch's own takes half of the whole run's time."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any | None = None
+    ) -> Any:
+        if func is F.batch_norm:
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 class _ShapeRun(fx.Interpreter):

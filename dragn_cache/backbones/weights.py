@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import sys
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -161,7 +162,9 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         WeightsError: the file is missing, truncated, no state dict, or holds code.
     """
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # on odd pickles, which then fail or load
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     # Damaged bytes can make the unpickler raise nearly anything.
     except Exception as error:
         raise WeightsError(
@@ -190,7 +193,7 @@ def _reason(error: Exception) -> str:
         return f"{type(error).__name__}: {error.strerror or error}"
     if isinstance(error, pickle.UnpicklingError):
         return "a file that is damaged or holds more than tensors (a whole pickled model or code)"
-    return f"a file that cannot be read ({type(error).__name__}), perhaps cut short"
+    return f"a file that cannot be read ({type(error).__name__}), perhaps damaged or cut short"
 
 
 def _is_state_dict(value: object) -> bool:

@@ -21,9 +21,9 @@ import csv
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from os import getpid
 from pathlib import Path
 from typing import Literal
+from uuid import uuid4
 
 import numpy as np
 import tomli_w
@@ -50,12 +50,15 @@ LABELS = (
 )
 # How common each label is: between the Human Protein Atlas's frequencies and equal ones, so that
 # the labels are uneven and 200 bags still hold some twenty of the rarest.
-_LABEL_WEIGHTS = np.array([0.24, 0.10, 0.07, 0.19, 0.12, 0.08, 0.11, 0.09])
-_LABEL_COUNTS = np.array([0.50, 0.38, 0.12])  # one, two, three labels
+_LABEL_WEIGHTS = np.array([0.20, 0.11, 0.09, 0.16, 0.12, 0.10, 0.12, 0.10])
+_LABEL_COUNTS = np.array([0.58, 0.34, 0.08])  # one, two, three labels
 _BAD: tuple[Quality, ...] = ("blurred", "empty", "off_target")
+_BAD_WEIGHTS = np.array([0.3, 0.3, 0.4])
 _BAD_SHARE = 0.35  # of the fields that are not spared; a quarter of all fields
 _BAGS_PER_PLATE = 2
 _MIN_SIDE_PX = 32
+# The counterstains are dimmer than the protein, which carries the labels.
+_GAIN = np.array([0.45, 1.0, 0.55])
 _DRAWN_AT_PX = 96  # lengths below are in pixels of a field with this shorter side
 
 
@@ -104,7 +107,7 @@ def plan_bag(seed: int, index: int) -> BagPlan:
     rng = _rng(seed, 0, index)
     count = 1 + int(rng.choice(len(_LABEL_COUNTS), p=_LABEL_COUNTS))
     chosen = rng.choice(len(LABELS), size=count, replace=False, p=_LABEL_WEIGHTS)
-    brightness = rng.uniform(0.55, 1.0, size=count)
+    brightness = rng.uniform(0.75, 1.0, size=count)
     n = 1 + int(rng.choice(len(_BAG_SIZES), p=_BAG_SIZES))
     bad = rng.random(n) < _BAD_SHARE
     bad[rng.integers(n)] = False  # one field is always spared
@@ -127,7 +130,7 @@ def plan_bag(seed: int, index: int) -> BagPlan:
 def _plan_bad(
     rng: np.random.Generator, chosen: NDArray[np.int64], brightness: NDArray[np.float64]
 ) -> FieldPlan:
-    quality = _BAD[rng.integers(len(_BAD))]
+    quality = _BAD[rng.choice(len(_BAD), p=_BAD_WEIGHTS)]
     nothing = np.zeros(len(LABELS))
     if quality == "blurred":
         lead = int(rng.integers(len(chosen)))
@@ -137,7 +140,7 @@ def _plan_bad(
     if rng.random() < 0.5:
         return FieldPlan(quality, tuple(nothing.tolist()), unspecific=float(rng.uniform(0.5, 1.0)))
     others = np.setdiff1d(np.arange(len(LABELS)), chosen)
-    nothing[rng.choice(others)] = rng.uniform(0.55, 1.0)
+    nothing[rng.choice(others)] = rng.uniform(0.7, 1.0)
     return FieldPlan(quality, tuple(nothing.tolist()))
 
 
@@ -147,10 +150,8 @@ def _strengths(
     brightness: NDArray[np.float64],
     lead: int,
 ) -> tuple[float, ...]:
-    """The leading label at full brightness; every other one strong in a third of the fields."""
-    shown = np.where(
-        rng.random(len(chosen)) < 1 / 3, rng.uniform(0.6, 1.0), rng.uniform(0.0, 0.12)
-    )
+    """The leading label at full brightness; every other one strong in two fields of five."""
+    shown = np.where(rng.random(len(chosen)) < 0.4, rng.uniform(0.6, 1.0), rng.uniform(0.0, 0.12))
     shown[lead] = 1.0
     strengths = np.zeros(len(LABELS))
     strengths[chosen] = brightness * shown
@@ -171,12 +172,12 @@ class _Plate:
     @classmethod
     def draw(cls, rng: np.random.Generator) -> _Plate:
         return cls(
-            cell_radius_px=float(rng.uniform(22.0, 28.0)),
-            irregularity=float(rng.uniform(0.07, 0.16)),
-            gain=rng.uniform(0.60, 1.0, 3).astype(np.float32),
-            background=rng.uniform(0.01, 0.06, 3).astype(np.float32),
-            read_noise=float(rng.uniform(0.006, 0.02)),
-            shot_noise=float(rng.uniform(0.0004, 0.002)),
+            cell_radius_px=float(rng.uniform(23.0, 27.0)),
+            irregularity=float(rng.uniform(0.07, 0.14)),
+            gain=(_GAIN * rng.uniform(0.85, 1.0, 3)).astype(np.float32),
+            background=rng.uniform(0.01, 0.035, 3).astype(np.float32),
+            read_noise=float(rng.uniform(0.006, 0.014)),
+            shot_noise=float(rng.uniform(0.0003, 0.001)),
         )
 
 
@@ -236,15 +237,9 @@ class _Scene:
     nuclei: _Outlines
     in_cell: Floats
     in_nucleus: Floats
-    nucleoli: Floats
-
-    @property
-    def body(self) -> Floats:
-        return _step(self.in_cell, 2.0 * self.scale)
-
-    @property
-    def nucleus(self) -> Floats:
-        return _step(self.in_nucleus, 1.5 * self.scale)
+    body: Floats  # 0–1
+    nucleus: Floats  # 0–1
+    nucleoli: Floats  # 0–1
 
     @property
     def cytoplasm(self) -> Floats:
@@ -253,10 +248,10 @@ class _Scene:
     def texture(self, grain_px: float, contrast: float) -> Floats:
         """Smooth positive noise of mean 1 and standard deviation about ``contrast``."""
         white = self.rng.standard_normal(self.size, dtype=np.float32)
-        smooth = gaussian_filter(white, grain_px * self.scale, mode="wrap")
+        smooth = _blur(white, grain_px * self.scale)
         return np.maximum(0, 1 + contrast / smooth.std() * smooth)
 
-    def between(self, angles: Floats, fractions: Floats) -> Complexes:
+    def between(self, angles: NDArray[np.floating], fractions: NDArray[np.floating]) -> Complexes:
         """Points from the nuclear membrane (fraction 0) to the cell's edge (1): (K, m) → (K, m)."""
         u = np.exp(1j * angles).astype(np.complex64)
         inner, outer = self.nuclei.at(u), self.cells.at(u)
@@ -266,12 +261,17 @@ class _Scene:
         """Sum of round spots; one of weight 1 has a peak of about 1. Any shape → (h, w)."""
         sigma = sigma_px * self.scale
         peak = 1 + 2 * np.pi * sigma * sigma
-        return gaussian_filter(_splat(points, weights, self.size), sigma) * np.float32(peak)
+        return _blur(_splat(points, weights, self.size), sigma) * np.float32(peak)
 
 
 def _step(distance_px: Floats, width_px: float) -> Floats:
     """0 outside, 1 inside, a ramp of ``width_px`` between."""
     return np.clip(distance_px / np.float32(width_px) + np.float32(0.5), 0, 1)
+
+
+def _blur(planes: Floats, sigma_px: float) -> Floats:
+    """Gaussian blur of the last two axes."""
+    return np.asarray(gaussian_filter(planes, sigma_px, axes=(-2, -1), truncate=3.0), np.float32)
 
 
 def _splat(points: Complexes, weights: Floats, size: tuple[int, int]) -> Floats:
@@ -291,9 +291,9 @@ def _splat(points: Complexes, weights: Floats, size: tuple[int, int]) -> Floats:
 
 
 def _place_cells(rng: np.random.Generator, size: tuple[int, int], radius_px: float) -> Complexes:
-    """Centres of two to six cells per square of the shorter side, not too close: (K,)."""
+    """Centres of five to seven cells per square of the shorter side, not too close: (K,)."""
     h, w = size
-    wanted = max(1, round(int(rng.integers(2, 7)) * max(h, w) / min(h, w)))
+    wanted = max(1, round(int(rng.integers(5, 8)) * max(h, w) / min(h, w)))
     margin = 0.35 * radius_px
     x = rng.uniform(margin, w - margin, 12 * wanted)
     y = rng.uniform(margin, h - margin, 12 * wanted)
@@ -322,15 +322,26 @@ def _draw_scene(rng: np.random.Generator, plate: _Plate, size: tuple[int, int]) 
     points = (x + 1j * y).astype(np.complex64)
     depth, radius = cells.depth(points)
     owner = depth.argmin(0)[None]
+    nearest = np.take_along_axis(depth, owner, 0)[0]
+    np.put_along_axis(depth, owner, np.float32(np.inf), 0)
     # Where two cells meet, the border is where both are equally deep.
-    nearest = np.partition(np.concatenate([depth, np.full((1, h, w), np.inf)]), 1, axis=0)[:2]
-    inside = np.minimum(1 - nearest[0], (nearest[1] - nearest[0]) / 2)
+    inside = np.minimum(1 - nearest, (depth.min(0) - nearest) / 2)
     in_cell = inside * np.take_along_axis(radius, owner, 0)[0]
     depth, radius = nuclei.depth(points)
     in_nucleus = ((1 - depth) * radius).max(0)
     in_nucleus = np.minimum(in_nucleus, in_cell - 2 * scale)  # a nucleus never leaves its cell
-    nucleoli = _draw_nucleoli(rng, nuclei, scale, points)
-    return _Scene(rng, size, scale, cells, nuclei, in_cell.astype(np.float32), in_nucleus, nucleoli)
+    return _Scene(
+        rng=rng,
+        size=size,
+        scale=scale,
+        cells=cells,
+        nuclei=nuclei,
+        in_cell=in_cell,
+        in_nucleus=in_nucleus,
+        body=_step(in_cell, 2.0 * scale),
+        nucleus=_step(in_nucleus, 1.5 * scale),
+        nucleoli=_draw_nucleoli(rng, nuclei, scale, points),
+    )
 
 
 def _draw_nucleoli(
@@ -353,12 +364,12 @@ def _nucleoplasm(scene: _Scene) -> Floats:
 
 
 def _nucleoli(scene: _Scene) -> Floats:
-    return scene.nucleus * (scene.nucleoli + 0.08)
+    return scene.nucleus * (1.4 * scene.nucleoli + 0.08)
 
 
 def _nuclear_membrane(scene: _Scene) -> Floats:
-    rim = np.exp(-((scene.in_nucleus / (1.2 * scene.scale)) ** 2))
-    return rim * scene.texture(2.0, 0.2) + 0.1 * scene.nucleus
+    rim = np.exp(-((scene.in_nucleus / (1.8 * scene.scale)) ** 2))
+    return 1.2 * rim * scene.texture(2.0, 0.2) + 0.08 * scene.nucleus
 
 
 def _cytosol(scene: _Scene) -> Floats:
@@ -387,12 +398,12 @@ def _golgi(scene: _Scene) -> Floats:
     side = rng.uniform(0, 2 * np.pi, (K, 1))
     angles = side + rng.normal(0, 0.38, (K, stacks))
     points = scene.between(angles, rng.uniform(0.05, 0.36, (K, stacks)))
-    weights = rng.uniform(0.2, 0.6, (K, stacks)).astype(np.float32)
-    return np.minimum(1.2, scene.spots(points, weights, 0.9)) * scene.body
+    weights = rng.uniform(0.4, 1.0, (K, stacks)).astype(np.float32)
+    return np.minimum(1.4, scene.spots(points, weights, 1.0)) * scene.body
 
 
 def _plasma_membrane(scene: _Scene) -> Floats:
-    rim = np.exp(-(((scene.in_cell - scene.scale) / (1.3 * scene.scale)) ** 2))
+    rim = np.exp(-(((scene.in_cell - scene.scale) / (1.7 * scene.scale)) ** 2))
     return rim * scene.texture(2.5, 0.25) + 0.1 * scene.body
 
 
@@ -400,12 +411,12 @@ def _vesicles(scene: _Scene) -> Floats:
     """Separate round dots of two sizes all over the cytoplasm."""
     rng, K = scene.rng, len(scene.cells.centres)
     total = np.zeros(scene.size, np.float32)
-    for dots, sigma_px in ((34, 0.75), (9, 1.3)):
+    for dots, sigma_px in ((36, 0.9), (12, 1.4)):
         angles = rng.uniform(0, 2 * np.pi, (K, dots))
         points = scene.between(angles, rng.uniform(0.08, 0.92, (K, dots)) ** 0.8)
-        weights = rng.uniform(0.4, 1.0, (K, dots)).astype(np.float32)
+        weights = rng.uniform(0.6, 1.3, (K, dots)).astype(np.float32)
         total += scene.spots(points, weights, sigma_px)
-    return np.minimum(total, 1.2) * scene.body
+    return np.minimum(total, 1.4) * scene.body
 
 
 _PATTERNS: dict[str, Callable[[_Scene], Floats]] = {
@@ -469,8 +480,8 @@ def _draw(
         light[2] = 0.8 * scene.nucleus * chromatin
     scale = min(size) / _DRAWN_AT_PX
     sigma = rng.uniform(3.0, 5.0) if field.quality == "blurred" else rng.uniform(0.3, 0.6)
-    light = gaussian_filter(light, (0.0, sigma * scale, sigma * scale))
-    light *= (plate.gain * rng.uniform(0.75, 1.15, 3))[:, None, None]
+    light = _blur(light, sigma * scale)
+    light *= (plate.gain * rng.uniform(0.9, 1.1, 3))[:, None, None]
     light += _uneven_background(rng, plate, size)
     # The sensor's noise comes after the optics: a blurred field is not free of it.
     spread = np.sqrt(plate.read_noise**2 + plate.shot_noise * light)
@@ -542,7 +553,7 @@ def simulate(
     if _is_done(out, description):
         return out
     target = out.resolve()
-    building = target.with_name(f".{target.name}.{getpid()}")
+    building = target.with_name(f".{target.name}.{uuid4().hex}")
     building.mkdir(parents=True)
     try:
         _write(building, [plan_bag(seed, index) for index in range(bags)], seed, size, progress)
@@ -594,7 +605,9 @@ def _write(
         for order, field in enumerate(plan.fields):
             planes = _draw(field, plate, _rng(seed, 2, index, order), size)
             for channel, plane in zip(CHANNELS, planes, strict=True):
-                Image.fromarray(plane).save(bag_folder / f"{order:03d}_{channel}.png")
+                Image.fromarray(plane).save(
+                    bag_folder / f"{order:03d}_{channel}.png", compress_level=1
+                )
         if progress is not None:
             progress(index + 1)
     fields = [(p.bag_id, order, f) for p in plans for order, f in enumerate(p.fields)]

@@ -88,7 +88,7 @@ def chunk_and_shard_rows(rows: int, row_bytes: int) -> tuple[int, int]:
     """
     chunk = max(1, min(CHUNK_BYTES // row_bytes, rows))
     chunks = max(1, math.ceil(rows / chunk))
-    shards = math.ceil(chunks * chunk * row_bytes / max(SHARD_BYTES, chunk * row_bytes))
+    shards = math.ceil(chunks / max(1, SHARD_BYTES // (chunk * row_bytes)))
     return chunk, chunk * math.ceil(chunks / shards)
 
 
