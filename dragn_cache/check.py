@@ -48,7 +48,8 @@ def check_dataset(
     for rows in manifest.instances.values():
         for row in rows:
             by_image.setdefault(row.image, []).append(row)
-    paths = list(by_image)
+    # Without channels a path with {channel} names no file; that fault is listed already.
+    paths = [p for p in by_image if manifest.channels or "{channel}" not in p]
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for done, result in enumerate(pool.map(partial(_look, manifest), paths), start=1):
             faults += _image_faults(result, by_image[paths[done - 1]])

@@ -84,6 +84,7 @@ class TrainConfig:
         batch_size: bags in a step.
         lr, weight_decay: Adam's learning rate and decoupled weight decay (AdamW).
         dropout: on the bag's embedding, before the head.
+        scale: ``standard`` standardises each channel by the training instances' moments.
         order: order of instances in training; evaluation always uses the manifest's.
         seed: of the split, the initialisation, and the order of bags and instances.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
@@ -98,12 +99,14 @@ class TrainConfig:
     lr: float = 3e-4
     weight_decay: float = 1e-2
     dropout: float = 0.5
+    scale: Literal["none", "standard"] = "none"
     order: Literal["random", "manifest"] = "random"
     seed: int = 0
     device: str = "cpu"
     intervals: int = 1000
 
     def __post_init__(self) -> None:
+        _one_of("--scale", self.scale, ("none", "standard"))
         _one_of("--order", self.order, ("random", "manifest"))
         _at_least("--epochs", self.epochs, 1)
         _at_least("--batch-size", self.batch_size, 1)

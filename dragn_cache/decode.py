@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -24,7 +24,7 @@ Decoded = Crops | ImageError
 
 def decode(
     requests: Iterable[ImageRequest], *, workers: int, ahead_crops: int
-) -> Iterator[tuple[ImageRequest, Decoded]]:
+) -> Generator[tuple[ImageRequest, Decoded], None, None]:
     """Decode requests in order.
 
     Args:
@@ -53,21 +53,20 @@ def decode(
                 yield _next(waiting)
         while waiting:
             yield _next(waiting)
+    except BrokenProcessPool as error:
+        raise DragnCacheError(
+            "decoding",
+            expected="worker processes that live",
+            got="one that died (out of memory?)",
+            remedy="run the same command again, with fewer --workers if it repeats",
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _next(waiting: deque[tuple[ImageRequest, Future[Decoded]]]) -> tuple[ImageRequest, Decoded]:
     request, future = waiting.popleft()
-    try:
-        return request, future.result()
-    except BrokenProcessPool as error:
-        raise DragnCacheError(
-            f"decoding near {request.image}",
-            expected="a worker process that lives",
-            got="one that died (out of memory?)",
-            remedy="run the same command again, with fewer --workers if it repeats",
-        ) from error
+    return request, future.result()
 
 
 def _attempt(request: ImageRequest) -> Decoded:

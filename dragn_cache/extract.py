@@ -7,6 +7,7 @@ plan alone and a killed run resumes by writing the parts that are missing.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -373,10 +374,12 @@ def _refuse_empty_bags(manifest: Manifest) -> None:
 
 
 def _disk_error(out: Path, error: OSError) -> StoreError:
+    # HDF5 buries the system's own words in a long line of its own.
+    buried = re.search(r"error message = '([^']+)'", str(error))
     return StoreError(
         str(out),
         expected="a folder that can be written",
-        got=(error.strerror or str(error)).splitlines()[0],
+        got=buried[1] if buried else error.strerror or str(error),
         remedy="free space or correct the rights, then run the same command again; "
         "finished parts are kept",
     )

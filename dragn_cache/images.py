@@ -1,8 +1,9 @@
 """Image files → uint8 crops of one size. The only place where pixels are touched.
 
 A request names one image (one file, or one file per channel) and all boxes wanted from it, so an
-image with many boxes is decoded once. Decoding is strict: a truncated file is an error, never a
-half-grey picture. The result of `read_crops` depends on the request and the files' bytes alone.
+image with many boxes is decoded once. Decoding is strict: a file that ends before its last pixel is
+an error, never a half-grey picture. The result of `read_crops` depends on the request and the
+files' bytes alone.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 from dragn_cache.errors import ImageError, InputError, UnknownNameError
 
 Box = tuple[int, int, int, int]
 
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 MAX_PIXELS = 2**30  # a larger image is refused before it is decoded
 Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS stands in for Pillow's own limit, which only warns
 
@@ -153,7 +156,7 @@ def read_crops(request: ImageRequest) -> Crops:
     boxes: list[Box | str] = []
     for wanted in request.boxes:
         box = wanted or (0, 0, image.width, image.height)
-        if box[2] > image.width or box[3] > image.height:
+        if not (0 <= box[0] < box[2] <= image.width and 0 <= box[1] < box[3] <= image.height):
             boxes.append(
                 f"box {box} lies outside the image of {image.width}×{image.height} pixels (w×h)"
             )
@@ -205,13 +208,13 @@ def _decode(image: str, path: Path) -> tuple[Image.Image, bytes]:
     if not data:
         raise ImageError(where, expected="an image", got="0 bytes", remedy="replace the file")
     try:
-        decoded = Image.open(io.BytesIO(data))
+        decoded = Image.open(io.BytesIO(data), formats=FORMATS)
         _refuse_unusual(where, decoded, data)
         decoded.load()
     except UnidentifiedImageError as error:
         raise ImageError(
             where,
-            expected="a PNG, JPEG, BMP or TIFF image",
+            expected=f"a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image",
             got="another kind of file",
             remedy="replace the file",
         ) from error
@@ -230,16 +233,23 @@ def _refuse_unusual(where: str, image: Image.Image, data: bytes) -> None:
             got=f"{image.width}×{image.height}",
             remedy="cut it into tiles first",
         )
-    # Pillow silently narrows 16-bit colour PNGs to 8 bits; byte 24 of a PNG is its bit depth.
-    deep_png = data[:4] == b"\x89PNG" and data[24] == 16
-    if deep_png or image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
-        got = "16 bits" if deep_png else f"mode {image.mode}"
+    bits = _bits(image, data)
+    if bits > 8 or image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
         raise ImageError(
             where,
             expected="8-bit grey, RGB, RGBA or palette pixels",
-            got=got,
-            remedy="convert it to 8 bits",
+            got=f"{bits} bits" if bits > 8 else f"mode {image.mode}",
+            remedy="convert it to 8-bit grey or RGB",
         )
+
+
+def _bits(image: Image.Image, data: bytes) -> int:
+    """Bits of a sample in the file: Pillow silently narrows 16-bit colour to 8 bits."""
+    if image.format == "PNG":
+        return data[24]
+    if isinstance(image, TiffImageFile):
+        return int(max(image.tag_v2.get(BITSPERSAMPLE, (1,))))
+    return 8
 
 
 def _one_size(
@@ -281,7 +291,11 @@ def _fit(crop: Image.Image, geometry: Geometry) -> Image.Image:
     target = scaled if crop.width <= crop.height else scaled[::-1]
     if crop.size != target:
         crop = crop.resize(target, resampling)
-    # torchvision pads a side that is shorter than the cut; Image.crop does the same with zeros.
-    top = round((crop.height - h) / 2.0)
-    left = round((crop.width - w) / 2.0)
+    top, left = _centre(crop.height, h), _centre(crop.width, w)
     return crop.crop((left, top, left + w, top + h))
+
+
+def _centre(length: int, cut: int) -> int:
+    """Where a centred cut starts. One that is longer than its side starts before it, and the rest
+    is zeros: torchvision pads there and rounds the other way."""
+    return round((length - cut) / 2) if length >= cut else -((cut - length) // 2)

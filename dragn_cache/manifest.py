@@ -22,13 +22,13 @@ from typing import Any, Literal
 import tomli_w
 
 from dragn_cache.errors import ManifestError, UnknownNameError
-from dragn_cache.tables import Fault, Row, read_table, split_cell
+from dragn_cache.tables import Fault, Row, join_cell, read_table, split_cell
 
 Task = Literal["multilabel", "multiclass"]
 Box = tuple[int, int, int, int]
 
 SPLITS = ("train", "validation", "test")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".tif", ".tiff")
 DATASET_KEYS = {
     "name": str,
     "title": str,
@@ -50,6 +50,8 @@ LABEL_COLUMNS = ("labels", "label", "category")
 GROUP_COLUMNS = ("group", "case_id", "patient", "PATIENT")
 BOX_COLUMNS = ("x0", "y0", "x1", "y1")
 
+LABEL_REMEDY = "correct it, or add it to the labels of dataset.toml"
+
 # Faults that leave a manifest usable: extract and train treat them by their own policy.
 TOLERATED = frozenset({"bag-without-images", "group-straddles-splits"})
 
@@ -57,6 +59,8 @@ TOLERATED = frozenset({"bag-without-images", "group-straddles-splits"})
 @dataclass(frozen=True)
 class Instance:
     """One crop of one image (the whole image when ``box`` is None).
+
+    ``file`` and ``line`` say where it was read and are no part of what it equals; nor of a `Bag`.
 
     Attributes:
         image: path relative to the image root; ``{channel}`` stands for each channel.
@@ -68,8 +72,8 @@ class Instance:
     image: str
     order: int
     box: Box | None = None
-    file: str = ""
-    line: int = 0
+    file: str = field(default="", compare=False)
+    line: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,8 @@ class Bag:
     split: str = ""
     group: str = ""
     extra: Mapping[str, str] = field(default_factory=dict)
-    file: str = ""
-    line: int = 0
+    file: str = field(default="", compare=False)
+    line: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,10 @@ class Manifest:
 
 @dataclass(frozen=True)
 class _Source:
-    """The files a manifest is read from: tables, and what dataset.toml says."""
+    """The files a manifest is read from: tables, and what dataset.toml says.
+
+    ``instances`` is ``bags`` when one table holds both, None when ``folders`` hold the images.
+    """
 
     name: str
     bags: Path
@@ -117,7 +124,6 @@ class _Source:
     folders: Path | None
     image_root: Path
     toml: Mapping[str, Any]
-    toml_path: Path | None
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -141,17 +147,18 @@ def read_with_faults(
     dataset: str | Path, *, images: Path | None = None
 ) -> tuple[Manifest, list[Fault]]:
     """Read a data set's manifest and list every fault of its tables (images are not opened)."""
-    source = find_source(dataset)
+    source = find_source(dataset, images=images)
     faults: list[Fault] = []
-    bags = _read_bag_table(source.bags, faults)
-    instances = _read_instances(source, faults)
+    bags = _read_bag_table(source.bags, faults, images_elsewhere=source.bags != source.instances)
+    mentioned: set[str] = set()
+    instances = _read_instances(source, faults, mentioned)
     declared = source.toml.get("labels")
     labels = tuple(declared) if declared else _labels_in_use(bags)
     task = source.toml.get("task") or infer_task(bags)
     faults += check_bags(bags, labels, task)
     known = {bag.bag_id for bag in bags}
     faults += _orphans(instances, known, source.bags.name)
-    faults += _bags_without_images(bags, {row.bag_id for row in instances})
+    faults += _bags_without_images(bags, mentioned)
     faults += straddling_groups(bags)
     manifest = Manifest(
         name=source.name,
@@ -159,7 +166,7 @@ def read_with_faults(
         labels=labels,
         bags=tuple(bags),
         instances=_by_bag(instances, known),
-        image_root=images if images is not None else source.image_root,
+        image_root=source.image_root,
         channels=tuple(source.toml.get("channels", ())),
         title=source.toml.get("title", ""),
         source=source.toml.get("source", ""),
@@ -198,8 +205,7 @@ def read_bags(
 
 
 def infer_task(bags: Sequence[Bag]) -> Task:
-    """Multi-class when every bag has exactly one label and there are more than two, else
-    multi-label."""
+    """Multi-class when every bag has exactly one label and there are several, else multi-label."""
     counts = {len(bag.labels) for bag in bags if bag.labels is not None}
     return "multiclass" if counts == {1} and len(_labels_in_use(bags)) > 1 else "multilabel"
 
@@ -224,22 +230,21 @@ def shipped_names() -> list[str]:
     return sorted(path.parent.name for path in shipped_folder().glob("*/dataset.toml"))
 
 
-def find_source(dataset: str | Path) -> _Source:
+def find_source(dataset: str | Path, *, images: Path | None = None) -> _Source:
     """Decide which of the four kinds of source ``dataset`` is, and where its files are."""
     path = Path(dataset)
-    if path.is_file():
-        if path.name == "dataset.toml":
-            return _toml_source(path.parent, path.parent)
-        return _Source(path.stem, path, path, None, path.parent, {}, None)
+    if path.is_file() and path.name != "dataset.toml":
+        return _Source(path.stem, path, path, None, images or path.parent, {})
+    folder = path.parent if path.is_file() else path
+    if folder.is_dir() and (folder / "dataset.toml").is_file():
+        return _toml_source(folder, folder, images)
     if path.is_dir():
-        if (path / "dataset.toml").is_file():
-            return _toml_source(path, path)
-        return _folder_source(path)
+        return _folder_source(path, images)
     if str(dataset) in shipped_names():
         name = str(dataset)
         folder = shipped_folder() / name
         here = folder if (folder / "bags.csv").is_file() else data_folder() / name
-        return _toml_source(folder, here)
+        return _toml_source(folder, here, images)
     raise UnknownNameError(
         "data set",
         str(dataset),
@@ -249,7 +254,7 @@ def find_source(dataset: str | Path) -> _Source:
     )
 
 
-def _toml_source(folder: Path, tables: Path) -> _Source:
+def _toml_source(folder: Path, tables: Path, images: Path | None) -> _Source:
     toml_path = folder / "dataset.toml"
     toml = _read_toml(toml_path)
     name = toml.get("name", folder.name)
@@ -258,8 +263,8 @@ def _toml_source(folder: Path, tables: Path) -> _Source:
         if name == "simulated":
             how = f"run: dragn-cache simulate --out {tables}"
         elif tables != folder:
-            images = _image_root(toml, toml_path)
-            how += f" (or set DRAGN_CACHE_DATA) and the images into {images}"
+            root = toml_path.parent / _expand(toml.get("images", "."))[0]
+            how += f" (or set DRAGN_CACHE_DATA) and the images into {images or root}"
         raise ManifestError(
             f"data set {name!r}", expected=f"a table {tables / 'bags.csv'}", got="none", remedy=how
         )
@@ -269,15 +274,21 @@ def _toml_source(folder: Path, tables: Path) -> _Source:
         bags=tables / "bags.csv",
         instances=instances if instances.is_file() else tables / "bags.csv",
         folders=None,
-        image_root=_image_root(toml, toml_path),
+        image_root=images or _image_root(toml, toml_path),
         toml=toml,
-        toml_path=toml_path,
     )
 
 
-def _folder_source(folder: Path) -> _Source:
+def _folder_source(folder: Path, images: Path | None) -> _Source:
     tables = sorted(folder.glob("*.csv"))
     preferred = [t for t in tables if t.name in ("bags.csv", "labels.csv")]
+    if (folder / "instances.csv") in tables:
+        raise ManifestError(
+            str(folder),
+            expected="dataset.toml beside instances.csv",
+            got="none",
+            remedy='add a dataset.toml; one line will do, for example: images = "."',
+        )
     if len(preferred or tables) != 1:
         raise ManifestError(
             str(folder),
@@ -285,7 +296,9 @@ def _folder_source(folder: Path) -> _Source:
             got=f"{len(tables)} CSV files" if tables else "neither",
             remedy="put a labels.csv with the columns bag_id,labels beside the bag folders",
         )
-    return _Source(folder.name, (preferred or tables)[0], None, folder, folder, {}, None)
+    return _Source(
+        folder.name, (preferred or tables)[0], None, images or folder, images or folder, {}
+    )
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -343,18 +356,7 @@ def _check_toml_values(path: Path, toml: Mapping[str, Any]) -> None:
 
 
 def _image_root(toml: Mapping[str, Any], toml_path: Path) -> Path:
-    text = toml.get("images", ".")
-    unset = []
-
-    def value(match: re.Match[str]) -> str:
-        name = match.group(1) or match.group(2)
-        if name == "DRAGN_CACHE_DATA":
-            return str(data_folder())
-        if name not in os.environ:
-            unset.append(name)
-        return os.environ.get(name, "")
-
-    expanded = re.sub(r"\$(?:\{(\w+)\}|(\w+))", value, text)
+    expanded, unset = _expand(toml.get("images", "."))
     if unset:
         raise ManifestError(
             f"{toml_path}: images",
@@ -365,18 +367,40 @@ def _image_root(toml: Mapping[str, Any], toml_path: Path) -> Path:
     return toml_path.parent / expanded
 
 
+def _expand(text: str) -> tuple[str, list[str]]:
+    """A path with its ``$VARIABLE`` and ``${VARIABLE}`` filled in, and those that are unset."""
+    unset = []
+
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1) or match.group(2)
+        if name == "DRAGN_CACHE_DATA":
+            return str(data_folder())
+        if name not in os.environ:
+            unset.append(name)
+        return os.environ.get(name, match.group())
+
+    return re.sub(r"\$(?:\{(\w+)\}|(\w+))", value, text), unset
+
+
 # --- the tables --------------------------------------------------------------------------------
 
 
-def _read_bag_table(path: Path, faults: list[Fault]) -> list[Bag]:
+def _read_bag_table(
+    path: Path, faults: list[Fault], *, images_elsewhere: bool = False
+) -> list[Bag]:
     """Bags in order of first appearance; a table with one row per image repeats its bags."""
     rows = read_table(path)
-    columns = rows[0].cells.keys() if rows else ()
-    id_column = _column(path, columns, BAG_COLUMNS, "bag ids") if rows else ""
+    if not rows:
+        raise ManifestError(
+            str(path), expected="bags", got="no row below the header", remedy="add a row per bag"
+        )
+    columns = rows[0].cells.keys()
+    id_column = _column(path, columns, BAG_COLUMNS, "bag ids")
     label_column = next((c for c in LABEL_COLUMNS if c in columns), None)
     group_column = next((c for c in GROUP_COLUMNS if c in columns and c != id_column), None)
-    one_row_per_image = any(c in columns for c in IMAGE_COLUMNS)
-    skip = {id_column, label_column, group_column, "split", "order", *IMAGE_COLUMNS, *BOX_COLUMNS}
+    one_row_per_image = not images_elsewhere and any(c in columns for c in IMAGE_COLUMNS)
+    skip = {id_column, label_column, group_column, "split"}
+    skip |= {"order", *IMAGE_COLUMNS, *BOX_COLUMNS} if one_row_per_image else set()
     bags: dict[str, Bag] = {}
     for row in rows:
         bag_id = row.cells[id_column]
@@ -424,7 +448,7 @@ def check_bags(bags: Sequence[Bag], labels: Sequence[str], task: Task) -> list[F
 
         for label in bag.labels or ():
             if label not in known:
-                hint = str(UnknownNameError("label", label, labels)).split("; ", 1)[1]
+                hint = UnknownNameError("label", label, labels, remedy=LABEL_REMEDY).remedy
                 faults.append(fault("unknown-label", "a known label", repr(label), hint))
         if task == "multiclass" and bag.labels is not None and len(bag.labels) != 1:
             faults.append(
@@ -469,58 +493,66 @@ def straddling_groups(bags: Sequence[Bag]) -> list[Fault]:
     return faults
 
 
-def _read_instances(source: _Source, faults: list[Fault]) -> list[Instance]:
+def _read_instances(source: _Source, faults: list[Fault], mentioned: set[str]) -> list[Instance]:
+    """Instances in table order; ``mentioned`` gets the bags of all rows, faulty ones too."""
     if source.folders is not None:
-        return list(_walk_folders(source.folders))
-    if source.instances is None:
-        return []
-    rows = read_table(source.instances)
-    if not rows:
+        instances = list(_walk_folders(source.folders))
+        mentioned |= {row.bag_id for row in instances}
+        return instances
+    if source.instances is None or not (rows := read_table(source.instances)):
         return []
     columns = rows[0].cells.keys()
     id_column = _column(source.instances, columns, BAG_COLUMNS, "bag ids")
     image_column = _column(source.instances, columns, IMAGE_COLUMNS, "image paths")
+    boxed = _has_boxes(source.instances, columns)
+    result: list[Instance] = []
+    seen: dict[tuple[str, str, Box | None], int] = {}
+    for row in rows:
+        bag_id = row.cells[id_column]
+        if not bag_id:
+            if source.instances != source.bags:  # else the table of bags has listed it
+                faults.append(row.fault("empty-id", "a bag id", "an empty cell", "fill it in"))
+            continue
+        mentioned.add(bag_id)
+        order, box = _order(row, faults), _box(row) if boxed else None
+        if isinstance(box, Fault):
+            faults.append(box)
+            continue
+        for image in split_cell(row.cells[image_column]) or ("",):
+            fault = _instance_fault(row, image, seen.get((bag_id, image, box)))
+            if fault is not None:
+                faults.append(fault)
+                continue
+            seen[bag_id, image, box] = row.line
+            place = len(result) if order is None else order
+            result.append(Instance(bag_id, image, place, box, row.file, row.line))
+    return result
+
+
+def _has_boxes(path: Path, columns: Iterable[str]) -> bool:
     boxed = [c for c in BOX_COLUMNS if c in columns]
-    if boxed and len(boxed) < 4:
+    if 0 < len(boxed) < 4:
         raise ManifestError(
-            f"{source.instances}:1",
+            f"{path}:1",
             expected="all of x0, y0, x1, y1, or none",
             got=", ".join(boxed),
             remedy="add the missing columns",
         )
-    result: list[Instance] = []
-    seen: dict[tuple[str, str, Box | None], int] = {}
-    for row in rows:
-        order = _order(row, faults)
-        box = _box(row, faults) if boxed else None
-        for image in split_cell(row.cells[image_column]) or ("",):
-            if not image or Path(image).is_absolute() or ".." in Path(image).parts:
-                faults.append(
-                    row.fault(
-                        "bad-path",
-                        "an image path inside the image root",
-                        repr(image),
-                        "write it relative to the image root",
-                    )
-                )
-                continue
-            key = (row.cells[id_column], image, box)
-            if key in seen:
-                got = f"the same bag, image and box as line {seen[key]}"
-                faults.append(row.fault("duplicate-instance", "a new instance", got, "remove it"))
-                continue
-            seen[key] = row.line
-            result.append(
-                Instance(
-                    bag_id=key[0],
-                    image=image,
-                    order=len(result) if order is None else order,
-                    box=box,
-                    file=row.file,
-                    line=row.line,
-                )
-            )
-    return result
+    return bool(boxed)
+
+
+def _instance_fault(row: Row, image: str, first_line: int | None) -> Fault | None:
+    if not image or Path(image).is_absolute() or ".." in Path(image).parts:
+        return row.fault(
+            "bad-path",
+            "an image path inside the image root",
+            repr(image),
+            "write it relative to the image root",
+        )
+    if first_line is not None:
+        got = f"the same bag, image and box as line {first_line}"
+        return row.fault("duplicate-instance", "a new instance", got, "remove it")
+    return None
 
 
 def _order(row: Row, faults: list[Fault]) -> int | None:
@@ -534,32 +566,32 @@ def _order(row: Row, faults: list[Fault]) -> int | None:
         return None
 
 
-def _box(row: Row, faults: list[Fault]) -> Box | None:
+def _box(row: Row) -> Box | Fault | None:
     cells = [row.cells[c] for c in BOX_COLUMNS]
     if not any(cells):
         return None
+    got = f"({', '.join(cells)})"
     try:
         x0, y0, x1, y1 = (int(c) for c in cells)
     except ValueError:
-        got = ", ".join(cells)
-        faults.append(row.fault("bad-box", "four whole numbers x0, y0, x1, y1", got, "correct it"))
-        return None
+        return row.fault("bad-box", "four whole numbers x0, y0, x1, y1", got, "correct it")
     if x0 < 0 or y0 < 0:
-        got = f"({x0}, {y0}, {x1}, {y1})"
-        faults.append(row.fault("box-outside-image", "x0 ≥ 0 and y0 ≥ 0", got, "correct the box"))
-        return None
+        return row.fault("box-outside-image", "x0 ≥ 0 and y0 ≥ 0", got, "correct the box")
     if x1 <= x0 or y1 <= y0:
-        got = f"({x0}, {y0}, {x1}, {y1})"
-        faults.append(row.fault("bad-box", "x0 < x1 and y0 < y1", got, "correct the box"))
-        return None
+        return row.fault("bad-box", "x0 < x1 and y0 < y1", got, "correct the box")
     return x0, y0, x1, y1
 
 
 def _walk_folders(root: Path) -> Iterator[Instance]:
+    """Images below each folder of ``root``; what is hidden (.ipynb_checkpoints, ._x.png) is not
+    the user's."""
     for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        found = (
+            p.relative_to(root) for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES
+        )
+        images = sorted(p for p in found if not any(part.startswith(".") for part in p.parts))
         for order, image in enumerate(images):
-            path = image.relative_to(root).as_posix()
+            path = image.as_posix()
             yield Instance(bag_id=folder.name, image=path, order=order, file=path)
 
 
@@ -645,16 +677,22 @@ def _by_bag(instances: Sequence[Instance], known: set[str]) -> dict[str, tuple[I
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
-    """Write dataset.toml, bags.csv and instances.csv; reading them gives an equal manifest."""
+    """Write dataset.toml, bags.csv and instances.csv; reading them gives an equal manifest.
+
+    The image root is written relative to ``folder`` if it lies within, else absolute.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    write_dataset_toml(manifest, folder / "dataset.toml", images=str(manifest.image_root))
+    root, base = manifest.image_root.resolve(), folder.resolve()
+    images = root.relative_to(base) if root.is_relative_to(base) else root
+    write_dataset_toml(manifest, folder / "dataset.toml", images=images.as_posix())
     write_bags(manifest.bags, folder / "bags.csv")
     with (folder / "instances.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["bag_id", "image", "order", *BOX_COLUMNS])
         for bag in manifest.bags:
             for row in manifest.instances.get(bag.bag_id, ()):
-                writer.writerow([row.bag_id, row.image, row.order, *(row.box or ("",) * 4)])
+                image = join_cell([row.image])
+                writer.writerow([row.bag_id, image, row.order, *(row.box or ("",) * 4)])
 
 
 def write_dataset_toml(manifest: Manifest, path: Path, *, images: str | None = None) -> None:
@@ -682,7 +720,7 @@ def write_bags(
             writer.writerow(
                 [
                     bag.bag_id,
-                    *([";".join(bag.labels or ())] if labelled else []),
+                    *([join_cell(bag.labels or ())] if labelled else []),
                     bag.split,
                     bag.group,
                     *(bag.extra.get(column, "") for column in extra),

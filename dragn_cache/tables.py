@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import csv
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dragn_cache.errors import ManifestError
 
@@ -53,22 +56,25 @@ def read_table(path: Path) -> list[Row]:
     """Read a CSV (or, by its ending, a TSV) with a header line.
 
     Raises:
-        ManifestError: the file is missing, not UTF-8, without a header, or a row has another
-            number of cells than the header.
+        ManifestError: the file is missing, not readable, not UTF-8, without a header, a quote is not
+            closed, or a row has another number of cells than the header.
     """
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
+        # Newlines are left to the csv module: within quotes they belong to the cell.
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = _read_lines(path, csv.reader(file, delimiter=delimiter, strict=True))
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        got = "no such file" if missing else error.strerror or str(error)
         raise ManifestError(
-            str(path), expected="a table", got="no such file", remedy="correct the path"
+            str(path), expected="a table", got=got, remedy="correct the path"
         ) from error
     except UnicodeDecodeError as error:
         raise ManifestError(
             str(path), expected="UTF-8 text", got=str(error), remedy="save it as UTF-8"
         ) from error
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter)
-    head = [cell.strip() for cell in next(reader, [])]
+    head = [cell.strip() for cell in lines[0][1]] if lines else []
     if not any(head) or len(set(head)) != len(head):
         raise ManifestError(
             f"{path}:1",
@@ -76,32 +82,61 @@ def read_table(path: Path) -> list[Row]:
             got=delimiter.join(head) or "an empty line",
             remedy="correct the first line",
         )
-    rows = []
-    for cells in reader:
-        if not cells:
-            continue
-        if len(cells) != len(head):
-            raise ManifestError(
-                f"{path}:{reader.line_num}",
-                expected=f"{len(head)} cells, as in the header",
-                got=str(len(cells)),
-                remedy="quote cells that contain the separator",
-            )
-        values = dict(zip(head, (cell.strip() for cell in cells), strict=True))
-        rows.append(Row(values, path.name, reader.line_num))
-    return rows
+    return [_row(path, head, line, cells) for line, cells in lines[1:]]
+
+
+def _read_lines(path: Path, reader: Any) -> list[tuple[int, list[str]]]:
+    """The rows that are not empty, each with the line it starts at."""
+    lines = []
+    start = 1
+    try:
+        for cells in reader:
+            if cells or start == 1:
+                lines.append((start, cells))
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise ManifestError(
+            f"{path}:{start}",
+            expected="cells with balanced quotes",
+            got=str(error),
+            remedy="correct the row that starts there",
+        ) from error
+    return lines
+
+
+def _row(path: Path, head: Sequence[str], line: int, cells: Sequence[str]) -> Row:
+    if len(cells) != len(head):
+        raise ManifestError(
+            f"{path}:{line}",
+            expected=f"{len(head)} cells, as in the header",
+            got=str(len(cells)),
+            remedy="quote cells that contain the separator",
+        )
+    return Row(dict(zip(head, map(str.strip, cells), strict=True)), path.name, line)
 
 
 def split_cell(cell: str) -> tuple[str, ...]:
     """The items of a cell: ``a;b``, or a Python list literal such as ``['a', 'b']``.
 
-    Repetitions are dropped, the order is kept; an empty cell has no items.
+    Items are stripped; empty ones and repetitions are dropped, the order is kept.
     """
-    if cell.startswith("[") and cell.endswith("]"):
-        try:
+    items = _list_literal(cell) if cell.startswith("[") and cell.endswith("]") else None
+    stripped = (str(item).strip() for item in (cell.split(";") if items is None else items))
+    return tuple(dict.fromkeys(item for item in stripped if item))
+
+
+def join_cell(items: Sequence[str]) -> str:
+    """The cell that `split_cell` splits into these items: ``a;b``, or a list literal if needed."""
+    cell = ";".join(items)
+    return cell if split_cell(cell) == tuple(items) else repr(list(items))
+
+
+def _list_literal(cell: str) -> list[Any] | None:
+    try:
+        with warnings.catch_warnings():  # of backslashes, in paths from another system
+            warnings.simplefilter("ignore", SyntaxWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
             items = ast.literal_eval(cell)
-        except (ValueError, SyntaxError):
-            items = None
-        if isinstance(items, list):
-            return tuple(dict.fromkeys(str(item) for item in items))
-    return tuple(dict.fromkeys(part.strip() for part in cell.split(";") if part.strip()))
+    except (ValueError, SyntaxError):
+        return None
+    return items if isinstance(items, list) else None

@@ -23,6 +23,7 @@ from dragn_cache.bags import RaggedBags
 from dragn_cache.config import TrainConfig
 from dragn_cache.errors import DragnCacheError
 from dragn_cache.manifest import Task
+from dragn_cache.scaling import Standardise
 
 Progress = Callable[[dict[str, float]], None]
 """Called after every epoch with its row of the history."""
@@ -31,17 +32,25 @@ EVALUATION_ROWS = 4096  # instances of a batch at evaluation; a bag is never cut
 
 
 class BagClassifier(nn.Module):
-    """Aggregator → dropout → linear head: RaggedBags → logits (B, L)."""
+    """[Scaling →] aggregator → dropout → linear head: RaggedBags → logits (B, L)."""
 
-    def __init__(self, aggregator: Aggregator, n_labels: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        aggregator: Aggregator,
+        n_labels: int,
+        *,
+        dropout: float = 0.0,
+        scaling: Standardise | None = None,
+    ) -> None:
         super().__init__()
+        self.scaling = scaling
         self.aggregator = aggregator
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(aggregator.out_dim, n_labels)
 
     def forward(self, bags: RaggedBags) -> tuple[Tensor, Tensor | None]:
         """Logits (B, L), and the aggregator's auxiliary loss if it has one."""
-        result = self.aggregator(bags)
+        result = self.aggregator(bags if self.scaling is None else self.scaling(bags))
         return self.head(self.dropout(result.embedding)), result.loss
 
 
@@ -84,6 +93,8 @@ def train(data: LabelledBags, config: TrainConfig, *, progress: Progress | None 
         model = build_model(config, data.bags.in_shape, data.targets.shape[1]).to(device)
         generator = torch.Generator().manual_seed(config.seed)
         bags = data.bags.to(device=device)
+        if model.scaling is not None:
+            model.scaling.fit(bags.select(torch.from_numpy(data.rows("train"))))
         targets = torch.from_numpy(data.targets).to(device, torch.float32)
         best_epoch, history = _fit(model, bags, targets, data, config, generator, progress)
     probabilities = predict(model, bags, data.task)
@@ -94,7 +105,8 @@ def build_model(config: TrainConfig, in_shape: tuple[int, ...], n_labels: int) -
     """A fresh model for instances of ``in_shape``."""
     options = dict(config.options or {})
     aggregator = create_aggregator(config.aggregator, in_shape=in_shape, **options)
-    return BagClassifier(aggregator, n_labels, config.dropout)
+    scaling = Standardise(in_shape[0]) if config.scale == "standard" else None
+    return BagClassifier(aggregator, n_labels, dropout=config.dropout, scaling=scaling)
 
 
 def _fit(

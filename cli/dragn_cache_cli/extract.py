@@ -89,9 +89,7 @@ def _print_report(report: ExtractReport, out: Path) -> None:
     from dragn_cache_cli import screen
 
     if not report.parts_written:
-        screen.out.print(
-            f"{out}: complete already, nothing to do", markup=False, soft_wrap=True
-        )
+        screen.out.print(f"{out}: complete already, nothing to do", markup=False, soft_wrap=True)
         return
     rate = report.instances_done / report.total_seconds
     screen.out.print(

@@ -27,6 +27,9 @@ def train_agg(
     lr: Annotated[float, typer.Option(help="AdamW's learning rate.")] = 3e-4,
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 1e-2,
     dropout: Annotated[float, typer.Option(help="Dropout before the head.")] = 0.5,
+    scale: Annotated[
+        Literal["none", "standard"], typer.Option(help="Standardise features by training bags.")
+    ] = "none",
     batch_size: Annotated[int, typer.Option(help="Bags of a step.")] = 16,
     order: Annotated[
         Literal["random", "manifest"], typer.Option(help="Order of instances in training.")
@@ -59,6 +62,7 @@ def train_agg(
         lr=lr,
         weight_decay=weight_decay,
         dropout=dropout,
+        scale=scale,
         order=order,
         seed=seed,
         device=device,

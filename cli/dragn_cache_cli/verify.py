@@ -35,7 +35,9 @@ def verify(
         screen.print_json({"damaged": rows, "missing_parts": missing, "parts": len(opened.parts)})
     else:
         for bag, part, what in damaged:
-            screen.out.print(f"damaged: bag {bag!r} in {part}: {what}", markup=False, soft_wrap=True)
+            screen.out.print(
+                f"damaged: bag {bag!r} in {part}: {what}", markup=False, soft_wrap=True
+            )
         for number in missing:
             screen.out.print(f"missing: {opened.part_path(number).name}", soft_wrap=True)
         screen.out.print(

@@ -12,7 +12,7 @@ from torchvision.models import Weights, WeightsEnum
 
 from dragn_cache.backbones.families import build, family
 from dragn_cache.backbones.preprocessing import Preprocessing, default_preprocessing
-from dragn_cache.backbones.taps import Tap, TapGraph, tap_network
+from dragn_cache.backbones.taps import Tap, tap_graph, tap_network
 from dragn_cache.backbones.weights import (
     PublishedWeights,
     RandomWeights,
@@ -145,7 +145,7 @@ def load_backbone(
         preprocessing = default_preprocessing(name, weights).override(**(preprocessing or {}))
     names = _tap_names(spec.default_taps if taps is None else taps)
     side = image_size(name, source)
-    graph = TapGraph(name, preprocessing.size, side)
+    graph = tap_graph(name, preprocessing.size, side)
     found = [graph.tap(tap) for tap in names]
     for tap in found:
         tap.grid_shape(grid)

@@ -71,7 +71,8 @@ _RESNET = Family("layer4", "avgpool", classifier=("fc.",))
 _SWIN = Family("permute", "avgpool", classifier=("head.",))
 # torchvision's ImageNet weights of these two want inputs scaled by 0.5, which the network does when
 # told to. It is always told to, so that a file with those weights gives the same features.
-_GOOGLE = {"aux_logits": False, "transform_input": True, "init_weights": True}
+# (Their own random initialisation lets Inception's features grow to 10^11.)
+_GOOGLE = {"aux_logits": False, "transform_input": True, "init_weights": False}
 
 FAMILIES: dict[str, Family] = {
     "alexnet": Family("features"),

@@ -12,6 +12,7 @@ of another: of `layer4` and `layer4.1` asked for together, one is from before th
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import re
@@ -49,6 +50,7 @@ _OPS_LAYERS = tuple(
     for member in vars(torchvision.ops).values()
     if isinstance(member, type) and issubclass(member, nn.Module)
 )
+_SHAPE_KEEPING = (F.batch_norm, F.layer_norm, F.gelu, F.hardsigmoid, F.hardswish, F.relu, F.silu)
 _OUT_OF_PLACE: dict[Any, Any] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
@@ -252,6 +254,12 @@ class TapGraph:
         ]
 
 
+@functools.lru_cache(maxsize=8)
+def tap_graph(name: str, size: tuple[int, int], side: int) -> TapGraph:
+    """A `TapGraph`, kept: taps are mostly listed or checked and then loaded."""
+    return TapGraph(name, size, side)
+
+
 def describe_taps(
     name: str,
     size: tuple[int, int] | None = None,
@@ -274,9 +282,9 @@ def describe_taps(
         UnknownNameError: no such backbone.
         InputError: the network cannot take images of this size.
     """
-    size = default_preprocessing(name, weights).size if size is None else size
+    height, width = default_preprocessing(name, weights).size if size is None else size
     side = image_size(name, resolve_weights(name, weights))
-    return TapGraph(name, size, side).describe()
+    return tap_graph(name, (height, width), side).describe()
 
 
 def tap_network(network: nn.Module, taps: Sequence[Tap]) -> fx.GraphModule:
@@ -367,7 +375,7 @@ def _shapes(
 ) -> dict[fx.Node, tuple[int, ...]]:
     run = _ShapeRun(module)
     try:
-        with torch.no_grad(), _NormKeepsShape():
+        with torch.no_grad(), ShapeKeeping():
             run.run(torch.empty(_BATCH, 3, *size, device="meta"))
     # However a layer refuses its input: mostly a pooling window larger than its map.
     except (RuntimeError, AssertionError, ValueError) as error:
@@ -380,13 +388,13 @@ def _shapes(
     return run.shapes
 
 
-class _NormKeepsShape(TorchFunctionMode):
-    """Batch norm on the meta device, where torch's own takes half of the whole run's time."""
+class ShapeKeeping(TorchFunctionMode):
+    """Skips what keeps its input's shape; on the meta device it would take most of a run's time."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any | None = None
     ) -> Any:
-        if func is F.batch_norm:
+        if func in _SHAPE_KEEPING:
             return torch.empty_like(args[0])
         return func(*args, **(kwargs or {}))
 

@@ -203,23 +203,27 @@ class _Outlines:
         waves = amplitudes * np.exp(2j * np.pi * rng.random((K, 4)))
         return cls(centres, radii, waves.astype(np.complex64))
 
+    def of(self, k: NDArray[np.int64]) -> _Outlines:
+        """One curve per element of ``k``, in its shape."""
+        return _Outlines(self.centres[k], self.radii[k], self.waves[k])
+
     def radius(self, directions: Complexes) -> Floats:
-        """Radius of curve k in directions[k]: (K, …) unit complex → (K, …)."""
-        w2, w3, w4, w5 = self.waves.T.reshape((4, -1) + (1,) * (directions.ndim - 1))
+        """Each curve's radius in its directions: (K, …) unit complex → (K, …)."""
+        over = self.radii.shape + (1,) * (directions.ndim - self.radii.ndim)
+        w2, w3, w4, w5 = (self.waves[..., k].reshape(over) for k in range(4))
         u = directions
         wave = ((w5 * u + w4) * u + w3) * u + w2
-        base = self.radii.reshape((-1,) + (1,) * (directions.ndim - 1))
-        return np.asarray(base * (1 + (wave * u * u).real), np.float32)
+        return np.asarray(self.radii.reshape(over) * (1 + (wave * u * u).real), np.float32)
 
-    def depth(self, points: Complexes) -> tuple[Floats, Floats]:
-        """Distance from each centre over the curve's radius there (1 on the curve), and the radius.
+    def depth(self, offsets: Complexes) -> tuple[Floats, Floats]:
+        """How deep points lie, and the radius there: depth is the distance over the radius.
 
-        points (h, w) → two arrays (K, h, w).
+        offsets: points minus their curve's centre, (K, …); 0 is the centre, 1 the curve.
         """
-        z = points - self.centres[:, None, None]
-        r = np.maximum(np.abs(z), np.float32(1e-6))
-        radius = self.radius(z / r)
-        return r / radius, radius
+        distance: Floats = np.maximum(np.abs(offsets), np.float32(1e-6))
+        directions: Complexes = np.divide(offsets, distance, dtype=np.complex64)
+        radius = self.radius(directions)
+        return distance / radius, radius
 
     def at(self, directions: Complexes) -> Complexes:
         """The curves' points in the directions (K, m) → (K, m)."""
@@ -249,7 +253,7 @@ class _Scene:
         """Smooth positive noise of mean 1 and standard deviation about ``contrast``."""
         white = self.rng.standard_normal(self.size, dtype=np.float32)
         smooth = _blur(white, grain_px * self.scale)
-        return np.maximum(0, 1 + contrast / smooth.std() * smooth)
+        return np.asarray(np.maximum(0, 1 + contrast / smooth.std() * smooth), np.float32)
 
     def between(self, angles: NDArray[np.floating], fractions: NDArray[np.floating]) -> Complexes:
         """Points from the nuclear membrane (fraction 0) to the cell's edge (1): (K, m) → (K, m)."""
@@ -266,7 +270,7 @@ class _Scene:
 
 def _step(distance_px: Floats, width_px: float) -> Floats:
     """0 outside, 1 inside, a ramp of ``width_px`` between."""
-    return np.clip(distance_px / np.float32(width_px) + np.float32(0.5), 0, 1)
+    return np.asarray(np.clip(distance_px / width_px + 0.5, 0, 1), np.float32)
 
 
 def _blur(planes: Floats, sigma_px: float) -> Floats:
@@ -320,16 +324,16 @@ def _draw_scene(rng: np.random.Generator, plate: _Plate, size: tuple[int, int]) 
 
     y, x = np.mgrid[0:h, 0:w].astype(np.float32)
     points = (x + 1j * y).astype(np.complex64)
-    depth, radius = cells.depth(points)
-    owner = depth.argmin(0)[None]
-    nearest = np.take_along_axis(depth, owner, 0)[0]
-    np.put_along_axis(depth, owner, np.float32(np.inf), 0)
+    depth, radius = cells.depth(points - centres[:, None, None])
+    owner = depth.argmin(0)
+    nearest = np.take_along_axis(depth, owner[None], 0)[0]
+    np.put_along_axis(depth, owner[None], np.float32(np.inf), 0)
     # Where two cells meet, the border is where both are equally deep.
     inside = np.minimum(1 - nearest, (depth.min(0) - nearest) / 2)
-    in_cell = inside * np.take_along_axis(radius, owner, 0)[0]
-    depth, radius = nuclei.depth(points)
-    in_nucleus = ((1 - depth) * radius).max(0)
-    in_nucleus = np.minimum(in_nucleus, in_cell - 2 * scale)  # a nucleus never leaves its cell
+    in_cell = inside * np.take_along_axis(radius, owner[None], 0)[0]
+    depth, radius = nuclei.of(owner).depth(points - nuclei.centres[owner])
+    # A nucleus never leaves its cell.
+    in_nucleus = np.minimum((1 - depth) * radius, in_cell - 2 * scale)
     return _Scene(
         rng=rng,
         size=size,
@@ -368,7 +372,7 @@ def _nucleoli(scene: _Scene) -> Floats:
 
 
 def _nuclear_membrane(scene: _Scene) -> Floats:
-    rim = np.exp(-((scene.in_nucleus / (1.8 * scene.scale)) ** 2))
+    rim: Floats = np.exp(-((scene.in_nucleus / (1.8 * scene.scale)) ** 2))
     return 1.2 * rim * scene.texture(2.0, 0.2) + 0.08 * scene.nucleus
 
 
@@ -403,7 +407,7 @@ def _golgi(scene: _Scene) -> Floats:
 
 
 def _plasma_membrane(scene: _Scene) -> Floats:
-    rim = np.exp(-(((scene.in_cell - scene.scale) / (1.7 * scene.scale)) ** 2))
+    rim: Floats = np.exp(-(((scene.in_cell - scene.scale) / (1.7 * scene.scale)) ** 2))
     return rim * scene.texture(2.5, 0.25) + 0.1 * scene.body
 
 
@@ -433,7 +437,7 @@ _PATTERNS: dict[str, Callable[[_Scene], Floats]] = {
 
 def _microtubules(scene: _Scene) -> Floats:
     """Bent filaments from beside the nucleus out to the cell's edge, over a faint haze."""
-    rng, K, filaments, steps = scene.rng, len(scene.cells.centres), 64, 40
+    rng, K, filaments, steps = scene.rng, len(scene.cells.centres), 64, 28
     angles = rng.uniform(0, 2 * np.pi, (K, filaments, 1))
     sweep = rng.normal(0, 0.5, (K, filaments, 1))
     along = np.linspace(-0.15, 1, steps)
@@ -441,10 +445,11 @@ def _microtubules(scene: _Scene) -> Floats:
     wiggle = 0.05 * np.sin(rng.uniform(4, 9, (K, filaments, 1)) * along + angles)
     turned = (angles + sweep * along**2 + wiggle).reshape(K, -1)
     points = scene.between(turned, (along * reach).reshape(K, -1))
-    weights = rng.uniform(0.02, 0.11, (K, filaments, 1)) * np.ones(steps)
+    weights = rng.uniform(0.03, 0.16, (K, filaments, 1)) * np.ones(steps)
     threads = scene.spots(points, weights.reshape(K, -1).astype(np.float32), 0.6)
-    haze = 0.18 * scene.texture(3.0, 0.2)
-    return (np.minimum(threads, 1.1) + haze) * scene.body * (1 - 0.6 * scene.nucleus)
+    haze: Floats = 0.18 * scene.texture(3.0, 0.2)
+    light: Floats = np.minimum(threads, 1.1) + haze
+    return light * scene.body * (1 - 0.6 * scene.nucleus)
 
 
 def _protein(scene: _Scene, field: FieldPlan) -> Floats:
@@ -494,7 +499,8 @@ def _uneven_background(rng: np.random.Generator, plate: _Plate, size: tuple[int,
     h, w = size
     down, across = rng.uniform(-0.3, 0.3, (2, 3, 1, 1))
     y, x = np.linspace(-0.5, 0.5, h)[:, None], np.linspace(-0.5, 0.5, w)
-    return (plate.background[:, None, None] * (1 + down * y + across * x)).astype(np.float32)
+    level = plate.background[:, None, None] * (1 + down * y + across * x)
+    return np.asarray(level, np.float32)
 
 
 def describe(*, bags: int, seed: int, size: tuple[int, int]) -> dict[str, object]:

@@ -1,0 +1,125 @@
+"""The whole way on simulated images: simulate, check, extract, train three methods, compare."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dragn_cache.check import check_dataset
+from dragn_cache.config import ExtractConfig, TrainConfig
+from dragn_cache.datasets.simulated import simulate
+from dragn_cache.extract import extract
+from dragn_cache.manifest import Manifest, read_manifest
+from dragn_cache.plots import plot_comparison
+from dragn_cache.runs import train_run
+from dragn_cache.store import open_store
+
+Bar = Callable[[str, str], AbstractContextManager[Callable[[int, int], None]]]
+
+# Features of a random network differ little between images: standardised, they can be learnt from.
+METHODS: dict[str, TrainConfig] = {
+    "L3Agg": TrainConfig(aggregator="dragn", options={"unit": "L3Agg"}, scale="standard", lr=1e-3),
+    "mean": TrainConfig(aggregator="mean", scale="standard", lr=1e-3),
+    "max": TrainConfig(aggregator="max", scale="standard", lr=1e-3),
+}
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo made: each method's metrics and seconds, and the figure."""
+
+    metrics: dict[str, dict[str, Any]]
+    seconds: dict[str, float]
+    figure: Path
+
+
+def run_demo(
+    out: Path, *, bags: int, seed: int, announce: Callable[[str], None], bar: Bar
+) -> DemoResult:
+    """Simulate, check, extract and train in ``out``; a second run reuses images and features.
+
+    Args:
+        announce: called with the command that does each step.
+        bar: makes a progress bar from a title and a unit.
+    """
+    data, features = out / "simulated", out / "simulated.features"
+    announce(f"dragn-cache simulate --out {data} --bags {bags} --seed {seed}")
+    with bar("simulating", "bags") as progress:
+        simulate(data, bags=bags, seed=seed, progress=lambda done: progress(done, bags))
+    announce(f"dragn-cache check {data}")
+    with bar("checking", "images") as progress:
+        faults = check_dataset(data, progress=progress).faults
+    if faults:
+        raise faults[0].error(len(faults) - 1)
+    announce(
+        f"dragn-cache extract --dataset {data} --backbone resnet18 --weights random "
+        f"--out {features}"
+    )
+    manifest = read_manifest(data)
+    with bar("extracting", "images") as progress:
+        config = ExtractConfig(backbone="resnet18", weights="random")
+        extract(manifest, config, features, progress=progress)
+    return _train(out, features, manifest, seed, announce, bar)
+
+
+def _train(
+    out: Path,
+    features: Path,
+    manifest: Manifest,
+    seed: int,
+    announce: Callable[[str], None],
+    bar: Bar,
+) -> DemoResult:
+    shutil.rmtree(out / "runs", ignore_errors=True)
+    metrics, seconds, histories = {}, {}, {}
+    store = open_store(features)
+    for method, config in METHODS.items():
+        run = out / "runs" / method
+        how = "--unit L3Agg" if config.aggregator == "dragn" else f"--aggregator {method}"
+        how += f" --scale {config.scale} --lr {config.lr:g}"
+        announce(f"dragn-cache train-agg --store {features} {how} --out {run}")
+        started = time.perf_counter()
+        with bar(f"training {method}", "epochs") as progress:
+            metrics[method] = train_run(
+                store,
+                config,
+                run,
+                progress=partial(_count, progress, config.epochs),
+            )
+        seconds[method] = time.perf_counter() - started
+        with (run / "history.csv").open() as file:
+            rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        histories[method] = rows
+    figure = out / "demo.png"
+    bag = next(b for b in manifest.bags if 6 <= len(manifest.instances[b.bag_id]) <= 9)
+    plot_comparison(
+        figure,
+        metrics=metrics,
+        histories=histories,
+        bag=[_merged(manifest, row.image) for row in manifest.instances[bag.bag_id]],
+        bag_title=f"bag {bag.bag_id}: {', '.join(bag.labels or ())}",
+    )
+    (out / "demo.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    return DemoResult(metrics, seconds, figure)
+
+
+def _count(update: Callable[[int, int], None], epochs: int, row: dict[str, float]) -> None:
+    update(int(row["epoch"]), epochs)
+
+
+def _merged(manifest: Manifest, image: str) -> NDArray[np.uint8]:
+    """(H, W, 3): the three channels as colours."""
+    files = [manifest.image_root / image.replace("{channel}", c) for c in ("red", "green", "blue")]
+    return np.stack([np.asarray(Image.open(file)) for file in files], axis=-1)

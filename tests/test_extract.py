@@ -1,0 +1,430 @@
+"""Stage one: the same bytes whatever happens, one decode per image, and clear refusals."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_image, write_dataset
+from PIL import Image
+from torchvision.models import shufflenet_v2_x0_5
+
+from dragn_cache.backbones import Backbone, load_backbone
+from dragn_cache.config import ExtractConfig
+from dragn_cache.errors import (
+    DragnCacheError,
+    ImageError,
+    InputError,
+    StoreError,
+    StoreMismatchError,
+    UnknownNameError,
+)
+from dragn_cache.extract import ExtractReport, batch_sizes, extract
+from dragn_cache.manifest import Manifest, read_manifest
+from dragn_cache.store import FORMATS, open_store
+
+SIZES = [3, 1, 5, 2, 7, 1, 4]
+CONFIG = ExtractConfig(
+    backbone="shufflenet_v2_x0_5",
+    weights="random:3",
+    taps=("stage2", "gap"),
+    size=(32, 48),
+    part_instances=6,
+    batch_size=8,
+    workers=0,
+)
+MakeDataset = Callable[..., Manifest]
+
+
+def config(**changes: object) -> ExtractConfig:
+    return replace(CONFIG, **changes)  # type: ignore[arg-type]
+
+
+def tree(path: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()
+    }
+
+
+@cache
+def plain_backbone() -> Backbone:
+    return load_backbone(
+        "shufflenet_v2_x0_5",
+        weights="random:3",
+        taps=("stage2", "gap"),
+        preprocessing={"size": (32, 48)},
+    )
+
+
+def reference(manifest: Manifest, image: str) -> dict[str, np.ndarray]:
+    """Features of one whole image, by the shortest way."""
+    pixels = Image.open(manifest.image_root / image).convert("RGB")
+    resized = np.asarray(pixels.resize((48, 32), Image.Resampling.BILINEAR))
+    batch = torch.from_numpy(resized.copy()).permute(2, 0, 1)[None]
+    return {name: tap[0].numpy() for name, tap in plain_backbone()(batch).items()}
+
+
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_features_equal_the_backbone_run_on_each_image_alone(
+    tmp_path: Path, dataset: MakeDataset, format: str
+) -> None:
+    manifest = dataset(SIZES)
+    extract(manifest, config(format=format, dtype="float32"), tmp_path / "s")
+    store = open_store(tmp_path / "s")
+    assert [(t.name, t.shape) for t in store.description.taps] == [
+        ("stage2", (48, 4, 6)),
+        ("gap", (1024,)),
+    ]
+    for bag in ("000", "004", "006"):
+        for tap in ("stage2", "gap"):
+            rows = store.bag(bag, tap)
+            for row, instance in zip(rows, manifest.instances[bag], strict=True):
+                wanted = reference(manifest, instance.image)[tap]
+                np.testing.assert_allclose(row, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_half_precision_is_the_rounded_single_precision(
+    tmp_path: Path, dataset: MakeDataset
+) -> None:
+    manifest = dataset(SIZES)
+    extract(manifest, config(dtype="float32"), tmp_path / "f32")
+    extract(manifest, config(dtype="float16"), tmp_path / "f16")
+    whole, _ = open_store(tmp_path / "f32").load("stage2")
+    half, _ = open_store(tmp_path / "f16").load("stage2")
+    np.testing.assert_array_equal(half, whole.astype(np.float16))
+
+
+def test_worker_processes_change_nothing(tmp_path: Path, dataset: MakeDataset) -> None:
+    manifest = dataset(SIZES)
+    extract(manifest, config(workers=0), tmp_path / "a")
+    extract(manifest, config(workers=2), tmp_path / "b")
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_finished_it_does_nothing(tmp_path: Path, dataset: MakeDataset) -> None:
+    manifest = dataset(SIZES)
+    first = extract(manifest, CONFIG, tmp_path / "s")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "s").rglob("*")}
+    again = extract(manifest, CONFIG, tmp_path / "s")
+    assert (first.parts_written, first.instances_done) == (5, sum(SIZES))
+    assert (again.parts_written, again.images_decoded) == (0, 0)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "s").rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"weights": "random:4"}, r"features\.weights_sha256"),
+        ({"taps": ("gap",)}, r"features\.taps"),
+        ({"size": (40, 48)}, r"features\.preprocessing\.size"),
+        ({"grid": 2}, r"features\.grid"),
+        ({"mean": (0.5, 0.5, 0.5)}, r"features\.preprocessing\.mean"),
+        ({"dtype": "float32"}, r"numerics\.dtype"),
+        ({"batch_size": 4}, r"numerics\.batch_size"),
+        ({"part_instances": 7}, r"plan\.part_instances"),
+        ({"format": "zarr"}, "format is hdf5, asked for zarr"),
+    ],
+)
+def test_other_settings_are_refused_by_name(
+    tmp_path: Path, dataset: MakeDataset, change: dict[str, object], field: str
+) -> None:
+    manifest = dataset([2, 1])
+    extract(manifest, CONFIG, tmp_path / "s")
+    before = tree(tmp_path / "s")
+    with pytest.raises(StoreMismatchError, match=field):
+        extract(manifest, config(**change), tmp_path / "s")
+    assert tree(tmp_path / "s") == before
+
+
+def test_another_manifest_is_refused(tmp_path: Path, dataset: MakeDataset) -> None:
+    extract(dataset([2, 1]), CONFIG, tmp_path / "s")
+    with pytest.raises(StoreMismatchError, match=r"plan\.instances is 3, asked for 4"):
+        extract(dataset([2, 2], seed=1), CONFIG, tmp_path / "s")
+
+
+def test_an_image_with_several_boxes_is_decoded_once(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    for name in ("a", "b"):
+        draw_image(tmp_path / f"{name}.png", rng, 61, 83)
+    (tmp_path / "table.csv").write_text(
+        "bag_id,labels,image,x0,y0,x1,y1\n"
+        "p,u,a.png,0,0,31,29\np,u,b.png,,,,\np,u,a.png,40,20,83,61\n"
+        "q,v,a.png,10,5,50,45\nq,v,b.png,3,7,40,60\n"
+    )
+    manifest = read_manifest(tmp_path / "table.csv")
+    report = extract(manifest, config(dtype="float32"), tmp_path / "s")
+    assert (report.images_decoded, report.instances_done) == (2, 5)
+    store = open_store(tmp_path / "s")
+    index = store.index(0)
+    assert index.images == ("a.png", "b.png", "a.png", "a.png", "b.png")
+    assert index.boxes.tolist() == [
+        [0, 0, 31, 29],
+        [0, 0, 83, 61],
+        [40, 20, 83, 61],
+        [10, 5, 50, 45],
+        [3, 7, 40, 60],
+    ]
+    Image.open(tmp_path / "a.png").crop((10, 5, 50, 45)).save(tmp_path / "crop.png")
+    wanted = reference(manifest, "crop.png")["gap"]
+    np.testing.assert_allclose(store.bag("q", "gap")[0], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_maps_are_pooled_to_a_grid(tmp_path: Path, dataset: MakeDataset) -> None:
+    manifest = dataset([2, 1])
+    extract(manifest, config(grid=2, dtype="float32"), tmp_path / "grid")
+    extract(manifest, config(dtype="float32"), tmp_path / "whole")
+    pooled, _ = open_store(tmp_path / "grid").load("stage2")
+    whole, _ = open_store(tmp_path / "whole").load("stage2")
+    wanted = whole.reshape(3, 48, 2, 2, 2, 3).mean((3, 5))
+    np.testing.assert_allclose(pooled, wanted, rtol=1e-5, atol=1e-6)
+    with pytest.raises(InputError, match="grid"):
+        extract(manifest, config(grid=9), tmp_path / "too-fine")
+
+
+@pytest.mark.parametrize("batch", [1, 5, 8, 32])
+def test_a_rest_runs_in_the_smallest_of_four_sizes_that_holds_it(batch: int) -> None:
+    allowed = {max(1, batch // k) for k in (1, 2, 4, 8)}
+    for count in range(3 * batch):
+        sizes = batch_sizes(count, batch)
+        assert set(sizes) <= allowed
+        assert sum(sizes) >= count
+        assert sizes[:-1] == [batch] * (count // batch) or sizes == [batch] * (count // batch)
+        rest = count % batch
+        assert not rest or not any(rest <= size < sizes[-1] for size in allowed)
+
+
+# --- inputs that cannot be used ----------------------------------------------------------------
+
+
+def spoil(manifest: Manifest) -> None:
+    """One input of each kind that fails."""
+    root = manifest.image_root / "img"
+    (root / "002_1.png").write_bytes((root / "002_1.png").read_bytes()[:-40])
+    (root / "004_0.png").write_bytes(b"")
+    (root / "004_6.png").unlink()
+
+
+def test_stopping_names_bag_and_image_and_keeps_what_is_written(
+    tmp_path: Path, dataset: MakeDataset
+) -> None:
+    manifest = dataset(SIZES)
+    good = tree(manifest.image_root)
+    spoil(manifest)
+    with pytest.raises(
+        ImageError, match=r"bag '002', img/002_1\.png: .*or extract with --on-error"
+    ):
+        extract(manifest, CONFIG, tmp_path / "s")
+    assert open_store(tmp_path / "s").missing_parts() == [1, 2, 3, 4]
+    for name, data in good.items():
+        (manifest.image_root / name).write_bytes(data)
+    extract(manifest, CONFIG, tmp_path / "s")
+    extract(manifest, CONFIG, tmp_path / "whole")
+    assert tree(tmp_path / "s") == tree(tmp_path / "whole")
+
+
+def test_skipping_records_every_input_not_used(tmp_path: Path, dataset: MakeDataset) -> None:
+    manifest = dataset(SIZES)
+    spoil(manifest)
+    report = extract(manifest, config(on_error="skip"), tmp_path / "s")
+    assert report.instances_done == sum(SIZES) - 3
+    with (tmp_path / "s" / "failures.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["bag_id"], r["image"]) for r in rows] == [
+        ("002", "img/002_1.png"),
+        ("004", "img/004_0.png"),
+        ("004", "img/004_6.png"),
+    ]
+    assert "0 bytes" in rows[1]["reason"]
+    assert "no such file" in rows[2]["reason"]
+    assert str(tmp_path) not in (tmp_path / "s" / "failures.csv").read_text()
+    store = open_store(tmp_path / "s")
+    assert len(store.bag("004")) == 5
+    assert [f.image for f in extract(manifest, CONFIG, tmp_path / "s").failures] == [
+        r["image"] for r in rows
+    ]
+
+
+def test_a_bag_without_images_stops_or_stays_empty(tmp_path: Path, dataset: MakeDataset) -> None:
+    dataset([2, 0, 1])
+    manifest = read_manifest(tmp_path / "tiny0")
+    with pytest.raises(InputError, match=r"bags\.csv:3: .*none for bag '001'"):
+        extract(manifest, CONFIG, tmp_path / "s")
+    report = extract(manifest, config(on_error="skip"), tmp_path / "s")
+    assert [(f.bag_id, f.image) for f in report.failures] == [("001", "")]
+    assert len(open_store(tmp_path / "s").bag("001")) == 0
+
+
+def test_a_box_outside_the_image_is_named(tmp_path: Path) -> None:
+    draw_image(tmp_path / "a.png", np.random.default_rng(0), 20, 30)
+    (tmp_path / "t.csv").write_text("bag_id,labels,image,x0,y0,x1,y1\nb,u,a.png,0,0,31,20\n")
+    with pytest.raises(ImageError, match=r"t\.csv:2 \(a\.png\): .*outside the image of 30×20"):
+        extract(read_manifest(tmp_path / "t.csv"), CONFIG, tmp_path / "s")
+
+
+def test_values_beyond_half_precision_are_refused_never_infinite(
+    tmp_path: Path, dataset: MakeDataset
+) -> None:
+    manifest = dataset([2, 1])
+    net = shufflenet_v2_x0_5(weights=None)
+    with torch.no_grad():
+        net.conv5[1].bias.fill_(7e4)
+    torch.save(net.state_dict(), tmp_path / "huge.pth")
+    huge = config(weights=str(tmp_path / "huge.pth"))
+    with pytest.raises(DragnCacheError, match=r"bag '00\d', tap 'gap': .*65504.*--dtype float32"):
+        extract(manifest, huge, tmp_path / "s")
+    assert not list((tmp_path / "s" / "parts").iterdir())
+    extract(manifest, config(weights=str(tmp_path / "huge.pth"), dtype="float32"), tmp_path / "t")
+
+
+def test_unknown_names_offer_the_nearest(tmp_path: Path, dataset: MakeDataset) -> None:
+    manifest = dataset([1])
+    with pytest.raises(UnknownNameError, match=r"did you mean .*shufflenet_v2_x0_5"):
+        extract(manifest, config(backbone="shufflenet_x0_5"), tmp_path / "s")
+    with pytest.raises(UnknownNameError, match=r"did you mean .*stage2"):
+        extract(manifest, config(taps=("stage_2",)), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+# --- disks and deaths --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Path:
+    """A tmpfs of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_a_full_disk_is_said_and_the_run_goes_on_after_it(
+    tmp_path: Path, dataset: MakeDataset, small_disk: Path, format: str
+) -> None:
+    manifest = dataset(SIZES)
+    wanted = config(format=format, dtype="float32")
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(880_000))
+    with pytest.raises(StoreError, match=r"No space left on device.*finished parts are kept"):
+        extract(manifest, wanted, small_disk / "s")
+    ballast.unlink()
+    extract(manifest, wanted, small_disk / "s")
+    extract(manifest, wanted, tmp_path / "whole")
+    assert tree(small_disk / "s") == tree(tmp_path / "whole")
+
+
+def test_a_read_only_disk_is_said(dataset: MakeDataset, small_disk: Path) -> None:
+    manifest = dataset([2, 1])
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(StoreError, match="expected a folder that can be written, got Read-only"):
+        extract(manifest, CONFIG, small_disk / "s")
+
+
+def test_a_worker_that_dies_is_said(tmp_path: Path, dataset: MakeDataset) -> None:
+    manifest = dataset([4, 9, 11])
+    killed: list[int] = []
+
+    def kill_a_worker(done: int, total: int) -> None:
+        if done and not killed:
+            killed.extend(workers_of(os.getpid()))
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    with pytest.raises(DragnCacheError, match="expected worker processes that live"):
+        extract(manifest, config(workers=1, batch_size=1), tmp_path / "s", progress=kill_a_worker)
+    extract(manifest, config(workers=1, batch_size=1), tmp_path / "s")
+    assert open_store(tmp_path / "s").missing_parts() == []
+
+
+def workers_of(parent: int) -> list[int]:
+    """Decoding processes: children of the fork server, which is a child of ``parent``."""
+
+    def children(pid: int) -> list[int]:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        return [int(child) for child in text.split()]
+
+    return [grandchild for child in children(parent) for grandchild in children(child)]
+
+
+KILLS = 20  # in each format
+
+
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_killed_at_random_moments_it_resumes_to_the_same_bytes(tmp_path: Path, format: str) -> None:
+    """SIGKILL between the first and the last part's appearance; counted only if parts existed
+    and parts were missing. The child is forked after the imports, so that a kill costs little."""
+    manifest = read_manifest(write_dataset(tmp_path / "d", [7, 31, 23, 12, 29, 38, 3, 35]))
+    wanted = config(format=format, part_instances=40, batch_size=8)
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    moments: list[float] = []
+
+    def watch(done: int, total: int) -> None:
+        parts = list((tmp_path / "whole" / "parts").glob("0*"))
+        if parts:
+            moments.append(time.perf_counter() - started)
+
+    extract(manifest, wanted, tmp_path / "whole", progress=watch)
+    whole = tree(tmp_path / "whole")
+    rng = random.Random(format)
+    counted = tried = 0
+    while counted < KILLS:
+        tried += 1
+        assert tried < 20 * KILLS, "the kills do not land between the first and the last part"
+        out = tmp_path / f"killed{tried}"
+        killed_between = kill_during(
+            manifest, wanted, out, rng.uniform(0, moments[-1] - moments[0])
+        )
+        extract(manifest, wanted, out)
+        assert tree(out) == whole
+        counted += killed_between
+        shutil.rmtree(out)
+
+
+def kill_during(manifest: Manifest, wanted: ExtractConfig, out: Path, after_first: float) -> bool:
+    """Extract in a forked child and kill it ``after_first`` seconds after its first part.
+
+    Returns whether at least one part existed and one was missing.
+    """
+    child = os.fork()
+    if child == 0:
+        try:
+            extract(manifest, wanted, out)
+        finally:
+            os._exit(0)
+    while not list((out / "parts").glob("0*")):
+        time.sleep(0.0005)
+    time.sleep(after_first)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return bool(open_store(out).missing_parts())
+
+
+def test_the_report_adds_up(tmp_path: Path, dataset: MakeDataset) -> None:
+    seen: list[tuple[int, int]] = []
+    report: ExtractReport = extract(
+        dataset(SIZES), CONFIG, tmp_path / "s", progress=lambda *pair: seen.append(pair)
+    )
+    assert seen[0] == (0, 23)
+    assert seen[-1] == (23, 23)
+    parts = report.start_seconds + report.wait_seconds + report.forward_seconds
+    assert parts + report.write_seconds <= report.total_seconds
