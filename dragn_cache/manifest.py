@@ -204,6 +204,14 @@ def read_bags(
     return tuple(bags), order, chosen
 
 
+def columns_given(path: Path) -> set[str]:
+    """Which of ``labels``, ``split`` and ``group`` a table of bags has (cells may be empty)."""
+    columns = [column for row in read_table(path)[:1] for column in row.cells]
+    _, label_column, group_column = _bag_columns(path, columns)
+    present = {"labels": label_column, "group": group_column, "split": "split" in columns}
+    return {name for name, there in present.items() if there}
+
+
 def infer_task(bags: Sequence[Bag]) -> Task:
     """Multi-class when every bag has exactly one label and there are several, else multi-label."""
     counts = {len(bag.labels) for bag in bags if bag.labels is not None}
@@ -395,9 +403,7 @@ def _read_bag_table(
             str(path), expected="bags", got="no row below the header", remedy="add a row per bag"
         )
     columns = rows[0].cells.keys()
-    id_column = _column(path, columns, BAG_COLUMNS, "bag ids")
-    label_column = next((c for c in LABEL_COLUMNS if c in columns), None)
-    group_column = next((c for c in GROUP_COLUMNS if c in columns and c != id_column), None)
+    id_column, label_column, group_column = _bag_columns(path, columns)
     one_row_per_image = not images_elsewhere and any(c in columns for c in IMAGE_COLUMNS)
     skip = {id_column, label_column, group_column, "split"}
     skip |= {"order", *IMAGE_COLUMNS, *BOX_COLUMNS} if one_row_per_image else set()
@@ -430,6 +436,14 @@ def _read_bag_table(
                 )
             )
     return list(bags.values())
+
+
+def _bag_columns(path: Path, columns: Iterable[str]) -> tuple[str, str | None, str | None]:
+    """The columns of ids, labels and groups, by whatever name."""
+    id_column = _column(path, columns, BAG_COLUMNS, "bag ids")
+    label_column = next((c for c in LABEL_COLUMNS if c in columns), None)
+    group_column = next((c for c in GROUP_COLUMNS if c in columns and c != id_column), None)
+    return id_column, label_column, group_column
 
 
 def _split_name(row: Row) -> str:

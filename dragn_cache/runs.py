@@ -15,6 +15,8 @@ import csv
 import io
 import json
 import pickle
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,8 +31,8 @@ from dragn_cache.aggregators import AGGREGATORS
 from dragn_cache.bags import RaggedBags
 from dragn_cache.config import TrainConfig
 from dragn_cache.errors import InputError, StoreMismatchError, UnknownNameError
-from dragn_cache.files import write_text
-from dragn_cache.manifest import SPLITS, Bag, Task, read_bags
+from dragn_cache.files import write_bytes, write_text
+from dragn_cache.manifest import SPLITS, Bag, Task, check_bags, columns_given, read_bags
 from dragn_cache.metrics import evaluate
 from dragn_cache.splits import check_split, make_split
 from dragn_cache.store import Store, Tap, differences
@@ -45,6 +47,17 @@ from dragn_cache.train import (
 )
 
 CHECKPOINT_VERSION = 1
+# What zipfile and torch.load raise on bytes that torch.save did not write.
+CHECKPOINT_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
 Warn = Callable[[str], None]
 
 
@@ -99,10 +112,7 @@ def train_run(
         InputError: the labels, the split or an option cannot be used, or ``out`` holds a run.
         StoreError: the store is incomplete or damaged.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(
-            str(out), expected="a new folder", got="one with files", remedy="give another --out"
-        )
+    require_new(out)
     store.require_complete()
     tap = choose_tap(store, config)
     labelling = read_labelling(store, bags_csv)
@@ -146,8 +156,11 @@ def predict_run(
         the scores over all labelled bags, or None when the bags carry no labels.
 
     Raises:
+        InputError: there is no usable checkpoint, or ``out`` holds files.
         StoreMismatchError: the store's features are not those that the model was trained on.
+        StoreError: the store is incomplete or damaged.
     """
+    require_new(out)
     model, record = load_checkpoint(run)
     refuse_other_features(run, record, store, warn)
     store.require_complete()
@@ -164,6 +177,13 @@ def predict_run(
     scores = _scores(labelling.targets(), probabilities, rows, labelling.task, config)
     write_text(out / "metrics.json", json.dumps({"all": scores}, indent=2) + "\n")
     return scores
+
+
+def require_new(out: Path) -> None:
+    """Raise `InputError` unless a folder is empty or does not exist yet."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        got = "one with files" if out.is_dir() else "a file"
+        raise InputError(str(out), expected="a new folder", got=got, remedy="give another --out")
 
 
 # --- joining labels and features ---------------------------------------------------------------
@@ -191,15 +211,17 @@ def read_labelling(
 ) -> Labelling:
     """Labels, splits and groups of a store's bags, from the store or from another table.
 
-    A column that the other table lacks is taken from the store. Bags that it lacks are left out.
+    A column that the other table lacks is taken from the store; one that it has counts, even where
+    it is empty, so that two splits or groupings are never mixed. Bags that it lacks are left out.
+
+    Raises:
+        UnknownNameError: a bag that the store does not have.
+        ManifestError: a label, a split, or a bag's number of labels that is not allowed.
     """
     if bags_csv is None:
         return _checked(Labelling(store.bags, tuple(labels or store.labels), task or store.task))
     known = {bag.bag_id: bag for bag in store.bags}
     given, found, found_task = read_bags(bags_csv)
-    unlabelled = all(bag.labels is None for bag in given)
-    order = labels or (store.labels if unlabelled or set(found) <= set(store.labels) else found)
-    bags = []
     for bag in given:
         if bag.bag_id not in known:
             raise UnknownNameError(
@@ -208,21 +230,22 @@ def read_labelling(
                 known,
                 remedy=f"correct {bag.file}:{bag.line}, or extract that bag's images first",
             )
+    absent = {"labels", "split", "group"} - columns_given(bags_csv)
+    bags = []
+    for bag in given:
         old = known[bag.bag_id]
-        merged = replace(bag, split=bag.split or old.split, group=bag.group or old.group)
-        bags.append(replace(merged, labels=old.labels) if unlabelled else merged)
-    same = unlabelled or order == store.labels
+        bags.append(replace(bag, **{name: getattr(old, name) for name in absent}))
+    same = "labels" in absent or set(found) <= set(store.labels)
+    order = labels or (store.labels if same else found)
     return _checked(
         Labelling(tuple(bags), tuple(order), task or (store.task if same else found_task))
     )
 
 
 def _checked(labelling: Labelling) -> Labelling:
-    known = set(labelling.labels)
-    for bag in labelling.bags:
-        for label in bag.labels or ():
-            if label not in known:
-                raise UnknownNameError("label", label, known)
+    faults = check_bags(labelling.bags, labelling.labels, labelling.task)
+    if faults:
+        raise faults[0].error(len(faults) - 1)
     return labelling
 
 
@@ -359,9 +382,9 @@ def _write_checkpoint(
         "provenance": {k: store.description.provenance[k] for k in ("features", "numerics")},
         "state": trained.model.state_dict(),
     }
-    beside = path.with_suffix(".tmp")
-    torch.save(record, beside)
-    beside.replace(path)
+    content = io.BytesIO()
+    torch.save(record, content)
+    write_bytes(path, content.getvalue())
 
 
 def load_checkpoint(run: Path) -> tuple[BagClassifier, dict[str, Any]]:
@@ -375,14 +398,16 @@ def load_checkpoint(run: Path) -> tuple[BagClassifier, dict[str, Any]]:
             remedy="give the --out of a train-agg",
         )
     try:
+        with zipfile.ZipFile(path) as file:  # torch.load does not compare the checksums
+            damaged = file.testzip()
+        if damaged:
+            raise zipfile.BadZipFile(f"other bytes than were written in {damaged}")
         record = torch.load(path, map_location="cpu", weights_only=True)
         version = record["version"]
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+    except CHECKPOINT_DAMAGE as error:
+        got = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            str(path),
-            expected="a checkpoint of dragn-cache",
-            got=str(error).splitlines()[0],
-            remedy="train again",
+            str(path), expected="a checkpoint of dragn-cache", got=got, remedy="train again"
         ) from error
     if version != CHECKPOINT_VERSION:
         raise InputError(

@@ -391,7 +391,7 @@ def test_the_unit_is_called_once_per_round_on_windows_only() -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"unit": "L4Agg"}, "option unit: expected one of 'L1Agg', 'L2Agg', 'L3Agg', got 'L4Agg'"),
+        ({"unit": "L4Agg"}, "unit: expected a known unit, got 'L4Agg'; did you mean L3Agg"),
         ({"mixing": "none"}, "option mixing: .* got 'none'"),
         ({"kernel": 2}, "option kernel: expected one of 1, 3, 5, 7, got 2"),
         ({"kernel": True}, "option kernel: .* got True"),

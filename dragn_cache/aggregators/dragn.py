@@ -27,6 +27,7 @@ of two the mean. Global average pooling comes after the recursion, so the featur
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import ClassVar, Literal, NamedTuple, cast, get_args
 
 import torch
@@ -197,12 +198,25 @@ class UnitConv(nn.Conv2d):
         M, K, height, width = x.shape
         if K > 3 or height * width > DENSE_PIXELS:
             return super().forward(x)
-        pixels = K * height * width
-        basis = torch.eye(pixels, dtype=x.dtype, device=x.device).view(pixels, K, height, width)
-        matrix = F.conv2d(basis, self.weight, padding=self.padding, groups=self.groups).flatten(1)
-        bias = cast(Tensor, self.bias).repeat_interleave(height * width)
-        y = torch.addmm(bias, x.reshape(M, pixels), matrix)
-        return y.view(M, self.out_channels, height, width)
+        pixels, outputs = height * width, self.out_channels
+        shifts = shift_matrices(height, width, self.kernel_size[0]).to(x)
+        taps = self.weight.flatten(2).permute(1, 0, 2).reshape(K * outputs, -1)
+        matrix = (taps @ shifts.flatten(1)).view(K, outputs, pixels, pixels)
+        matrix = matrix.transpose(1, 2).reshape(K * pixels, outputs * pixels)
+        bias = cast(Tensor, self.bias).repeat_interleave(pixels)
+        y = torch.addmm(bias, x.reshape(M, K * pixels), matrix)
+        return y.view(M, outputs, height, width)
+
+
+@cache
+def shift_matrices(height: int, width: int, kernel: int) -> Tensor:
+    """(kernel², h w, h w) of 0 and 1: entry (t, p, q) is 1 where tap t carries pixel p to q."""
+    y, x = torch.arange(height), torch.arange(width)
+    offset = torch.arange(kernel) - kernel // 2
+    rows = (y[:, None] == y + offset[:, None, None]).float()  # (kernel, h, h)
+    columns = (x[:, None] == x + offset[:, None, None]).float()  # (kernel, w, w)
+    pixels = height * width
+    return torch.einsum("apq,bxz->abpxqz", rows, columns).reshape(kernel**2, pixels, pixels)
 
 
 class UnitNorm(nn.BatchNorm2d):

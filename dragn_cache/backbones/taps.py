@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -51,12 +50,6 @@ _OPS_LAYERS = tuple(
     if isinstance(member, type) and issubclass(member, nn.Module)
 )
 _SHAPE_KEEPING = (F.batch_norm, F.layer_norm, F.gelu, F.hardsigmoid, F.hardswish, F.relu, F.silu)
-_OUT_OF_PLACE: dict[Any, Any] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
 
 
 @dataclass(frozen=True)
@@ -297,8 +290,8 @@ def tap_network(network: nn.Module, taps: Sequence[Tap]) -> fx.GraphModule:
     (output,) = module.graph.find_nodes(op="output")
     output.args = ({tap.node: nodes[tap.node] for tap in taps},)
     module.graph.eliminate_dead_code()
+    # (`x += y` is traced as a sum, which is not in place.)
     for node in module.graph.nodes:
-        node.target = _OUT_OF_PLACE.get(node.target, node.target)
         if node.kwargs.get("inplace"):
             node.update_kwarg("inplace", False)
     for layer in network.modules():

@@ -1,0 +1,193 @@
+"""Training: what the seed fixes, which epoch is kept, and what may not touch the model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from run_stores import LABELS, make_bags, make_features, with_splits
+
+from dragn_cache.bags import RaggedBags
+from dragn_cache.config import TrainConfig
+from dragn_cache.errors import DragnCacheError, InputError
+from dragn_cache.train import (
+    LabelledBags,
+    Trained,
+    bag_loss,
+    build_model,
+    evaluate_loss,
+    predict,
+    train,
+)
+
+CONFIG = TrainConfig(
+    aggregator="dragn", options={"unit": "L1Agg"}, epochs=3, batch_size=8, lr=1e-2, dropout=0.0
+)
+
+
+@pytest.fixture(scope="module")
+def data() -> LabelledBags:
+    bags = with_splits(make_bags(41))
+    features = make_features(bags)
+    targets = np.array([[label in (bag.labels or ()) for label in LABELS] for bag in bags], np.int8)
+    ragged = RaggedBags.from_list([torch.from_numpy(features[bag.bag_id]) for bag in bags])
+    return LabelledBags(ragged, targets, tuple(bag.split for bag in bags), "multilabel")
+
+
+def weights(trained: Trained) -> torch.Tensor:
+    return torch.nn.utils.parameters_to_vector(trained.model.parameters())
+
+
+def changed(data: LabelledBags, split: str) -> LabelledBags:
+    """Other features and the opposite labels for the bags of one split."""
+    rows = data.rows(split)
+    values, targets = data.bags.values.clone(), data.targets.copy()
+    for row in rows:
+        start, end = data.bags.offsets[row : row + 2].tolist()
+        values[start:end] = 5 - 2 * values[start:end]
+    targets[rows] = 1 - targets[rows]
+    return replace(data, bags=RaggedBags(values, data.bags.offsets), targets=targets)
+
+
+def test_losses_by_hand() -> None:
+    logits = torch.tensor([[0.0, 2.0, -1.0], [1.0, 0.0, 3.0]], dtype=torch.float64)
+    targets = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    p = 1 / (1 + np.exp(-logits.numpy()))
+    y = targets.numpy()
+    expected = -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean()
+    assert bag_loss(logits, targets, "multilabel").item() == pytest.approx(expected, rel=1e-12)
+    z = np.exp(logits.numpy())
+    expected = -np.log([z[0, 0] / z[0].sum(), z[1, 2] / z[1].sum()]).mean()
+    assert bag_loss(logits, targets, "multiclass").item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_same_seed_gives_the_same_model_and_leaves_the_global_one_alone(
+    data: LabelledBags,
+) -> None:
+    config = replace(CONFIG, dropout=0.3)
+    torch.manual_seed(11)
+    first = train(data, config)
+    drawn = torch.rand(3)
+    torch.manual_seed(12)
+    second = train(data, config)
+    torch.manual_seed(11)
+    assert torch.equal(torch.rand(3), drawn)
+    assert torch.equal(weights(first), weights(second))
+    assert first.history == second.history
+    np.testing.assert_array_equal(first.probabilities, second.probabilities)
+    assert not torch.equal(weights(train(data, replace(config, seed=1))), weights(first))
+
+
+def test_instances_are_shuffled_for_methods_that_see_their_order(data: LabelledBags) -> None:
+    for method, sees_order in (("dragn", True), ("mean", False)):
+        config = replace(CONFIG, aggregator=method, options=None)
+        shuffled = train(data, config)
+        kept = train(data, replace(config, order="manifest"))
+        assert (shuffled.history != kept.history) == sees_order
+
+
+def test_the_epoch_of_lowest_validation_loss_is_kept(data: LabelledBags) -> None:
+    rng = np.random.default_rng(3)
+    noise = replace(data, targets=rng.integers(0, 2, data.targets.shape).astype(np.int8))
+    rows: list[dict[str, float]] = []
+    config = replace(CONFIG, epochs=23, lr=3e-2)
+    trained = train(noise, config, progress=rows.append)
+    losses = [row["validation_loss"] for row in trained.history]
+    assert [row["epoch"] for row in trained.history] == list(range(1, 24))
+    assert rows == list(trained.history)
+    assert trained.best_epoch == 1 + int(np.argmin(losses))
+    assert 1 < trained.best_epoch < 23  # else this would hold for the last epoch's weights too
+    targets = torch.from_numpy(noise.targets).float()
+    again = evaluate_loss(trained.model, noise.bags, targets, noise.rows("validation"), noise.task)
+    assert again == min(losses)
+    expected = predict(trained.model, noise.bags, noise.task)
+    np.testing.assert_array_equal(trained.probabilities, expected)
+    assert not trained.model.training
+
+
+def test_test_bags_never_touch_training(data: LabelledBags) -> None:
+    first, second = train(data, CONFIG), train(changed(data, "test"), CONFIG)
+    assert first.history == second.history
+    assert torch.equal(weights(first), weights(second))
+    test = data.rows("test")
+    assert (first.probabilities[test] != second.probabilities[test]).any(axis=1).all()
+
+
+def test_validation_bags_choose_the_epoch_and_no_more(data: LabelledBags) -> None:
+    first, second = train(data, CONFIG), train(changed(data, "validation"), CONFIG)
+    for name, same in (("train_loss", True), ("validation_loss", False)):
+        assert ([r[name] for r in first.history] == [r[name] for r in second.history]) == same
+
+
+def test_evaluation_does_not_depend_on_its_batches(
+    data: LabelledBags, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_model(CONFIG, data.bags.in_shape, 3).eval()
+    whole = predict(model, data.bags, data.task)
+    one_by_one = [predict(model, data.bags.select([k]), data.task)[0] for k in range(41)]
+    for rows in (1, 5, 13):
+        monkeypatch.setattr("dragn_cache.train.EVALUATION_ROWS", rows)
+        np.testing.assert_allclose(predict(model, data.bags, data.task), whole, rtol=1e-6)
+    np.testing.assert_allclose(whole, one_by_one, rtol=1e-6)
+
+
+def test_instances_are_in_the_manifests_order_at_evaluation(data: LabelledBags) -> None:
+    config = replace(CONFIG, options={"unit": "L1Agg", "init": "default"})
+    model = build_model(config, data.bags.in_shape, 3)
+    offsets = data.bags.offsets.tolist()
+    backwards = [k for a, b in pairwise(offsets) for k in range(b - 1, a - 1, -1)]
+    reversed_ = RaggedBags(data.bags.values[backwards], data.bags.offsets)
+    assert not np.allclose(
+        predict(model, data.bags, data.task), predict(model, reversed_, data.task)
+    )
+    np.testing.assert_array_equal(
+        predict(model, data.bags, data.task), predict(model, data.bags, data.task)
+    )
+
+
+def test_probabilities_are_sigmoids_or_a_softmax(data: LabelledBags) -> None:
+    model = build_model(replace(CONFIG, aggregator="mean", options=None), data.bags.in_shape, 3)
+    model.eval()
+    with torch.no_grad():
+        logits = model(data.bags)[0].double().numpy()
+    np.testing.assert_allclose(
+        predict(model, data.bags, "multilabel"), 1 / (1 + np.exp(-logits)), rtol=1e-12
+    )
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(predict(model, data.bags, "multiclass"), expected, rtol=1e-12)
+
+
+def test_a_loss_that_is_not_finite_ends_training(data: LabelledBags) -> None:
+    values = data.bags.values.clone()
+    values[int(data.bags.offsets[data.rows("train")[0]])] = torch.inf
+    broken = replace(data, bags=RaggedBags(values, data.bags.offsets))
+    message = r"^epoch 1: expected a finite loss, got training nan, .*lower --lr \(now 0\.01\)"
+    with pytest.raises(DragnCacheError, match=message):
+        train(broken, CONFIG)
+
+
+def test_a_learning_rate_too_high_ends_in_that_error(data: LabelledBags) -> None:
+    config = replace(CONFIG, aggregator="mean", options=None, lr=1e3, weight_decay=1e3, epochs=60)
+    with pytest.raises(DragnCacheError, match=r"expected a finite loss.*\(now 1000\)"):
+        train(data, config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "--epochs: expected at least 1, got 0"),
+        ({"batch_size": 0}, "--batch-size: expected at least 1, got 0"),
+        ({"intervals": -1}, "--intervals: expected at least 0, got -1"),
+        ({"seed": -1}, "--seed: expected at least 0, got -1"),
+        ({"order": "sorted"}, "--order: expected random or manifest, got 'sorted'"),
+        ({"lr": float("nan")}, "--lr: expected 0.0 to 1000.0, got nan"),
+        ({"weight_decay": -1.0}, "--weight-decay: expected 0.0 to 1000.0, got -1.0"),
+        ({"dropout": 1.0}, "--dropout: expected 0.0 to 0.999, got 1.0"),
+    ],
+)
+def test_settings_are_checked(change: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        replace(CONFIG, **change)
