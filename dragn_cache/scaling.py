@@ -7,13 +7,12 @@ from torch import Tensor, nn
 
 from dragn_cache.bags import RaggedBags
 
-EPSILON = 1e-6
-
 
 class Standardise(nn.Module):
     """Subtract each channel's mean and divide by its standard deviation.
 
-    Both are taken over the instances (and pixels) that `fit` sees, and stay with the model.
+    Both are taken over the instances (and pixels) that `fit` sees, and stay with the model. A
+    channel that never varied there is only shifted, as scikit-learn's StandardScaler does.
 
     Attributes:
         mean, std: (C,) float32.
@@ -34,10 +33,10 @@ class Standardise(nn.Module):
         axes = (0, 2, 3) if values.dim() == 4 else (0,)
         variance, mean = torch.var_mean(values, axes, correction=0)
         self.mean.copy_(mean)
-        self.std.copy_(variance.sqrt())
+        self.std.copy_(torch.where(variance > 0, variance.sqrt(), 1.0))
 
     def forward(self, bags: RaggedBags) -> RaggedBags:
-        """The same bags in float32, scaled; a channel that never varied becomes zero."""
+        """The same bags in float32, scaled."""
         shape = (-1, 1, 1) if bags.values.dim() == 4 else (-1,)
-        scaled = (bags.values.float() - self.mean.view(shape)) / (self.std.view(shape) + EPSILON)
+        scaled = (bags.values.float() - self.mean.view(shape)) / self.std.view(shape)
         return RaggedBags(scaled, bags.offsets)

@@ -56,8 +56,8 @@ def read_table(path: Path) -> list[Row]:
     """Read a CSV (or, by its ending, a TSV) with a header line.
 
     Raises:
-        ManifestError: the file is missing, not readable, not UTF-8, without a header, a quote is not
-            closed, or a row has another number of cells than the header.
+        ManifestError: the file is missing, not readable, not UTF-8 or without a header, a quote is
+            not closed, or a row has another number of cells than the header.
     """
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:

@@ -466,6 +466,13 @@ def test_a_run_predicts_other_bags_of_the_same_features(
     assert told == []
 
 
+def test_a_runs_scaling_travels_with_it(store: Store, tmp_path: Path) -> None:
+    train_run(store, replace(CONFIG, scale="standard"), tmp_path / "run")
+    predict_run(tmp_path / "run", store, tmp_path / "out")
+    first, again = (rows_of(tmp_path / name / "predictions.csv") for name in ("run", "out"))
+    assert [row["p_golgi"] for row in first] == [row["p_golgi"] for row in again]
+
+
 def test_bags_without_labels_are_predicted_and_not_scored(
     store: Store, run: Path, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -108,16 +109,26 @@ def test_the_epoch_of_lowest_validation_loss_is_kept(data: LabelledBags) -> None
     assert not trained.model.training
 
 
-def test_test_bags_never_touch_training(data: LabelledBags) -> None:
-    first, second = train(data, CONFIG), train(changed(data, "test"), CONFIG)
+@pytest.mark.parametrize("scale", ["none", "standard"])
+def test_test_bags_never_touch_training(
+    data: LabelledBags, scale: Literal["none", "standard"]
+) -> None:
+    config = replace(CONFIG, scale=scale)
+    first, second = train(data, config), train(changed(data, "test"), config)
     assert first.history == second.history
-    assert torch.equal(weights(first), weights(second))
+    assert all(
+        map(torch.equal, first.model.state_dict().values(), second.model.state_dict().values())
+    )
     test = data.rows("test")
     assert (first.probabilities[test] != second.probabilities[test]).any(axis=1).all()
 
 
-def test_validation_bags_choose_the_epoch_and_no_more(data: LabelledBags) -> None:
-    first, second = train(data, CONFIG), train(changed(data, "validation"), CONFIG)
+@pytest.mark.parametrize("scale", ["none", "standard"])
+def test_validation_bags_choose_the_epoch_and_no_more(
+    data: LabelledBags, scale: Literal["none", "standard"]
+) -> None:
+    config = replace(CONFIG, scale=scale)
+    first, second = train(data, config), train(changed(data, "validation"), config)
     for name, same in (("train_loss", True), ("validation_loss", False)):
         assert ([r[name] for r in first.history] == [r[name] for r in second.history]) == same
 
@@ -182,6 +193,7 @@ def test_a_learning_rate_too_high_ends_in_that_error(data: LabelledBags) -> None
         ({"batch_size": 0}, "--batch-size: expected at least 1, got 0"),
         ({"intervals": -1}, "--intervals: expected at least 0, got -1"),
         ({"seed": -1}, "--seed: expected at least 0, got -1"),
+        ({"scale": "max"}, "--scale: expected none or standard, got 'max'"),
         ({"order": "sorted"}, "--order: expected random or manifest, got 'sorted'"),
         ({"lr": float("nan")}, "--lr: expected 0.0 to 1000.0, got nan"),
         ({"weight_decay": -1.0}, "--weight-decay: expected 0.0 to 1000.0, got -1.0"),

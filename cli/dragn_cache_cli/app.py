@@ -58,6 +58,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
+        except (typer.Exit, typer.Abort):
+            raise
         except DragnCacheError as error:
             raise fail(str(error)) from error
         except KeyboardInterrupt as error:

@@ -181,7 +181,7 @@ class TapGraph:
                 f"tap of {self.name}",
                 name,
                 self._last,
-                remedy="list them with describe_taps or the backbones command",
+                remedy="see dragn-cache taps NAME",
             )
         tap = self._find(name)
         if tap is None:

@@ -1,0 +1,334 @@
+"""Every command, as a person types it: its output, its exit code, its one line for a mistake."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import write_dataset
+from dragn_cache_cli.app import COMMANDS, app
+from typer.testing import CliRunner, Result
+
+SIZES = [3, 1, 4, 2, 5, 1, 2, 3, 1, 4, 2, 1, 3, 2, 1, 2, 6, 1, 2, 3]
+EXTRACT = [
+    "--backbone",
+    "squeezenet1_1",
+    "--weights",
+    "random",
+    "--size",
+    "64x64",
+    "--workers",
+    "0",
+]
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def ok(*args: object) -> str:
+    result = run(*args)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refused(*args: object) -> str:
+    """The one line of a refusal."""
+    result = run(*args)
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    assert "internal" not in lines[0]
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("cli") / "tiny", SIZES, seed=3)
+
+
+@pytest.fixture(scope="module")
+def store(data: Path) -> Path:
+    path = data.parent / "tiny.features"
+    ok("extract", "--dataset", data, "--out", path, *EXTRACT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(store: Path) -> Path:
+    path = store.parent / "run"
+    ok("train-agg", "--store", store, "--out", path, "--epochs", 2, "--unit", "L1Agg")
+    return path
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_every_commands_help_has_an_example(command: str) -> None:
+    text = re.sub(r"\x1b\[[0-9;]*m", "", ok(command, "--help"))
+    assert f"Example: dragn-cache {command}" in re.sub(r"\s+", " ", text)
+
+
+def test_version_and_no_arguments() -> None:
+    assert re.fullmatch(r"dragn-cache \d+\.\d+\.\d+\n", ok("--version"))
+    assert "Usage" in run().output
+
+
+def test_check_tells_a_clean_set_from_a_faulty_one(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "d", [2, 3])
+    assert "2 bags, 5 instances, 5 images, 3 labels (multilabel): 0 faults" in ok("check", folder)
+    (folder / "img" / "001_2.png").write_bytes(b"")
+    result = run("check", folder, "--json")
+    assert result.exit_code == 1
+    (fault,) = json.loads(result.stdout)["faults"]
+    assert (fault["kind"], fault["file"], fault["line"]) == ("unreadable-image", "instances.csv", 6)
+    assert "instances.csv:6: unreadable-image" in run("check", folder).stdout
+
+
+def test_extract_reports_goes_on_and_refuses(data: Path, store: Path) -> None:
+    again = ok("extract", "--dataset", data, "--out", store, *EXTRACT)
+    assert "complete already, nothing to do" in again
+    line = refused("extract", "--dataset", data, "--out", store, *EXTRACT, "--dtype", "float32")
+    assert "numerics.dtype" in line
+
+
+def test_skipped_inputs_give_exit_code_1(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "d", [2, 3])
+    (folder / "img" / "001_2.png").write_bytes(b"")
+    out = tmp_path / "s"
+    assert "0 bytes" in refused("extract", "--dataset", folder, "--out", out, *EXTRACT)
+    for _ in range(2):
+        result = run("extract", "--dataset", folder, "--out", out, *EXTRACT, "--on-error", "skip")
+        assert result.exit_code == 1
+        assert "1 inputs were not used" in result.stderr
+
+
+def test_info_shows_the_store(store: Path) -> None:
+    facts = json.loads(ok("info", store, "--json"))
+    assert (facts["bags"], facts["instances"], facts["missing_parts"]) == (20, sum(SIZES), [])
+    assert [(t["name"], t["shape"]) for t in facts["taps"]] == [
+        ("features", [512, 3, 3]),
+        ("gap", [512]),
+    ]
+    text = ok("info", store)
+    assert "20 bags, 49 instances" in text
+    assert "complete" in text
+    assert facts["digests"]["features"] in text
+
+
+def test_verify_names_damage(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    ok("extract", "--dataset", data, "--out", out, *EXTRACT, "--part-instances", 20)
+    assert "0 damaged bags" in ok("verify", out)
+    part = out / "parts" / "00001.h5"
+    part.write_bytes(part.read_bytes()[:-1000])
+    result = run("verify", out, "--json")
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert {row["part"] for row in found["damaged"]} == {"00001.h5"}
+    assert "damaged: bag '008' in 00001.h5" in run("verify", out).stdout
+    part.unlink()
+    result = run("verify", out)
+    assert result.exit_code == 1
+    assert "missing: 00001.h5" in result.stdout
+    assert "run the same extract command again" in refused(
+        "train-agg", "--store", out, "--out", tmp_path / "r"
+    )
+    ok("extract", "--dataset", data, "--out", out, *EXTRACT, "--part-instances", 20)
+    ok("verify", out)
+
+
+def test_training_writes_a_run(store: Path, trained: Path) -> None:
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert list(metrics) == ["train", "validation", "test"]
+    assert sum(m["bags"] for m in metrics.values()) == 20
+    with (trained / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [
+        "bag_id",
+        "split",
+        "y_actin",
+        "y_nucleus",
+        "y_golgi",
+        "p_actin",
+        "p_nucleus",
+        "p_golgi",
+    ]
+    assert len(rows) == 20
+    printed = ok(
+        "train-agg",
+        "--store",
+        store,
+        "--out",
+        store.parent / "j",
+        "--epochs",
+        2,
+        "--unit",
+        "L1Agg",
+        "--json",
+    )
+    assert json.loads(printed) == metrics
+
+
+def test_predicting_repeats_the_runs_probabilities(
+    store: Path, trained: Path, tmp_path: Path
+) -> None:
+    text = ok("predict", trained, "--store", store, "--out", tmp_path / "p")
+    assert "auc_macro over 20 bags" in text
+
+    def columns(path: Path) -> list[list[str]]:
+        with path.open() as file:
+            return [[r["bag_id"], r["p_actin"], r["p_golgi"]] for r in csv.DictReader(file)]
+
+    assert columns(tmp_path / "p" / "predictions.csv") == columns(trained / "predictions.csv")
+
+
+def test_another_table_of_bags(store: Path, tmp_path: Path) -> None:
+    table = tmp_path / "other.csv"
+    ids = [f"0{k:02d}" for k in range(12)]
+    splits = ["train"] * 6 + ["val"] * 3 + ["test"] * 3
+    table.write_text(
+        "bag_id,labels,split\n"
+        + "".join(
+            f"{b},{'left' if k % 2 else 'right;left'},{s}\n"
+            for k, (b, s) in enumerate(zip(ids, splits, strict=True))
+        )
+    )
+    out = tmp_path / "r"
+    ok(
+        "train-agg",
+        "--store",
+        store,
+        "--bags",
+        table,
+        "--aggregator",
+        "max",
+        "--epochs",
+        1,
+        "--out",
+        out,
+    )
+    with (out / "splits.csv").open() as file:
+        rows = {r["bag_id"]: r["split"] for r in csv.DictReader(file)}
+    assert rows == dict(zip(ids, [s.replace("val", "validation") for s in splits], strict=True))
+    assert "y_left" in (out / "predictions.csv").read_text()
+    table.write_text("bag_id,labels\n0000,left\n")
+    assert "did you mean" in refused(
+        "train-agg", "--store", store, "--bags", table, "--out", tmp_path / "q"
+    )
+
+
+def test_lists() -> None:
+    assert "resnet50" in ok("backbones")
+    assert json.loads(ok("backbones", "--json"))["resnet50"] == {
+        "map": "layer4",
+        "vector": "avgpool",
+    }
+    taps = {t["name"]: t for t in json.loads(ok("taps", "resnet18", "--size", "128x320", "--json"))}
+    assert taps["layer4"]["shape"] == [512, 4, 10]
+    assert taps["layer4"]["bytes_fp16"] == 512 * 40 * 2
+    assert taps["gap"]["shape"] == [512]
+    assert "512×4×10" in ok("taps", "resnet18", "--size", "128x320")
+    assert json.loads(ok("aggregators", "--json"))["dragn"]["order_sensitive"] is True
+    assert "dragn" in ok("aggregators")
+
+
+def test_simulate_then_extract_with_its_defaults(tmp_path: Path) -> None:
+    ok("simulate", "--out", tmp_path / "sim", "--bags", 4, "--seed", 1)
+    ok("check", tmp_path / "sim")
+    ok("extract", "--dataset", tmp_path / "sim", "--weights", "random", "--out", tmp_path / "s")
+    facts = json.loads(ok("info", tmp_path / "s", "--json"))
+    assert facts["provenance"]["features"]["backbone"] == "resnet18"
+    assert facts["provenance"]["features"]["preprocessing"]["size"] == [96, 96]
+
+
+def test_the_demo_ends_with_a_table_a_figure_and_what_to_do_next(tmp_path: Path) -> None:
+    text = ok("demo", "--out", tmp_path / "demo", "--bags", 40)
+    assert "dragn-cache extract --dataset my_data/" in text
+    for method in ("L3Agg", "mean", "max"):
+        assert method in text
+        assert (tmp_path / "demo" / "runs" / method / "metrics.json").is_file()
+    assert (tmp_path / "demo" / "demo.png").stat().st_size > 20_000
+
+
+MISTAKES = {
+    "unknown backbone": (["--backbone", "resnet19"], r"did you mean .*resnet18"),
+    "unknown tap": (["--taps", "featurs"], "did you mean features"),
+    "bad size": (["--size", "224by224"], "--size: expected HEIGHTxWIDTH"),
+    "bad mean": (["--mean", "0.5,0.5"], "--mean: expected one number or three"),
+    "no weights file": (["--weights", "lost.pth"], "lost.pth"),
+    "unknown channel": (["--rgb", "violet"], "violet"),
+    "unknown device": (["--device", "abacus"], "abacus"),
+    "unknown data set": (["--dataset", "flyexpres"], "flyexpress"),
+    "no batch": (["--batch-size", "0"], "--batch-size: expected at least 1, got 0"),
+}
+
+
+@pytest.mark.parametrize("mistake", list(MISTAKES))
+def test_a_mistake_is_one_line_and_writes_nothing(data: Path, tmp_path: Path, mistake: str) -> None:
+    args, message = MISTAKES[mistake]
+    line = refused("extract", "--dataset", data, "--out", tmp_path / "s", *EXTRACT, *args)
+    assert re.search(message, line), line
+    assert not (tmp_path / "s").exists()
+
+
+def test_mistakes_in_training_are_one_line(store: Path, tmp_path: Path) -> None:
+    base = ["train-agg", "--store", store, "--out", tmp_path / "r"]
+    assert "did you mean L3Agg" in refused(*base, "--unit", "L4Agg")
+    assert "did you mean mean" in refused(*base, "--aggregator", "men")
+    assert "option 'unit'" in refused(*base, "--aggregator", "mean", "--unit", "L1Agg")
+    assert "name=value" in refused(*base, "--option", "bn")
+    assert "did you mean gap" in refused(*base, "--tap", "gp")
+    assert "no such folder" in refused("train-agg", "--store", tmp_path / "none")
+    assert "no such folder" in refused("info", tmp_path / "none")
+    assert "no such folder" in refused(
+        "predict", tmp_path / "x", "--store", store, "--out", tmp_path / "p"
+    )
+    assert not (tmp_path / "r").exists()
+
+
+def test_shipped_sets_without_their_files_say_what_to_put_where(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DRAGN_CACHE_DATA", str(tmp_path))
+    line = refused("extract", "--dataset", "hpa", "--out", tmp_path / "s")
+    assert f"put bags.csv and instances.csv into {tmp_path / 'hpa'}" in line
+    assert "dragn-cache simulate --out" in refused("check", "simulated")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_with_its_code_and_the_run_goes_on(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    folder = write_dataset(tmp_path / "d", [8] * 6)
+    out = tmp_path / "s"
+    program = Path(sys.executable).with_name("dragn-cache")
+    args = ["extract", "--dataset", folder, "--out", out, *EXTRACT[:-2], "--part-instances", "8"]
+    command = [program, *args, "--workers", "2", "--batch-size", "4", "--size", "128"]
+    process = subprocess.Popen(
+        [str(a) for a in command],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    while not list((out / "parts").glob("0*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    if number == signal.SIGINT:  # Ctrl-C reaches the whole foreground group
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert not list((out / "parts").glob(".*"))
+    assert subprocess.run([str(a) for a in command], check=False).returncode == 0
+    assert run("verify", out).exit_code == 0
