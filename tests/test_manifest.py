@@ -15,15 +15,14 @@ from dragn_cache.manifest import (
     Bag,
     Instance,
     Manifest,
-    find_source,
     infer_task,
     read_bags,
     read_manifest,
     read_with_faults,
-    shipped_names,
     write_bags,
     write_manifest,
 )
+from dragn_cache.sources import find_source, shipped_names
 
 TOML = 'name = "tiny"\ntask = "multilabel"\nlabels = ["nucleus", "actin", "golgi"]\n'
 BAGS = "bag_id,labels,split,group\n007,actin;nucleus,train,g1\nNA,,val,g2\nnan,golgi,test,\n"
