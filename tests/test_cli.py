@@ -236,6 +236,7 @@ def test_lists() -> None:
     assert taps["layer4"]["bytes_fp16"] == 512 * 40 * 2
     assert taps["gap"]["shape"] == [512]
     assert "512×4×10" in ok("taps", "resnet18", "--size", "128x320")
+    assert "resnet18 at 224×224" in ok("taps", "resnet18")
     assert json.loads(ok("aggregators", "--json"))["dragn"]["order_sensitive"] is True
     assert "dragn" in ok("aggregators")
 

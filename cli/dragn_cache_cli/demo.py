@@ -34,7 +34,7 @@ def demo(
         announce=lambda command: screen.out.print(f"$ {command}", markup=False, soft_wrap=True),
         bar=screen.progress_bar,
     )
-    names = ["auc_macro", "map", "f1_macro", "accuracy"]
+    names = ["auc_macro", "map", "f1_macro"]
     rows = []
     for method, metrics in result.metrics.items():
         test = metrics["test"]

@@ -20,7 +20,7 @@ def taps(
     from dragn_cache.backbones import default_preprocessing, describe_taps
     from dragn_cache_cli import parsing, screen
 
-    pixels = parsing.parse_size(size) or default_preprocessing(name, None).size
+    pixels = parsing.parse_size(size) or default_preprocessing(name).size
     found = describe_taps(name, pixels)
     if as_json:
         screen.print_json([asdict(tap) for tap in found])

@@ -81,7 +81,7 @@ def train_agg(
     if as_json:
         screen.print_json(metrics)
         return
-    names = ["auc_macro", "map", "f1_macro", "f1_micro", "accuracy"]
+    names = ["auc_macro", "map", "f1_macro"]
     rows = [
         (
             split,
@@ -90,5 +90,5 @@ def train_agg(
         )
         for split, scores in metrics.items()
     ]
-    screen.print_table(["split", "bags", *names], rows)
+    screen.print_table(["split", "bags", *names], rows, "scores with 95 % intervals")
     screen.out.print(f"run: {run}", markup=False, soft_wrap=True)
