@@ -114,5 +114,8 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """Entry point of the program."""
+    # Threads that spin while they wait lose most of their time on a machine that others use too
+    # (docs/decisions/0006). It must be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _terminated)
     app()
