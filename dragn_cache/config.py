@@ -61,8 +61,13 @@ class ExtractConfig:
             _at_least("--grid", self.grid, 1)
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> ExtractConfig:
-        """Fill what was not asked for from a data set's ``[extract]`` table."""
+        """Fill what was not asked for from a data set's ``[extract]`` table.
+
+        Its taps belong to its backbone: with another backbone they are left out.
+        """
         given = {key: value for key, value in asdict(self).items() if value is not None}
+        if defaults.get("backbone", self.backbone) != (self.backbone or defaults.get("backbone")):
+            defaults = {key: value for key, value in defaults.items() if key != "taps"}
         filled: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in defaults.items()

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,11 @@ def extract(
     """
     started = time.perf_counter()
     config = config.with_defaults(manifest.extract)
+    _require_image_root(manifest)
     if config.on_error == "stop":
         _refuse_empty_bags(manifest)
+    if config.rgb is None:
+        config = replace(config, rgb=_default_rgb(manifest))
     backbone = open_backbone(config)
     sizes = [len(manifest.instances.get(bag.bag_id, ())) for bag in manifest.bags]
     row_bytes = sum(tap.row_bytes for tap in _taps(backbone, config))
@@ -360,6 +363,26 @@ def _rows(manifest: Manifest, bag_id: str) -> tuple[Instance, ...]:
 
 def _taps(backbone: Backbone, config: ExtractConfig) -> tuple[Tap, ...]:
     return tuple(Tap(name, shape, config.dtype) for name, shape in backbone.tap_shapes.items())
+
+
+def _require_image_root(manifest: Manifest) -> None:
+    if not manifest.image_root.is_dir():
+        raise InputError(
+            f"image root {manifest.image_root}",
+            expected="a folder",
+            got="none",
+            remedy="correct images in dataset.toml, or give --images DIR",
+        )
+
+
+def _default_rgb(manifest: Manifest) -> tuple[str, ...] | None:
+    """The channels that feed the inputs when none are named, so that provenance can name them."""
+    for rows in manifest.instances.values():
+        for row in rows:
+            names, _ = plan_channels(row.image, manifest.channels, None)
+            if names is not None:
+                return names
+    return None
 
 
 def _refuse_empty_bags(manifest: Manifest) -> None:

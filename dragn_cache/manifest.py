@@ -10,6 +10,7 @@ Ids are text from beginning to end: leading zeros, ``NA`` and ``nan`` survive.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -399,10 +400,17 @@ def _walk_folders(root: Path) -> Iterator[Instance]:
         found = (
             p.relative_to(root) for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES
         )
-        images = sorted(p for p in found if not any(part.startswith(".") for part in p.parts))
+        shown = [p for p in found if not any(part.startswith(".") for part in p.parts)]
+        images = sorted(shown, key=_as_people_sort)
         for order, image in enumerate(images):
             path = image.as_posix()
             yield Instance(bag_id=folder.name, image=path, order=order, file=path)
+
+
+def _as_people_sort(path: Path) -> list[tuple[bool, int, str]]:
+    """2.png comes before 10.png."""
+    pieces = re.findall(r"\d+|\D+", path.as_posix())
+    return [(not p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in pieces]
 
 
 def _column(path: Path, columns: Iterable[str], names: Sequence[str], what: str) -> str:

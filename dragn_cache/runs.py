@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from dragn_cache.aggregators import AGGREGATORS
 from dragn_cache.bags import RaggedBags
 from dragn_cache.config import TrainConfig
+from dragn_cache.devices import find_device
 from dragn_cache.errors import InputError, StoreMismatchError, UnknownNameError
 from dragn_cache.files import write_bytes, write_text
 from dragn_cache.manifest import SPLITS, Bag, Task, check_bags, columns_given, read_bags
@@ -161,12 +162,13 @@ def predict_run(
         StoreError: the store is incomplete or damaged.
     """
     require_new(out)
+    target = find_device(device)
     model, record = load_checkpoint(run)
     refuse_other_features(run, record, store, warn)
     store.require_complete()
-    labelling = read_labelling(store, bags_csv, labels=record["labels"], task=record["task"])
+    labelling = _labelling_for(record, store, bags_csv, warn)
     labelling, bags = load_bags(store, store.tap(record["tap"]), labelling, warn)
-    probabilities = predict(model.to(device), bags.to(device=device), labelling.task)
+    probabilities = predict(model.to(target), bags.to(device=target), labelling.task)
     out.mkdir(parents=True, exist_ok=True)
     splits = [bag.split for bag in labelling.bags]
     write_predictions(out / "predictions.csv", labelling, splits, probabilities)
@@ -177,6 +179,19 @@ def predict_run(
     scores = _scores(labelling.targets(), probabilities, rows, labelling.task, config)
     write_text(out / "metrics.json", json.dumps({"all": scores}, indent=2) + "\n")
     return scores
+
+
+def _labelling_for(
+    record: dict[str, Any], store: Store, bags_csv: Path | None, warn: Warn
+) -> Labelling:
+    """The bags to predict, with the run's labels; without any, where they carry other labels."""
+    if bags_csv is None:
+        used = {label for bag in store.bags for label in bag.labels or ()}
+        if not used <= set(record["labels"]):
+            warn("the store's labels are not the run's: predictions without scores")
+            bags = tuple(replace(bag, labels=None) for bag in store.bags)
+            return Labelling(bags, tuple(record["labels"]), record["task"])
+    return read_labelling(store, bags_csv, labels=record["labels"], task=record["task"])
 
 
 def require_new(out: Path) -> None:
@@ -258,6 +273,13 @@ def _require_labels(labelling: Labelling) -> None:
             expected="a labels column",
             got=got,
             remedy="give a table with bag_id,labels as --bags CSV",
+        )
+    if not any(bag.labels for bag in labelling.bags):
+        raise InputError(
+            "labels",
+            expected="a bag with a label",
+            got=f"empty labels for all {len(labelling.bags)} bags",
+            remedy="fill in the labels column",
         )
 
 
@@ -403,22 +425,21 @@ def load_checkpoint(run: Path) -> tuple[BagClassifier, dict[str, Any]]:
         if damaged:
             raise zipfile.BadZipFile(f"other bytes than were written in {damaged}")
         record = torch.load(path, map_location="cpu", weights_only=True)
-        version = record["version"]
+        if record["version"] != CHECKPOINT_VERSION:
+            raise InputError(
+                str(path),
+                expected=f"checkpoint version {CHECKPOINT_VERSION}",
+                got=str(record["version"]),
+                remedy="use the version of dragn-cache that wrote it, or train again",
+            )
+        config = TrainConfig(**record["config"])
+        model = build_model(config, tuple(record["in_shape"]), len(record["labels"]))
+        model.load_state_dict(record["state"])
     except CHECKPOINT_DAMAGE as error:
         got = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
             str(path), expected="a checkpoint of dragn-cache", got=got, remedy="train again"
         ) from error
-    if version != CHECKPOINT_VERSION:
-        raise InputError(
-            str(path),
-            expected=f"checkpoint version {CHECKPOINT_VERSION}",
-            got=str(version),
-            remedy="use the version of dragn-cache that wrote it, or train again",
-        )
-    config = TrainConfig(**record["config"])
-    model = build_model(config, tuple(record["in_shape"]), len(record["labels"]))
-    model.load_state_dict(record["state"])
     return model.eval(), record
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dragn_cache.aggregators import Aggregator, create_aggregator
 from dragn_cache.bags import RaggedBags
 from dragn_cache.config import TrainConfig
+from dragn_cache.devices import find_device
 from dragn_cache.errors import DragnCacheError
 from dragn_cache.manifest import Task
 from dragn_cache.scaling import Standardise
@@ -87,7 +88,7 @@ def train(data: LabelledBags, config: TrainConfig, *, progress: Progress | None 
     Raises:
         DragnCacheError: the training loss is not finite.
     """
-    device = torch.device(config.device)
+    device = find_device(config.device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         model = build_model(config, data.bags.in_shape, data.targets.shape[1]).to(device)

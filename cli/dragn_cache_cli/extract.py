@@ -81,7 +81,10 @@ def extract(
         report = run(manifest, config, out, progress=progress)
     _print_report(report, out)
     if report.failures:
-        screen.warn(f"{len(report.failures)} inputs were not used: see {out / 'failures.csv'}")
+        screen.warn(
+            f"{len(report.failures)} inputs were not used: see {out / 'failures.csv'}; to try them "
+            "again, mend them, remove their bags' parts (manifest/bags.csv says which), and repeat"
+        )
         raise typer.Exit(1)
 
 

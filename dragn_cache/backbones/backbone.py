@@ -24,6 +24,7 @@ from dragn_cache.backbones.weights import (
     resolve_weights,
     weights_digest,
 )
+from dragn_cache.devices import find_device
 from dragn_cache.errors import InputError
 
 
@@ -140,7 +141,7 @@ def load_backbone(
     """
     spec, source = family(name), resolve_weights(name, weights)
     _check_grid(grid)
-    target = _device(device)
+    target = find_device(device)
     if not isinstance(preprocessing, Preprocessing):
         preprocessing = default_preprocessing(name, weights).override(**(preprocessing or {}))
     names = _tap_names(spec.default_taps if taps is None else taps)
@@ -181,18 +182,3 @@ def _tap_names(taps: Sequence[str]) -> list[str]:
             "taps", expected="one or more different taps", got=repr(names), remedy="change them"
         )
     return names
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
-    # AssertionError is what a torch built without CUDA raises.
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            "device",
-            expected="a device that this machine has, such as cpu",
-            got=repr(str(device)),
-            remedy="use --device cpu",
-        ) from error
-    return target

@@ -24,6 +24,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+MAX_SIDE = 8192  # a network's activations for more would not fit any machine
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """The settings between an image and a backbone.
@@ -51,6 +54,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         _require(_is_ints(self.size, 2), "size", "two whole numbers ≥ 1 (h, w)", self.size)
+        _require(max(self.size) <= MAX_SIDE, "size", f"sides of at most {MAX_SIDE} px", self.size)
         shorter = self.resize_shorter
         fits = shorter is None or (_is_ints((shorter,), 1) and shorter >= max(self.size))
         wanted = f"None or a whole number ≥ {max(self.size)}, the larger side of size"

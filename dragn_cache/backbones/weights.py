@@ -8,6 +8,7 @@ import pickle
 import re
 import sys
 import warnings
+import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -164,6 +165,10 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # on odd pickles, which then fail or load
+            if zipfile.is_zipfile(path):  # torch.load does not compare the checksums
+                with zipfile.ZipFile(path) as archive:
+                    if damaged := archive.testzip():
+                        raise zipfile.BadZipFile(f"other bytes than were written in {damaged}")
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     # Damaged bytes can make the unpickler raise nearly anything.
     except Exception as error:

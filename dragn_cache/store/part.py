@@ -16,8 +16,20 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dragn_cache.errors import DamagedPartError
 from dragn_cache.store.schema import Tap
 
+# What h5py, zarr and file reads raise on bytes that are not what was written.
+DAMAGE = (
+    OSError,
+    KeyError,
+    ValueError,
+    TypeError,
+    EOFError,
+    RuntimeError,
+    OverflowError,
+    MemoryError,
+)
 BLOCK_BYTES = 16 * 2**20
 FAILURE_COLUMNS = ("bag_id", "image", "box", "reason")
 
@@ -62,6 +74,36 @@ class PartIndex:
     @property
     def rows(self) -> int:
         return len(self.images)
+
+
+def check_index(index: PartIndex, planned: Sequence[str]) -> None:
+    """Raise ValueError unless a part's index is sound and holds the planned bags."""
+    b, rows = len(planned), index.rows
+    if list(index.ids) != list(planned):
+        raise ValueError("other bags than planned")
+    shapes = {
+        "bags/offsets": (index.offsets.shape, (b + 1,)),
+        "bags/digest": (index.digests.shape, (b, 32)),
+        "instances/box": (index.boxes.shape, (rows, 4)),
+        "instances/order": (index.order.shape, (rows,)),
+        "instances/digest": (index.image_digests.shape, (rows, 32)),
+    }
+    for name, (got, wanted) in shapes.items():
+        if got != wanted:
+            raise ValueError(f"{name} has shape {got}, not {wanted}")
+    ends = index.offsets[0] == 0 and index.offsets[-1] == rows
+    if not ends or (np.diff(index.offsets) < 0).any():
+        raise ValueError("bags/offsets do not run from 0 to the number of rows")
+
+
+def damaged_part(path: Path, error: Exception | str) -> DamagedPartError:
+    """The error for a part that does not hold what was written."""
+    return DamagedPartError(
+        str(path),
+        expected="the part as it was written",
+        got=str(error) or type(error).__name__,
+        remedy=f"remove it (rm -r {path}) and run the same extract command again",
+    )
 
 
 class Rows(Protocol):

@@ -14,13 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dragn_cache.errors import DamagedPartError, StoreError, UnknownNameError
-from dragn_cache.manifest import read_bags
+from dragn_cache.manifest import Bag, read_bags
 from dragn_cache.store.formats import FORMATS
-from dragn_cache.store.part import Array, Failure, PartIndex, bag_digests
+from dragn_cache.store.part import (
+    DAMAGE,
+    Array,
+    Failure,
+    PartIndex,
+    bag_digests,
+    check_index,
+    damaged_part,
+)
 from dragn_cache.store.schema import CLEAN_VIEW, KINDS, StoreDescription, Tap, read_description
-
-# What h5py, zarr and file reads raise on bytes that are not what was written.
-DAMAGE = (OSError, KeyError, ValueError, TypeError, EOFError, RuntimeError)
 
 
 class Store:
@@ -43,7 +48,7 @@ class Store:
         self.bags, self.labels, self.task = read_bags(
             path / "manifest" / "bags.csv", labels=toml.get("labels"), task=toml.get("task")
         )
-        self._part_of = {bag.bag_id: int(bag.extra["part"]) for bag in self.bags}
+        self._part_of = {bag.bag_id: _part_number(path, bag) for bag in self.bags}
         self._index: dict[int, PartIndex] = {}
         self._positions: dict[int, dict[str, int]] = {}
 
@@ -60,6 +65,9 @@ class Store:
 
     def part_path(self, number: int) -> Path:
         return self.path / "parts" / f"{number:05d}{self._format.suffix}"
+
+    def _planned(self, number: int) -> list[str]:
+        return [bag_id for bag_id, part in self._part_of.items() if part == number]
 
     def missing_parts(self) -> list[int]:
         """Parts that extract has still to write."""
@@ -89,7 +97,9 @@ class Store:
         """Everything in a part except its features (cached)."""
         if number not in self._index:
             with self._damage(number):
-                self._index[number] = self._format.read_index(self.part_path(number))
+                index = self._format.read_index(self.part_path(number))
+                check_index(index, self._planned(number))
+                self._index[number] = index
         return self._index[number]
 
     def failures(self) -> list[Failure]:
@@ -186,16 +196,7 @@ class Store:
         try:
             yield
         except DAMAGE as error:
-            raise self._damaged(part, str(error) or type(error).__name__) from error
-
-    def _damaged(self, part: int, got: str) -> DamagedPartError:
-        path = self.part_path(part)
-        return DamagedPartError(
-            str(path),
-            expected="the part as it was written",
-            got=got,
-            remedy=f"remove it (rm -r {path}) and run the same extract command again",
-        )
+            raise damaged_part(self.part_path(part), error) from error
 
     # --- checking ---
 
@@ -205,12 +206,10 @@ class Store:
         Returns:
             (bag id, what is wrong) for each damaged bag; every bag of a part that cannot be read.
         """
-        planned = [bag_id for bag_id, part in self._part_of.items() if part == number]
+        planned = self._planned(number)
         self._index.pop(number, None)
         try:
             index = self.index(number)
-            if list(index.ids) != planned:
-                raise self._damaged(number, "other bags than planned")
             taps, views = self.description.taps, self.description.views
             table = {(tap.name, v): _PartRows(self, number, tap, v) for tap in taps for v in views}
             digests = bag_digests(index.offsets, taps, views, dict(table))
@@ -248,6 +247,18 @@ def _joined(
         if stop > start:
             yield part, start, row, stop - start
         k += 1
+
+
+def _part_number(path: Path, bag: Bag) -> int:
+    text = bag.extra.get("part", "")
+    if not text.isdigit():
+        raise StoreError(
+            f"{path / 'manifest' / 'bags.csv'}:{bag.line}",
+            expected="the number of a part in the column part",
+            got=repr(text),
+            remedy="run the same extract command again: it rewrites this table",
+        )
+    return int(text)
 
 
 def _read_label_order(path: Path) -> dict[str, Any]:

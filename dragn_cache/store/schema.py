@@ -110,6 +110,14 @@ def read_description(store: Path) -> StoreDescription:
                 remedy="use the version of dragn-cache that wrote it, or extract again",
             )
         taps = tuple(Tap(t["name"], tuple(t["shape"]), t["dtype"]) for t in record["taps"])
+        sizes = [size for tap in taps for size in tap.shape]
+        if (
+            record["format"] not in ("hdf5", "zarr")
+            or not taps
+            or any(tap.dtype not in ("float16", "float32") for tap in taps)
+            or not all(isinstance(size, int) and size > 0 for size in sizes)
+        ):
+            raise TypeError("a format, taps or shapes that are not of this version")
         description = StoreDescription(
             record["format"], taps, record["provenance"], tuple(record["views"]), version
         )
@@ -158,6 +166,8 @@ def refuse_differences(store: Path, have: StoreDescription, want: StoreDescripti
     found = differences(have.provenance, want.provenance)
     if have.format != want.format:
         found.insert(0, f"format is {have.format}, asked for {want.format}")
+    elif (have.taps, have.views) != (want.taps, want.views):
+        found.append("store.json's taps or views are not those of its own settings")
     if found:
         raise StoreMismatchError(
             str(store),

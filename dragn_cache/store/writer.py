@@ -8,6 +8,7 @@ is written in one pass, fsynced and renamed.
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import itertools
 import os
@@ -26,12 +27,14 @@ from dragn_cache.files import sync_folder, sync_tree, write_text
 from dragn_cache.manifest import Manifest, write_bags, write_dataset_toml
 from dragn_cache.store.formats import FORMATS
 from dragn_cache.store.part import (
+    DAMAGE,
     FAILURE_COLUMNS,
     Array,
     Failure,
     PartIndex,
     RowTable,
     bag_digests,
+    damaged_part,
 )
 from dragn_cache.store.plan import PartPlan
 from dragn_cache.store.schema import (
@@ -197,19 +200,30 @@ class StoreWriter:
         views = self.description.views
         growing = folder / f"part{self.format.suffix}"
         index = writer.index(views)
+        self._require_space(index.rows)
         self.format.write(growing, index, self.description.taps, views, writer.rows(views))
         sync_tree(growing)
-        growing.rename(self.part_path(part))
-        sync_folder(self.path / "parts")
+        if not self.part_path(part).exists():  # another process may have been faster
+            growing.rename(self.part_path(part))
+            sync_folder(self.path / "parts")
+
+    def _require_space(self, rows: int) -> None:
+        """Raise OSError before writing what would not fit: HDF5 can crash on a full disk."""
+        disk = os.statvfs(self.path)
+        needed = rows * (self.description.row_bytes + 400) + 2**16
+        if disk.f_bavail * disk.f_frsize < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def write_failures(self) -> list[Failure]:
         """Write failures.csv from the parts that exist (a part carries its own) and return it."""
-        failures = [
-            failure
-            for part in self.parts
-            if self.part_path(part).exists()
-            for failure in self.format.read_index(self.part_path(part)).failures
-        ]
+        failures: list[Failure] = []
+        for part in self.parts:
+            path = self.part_path(part)
+            if path.exists():
+                try:
+                    failures += self.format.read_index(path).failures
+                except DAMAGE as error:
+                    raise damaged_part(path, error) from error
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(FAILURE_COLUMNS)
@@ -231,24 +245,45 @@ def open_writer(
     """
     if (path / "store.json").exists():
         refuse_differences(path, read_description(path), description)
+        (path / "parts").mkdir(exist_ok=True)
         _remove_stale_scratch(path / "parts")
+        _write_tables(path, parts, manifest)
         return StoreWriter(path, description, parts)
     foreign = [p.name for p in path.iterdir()] if path.is_dir() else []
-    if path.is_file() or set(foreign) - {"manifest", "parts"}:
+    left = {name for name in foreign if re.fullmatch(r"\.store\.json\.\d+\.tmp", name)}
+    if path.is_file() or set(foreign) - left:
         raise StoreError(
             str(path),
             expected="a store, or a folder that is empty or does not exist yet",
             got="a file" if path.is_file() else f"a folder with {sorted(foreign)[0]}",
             remedy="give another --out",
         )
-    (path / "manifest").mkdir(parents=True, exist_ok=True)
-    (path / "parts").mkdir(exist_ok=True)
-    part_of_bag = [part.number for part in parts for _ in range(part.first_bag, part.last_bag)]
-    write_dataset_toml(manifest, path / "manifest" / "dataset.toml")
-    write_bags(manifest.bags, path / "manifest" / "bags.csv", added={"part": part_of_bag})
-    sync_tree(path / "manifest")
+    for name in left:
+        (path / name).unlink()
+    # store.json comes first: from then on the folder is known as ours, and the rest is made again.
+    path.mkdir(parents=True, exist_ok=True)
     write_description(description, path)
+    (path / "parts").mkdir()
+    _write_tables(path, parts, manifest)
     return StoreWriter(path, description, parts)
+
+
+def _write_tables(path: Path, parts: Sequence[PartPlan], manifest: Manifest) -> None:
+    """Write the manifest's tables, or replace them where labels, splits or groups have changed."""
+    part_of_bag = [part.number for part in parts for _ in range(part.first_bag, part.last_bag)]
+    folder, beside = path / "manifest", path / ".manifest"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    write_dataset_toml(manifest, beside / "dataset.toml")
+    write_bags(manifest.bags, beside / "bags.csv", added={"part": part_of_bag})
+    folder.mkdir(exist_ok=True)
+    for new in beside.iterdir():
+        old = folder / new.name
+        if not old.is_file() or old.read_bytes() != new.read_bytes():
+            sync_tree(new)
+            new.replace(old)
+    shutil.rmtree(beside)
+    sync_folder(folder)
 
 
 def scratch_owner() -> str:
