@@ -330,6 +330,36 @@ def test_a_signal_ends_with_its_code_and_the_run_goes_on(
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert "Traceback" not in err
-    assert not list((out / "parts").glob(".*"))
     assert subprocess.run([str(a) for a in command], check=False).returncode == 0
     assert run("verify", out).exit_code == 0
+    assert not list((out / "parts").glob(".*"))
+
+
+def test_devices_that_are_not_there_are_refused_by_every_command(
+    store: Path, trained: Path, tmp_path: Path
+) -> None:
+    for device in ("abacus", "meta", "cuda:99"):
+        args = ["--store", store, "--out", tmp_path / "r", "--device", device]
+        assert "--device: expected cpu" in refused("train-agg", *args)
+        assert "--device: expected cpu" in refused("predict", trained, *args)
+
+
+def test_predicting_bags_with_other_labels_gives_no_scores(trained: Path, tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "d", [2, 1], seed=9)
+    (folder / "dataset.toml").write_text('name = "other"\ntask = "multilabel"\n')
+    (folder / "bags.csv").write_text("bag_id,labels\n000,strange\n001,odd\n")
+    ok("extract", "--dataset", folder, "--out", tmp_path / "s", *EXTRACT)
+    result = run("predict", trained, "--store", tmp_path / "s", "--out", tmp_path / "p")
+    assert result.exit_code == 0
+    assert "predictions without scores" in result.stderr
+    with (tmp_path / "p" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [r["y_actin"] for r in rows] == ["", ""]
+    assert all(0 < float(r["p_actin"]) < 1 for r in rows)
+
+
+def test_training_needs_a_label(store: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("bag_id,labels\n" + "".join(f"0{k:02d},\n" for k in range(12)))
+    line = refused("train-agg", "--store", store, "--bags", table, "--out", tmp_path / "r")
+    assert "empty labels for all 12 bags" in line

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,12 +25,14 @@ from torchvision.models import shufflenet_v2_x0_5
 from dragn_cache.backbones import Backbone, load_backbone
 from dragn_cache.config import ExtractConfig
 from dragn_cache.errors import (
+    DamagedPartError,
     DragnCacheError,
     ImageError,
     InputError,
     StoreError,
     StoreMismatchError,
     UnknownNameError,
+    WeightsError,
 )
 from dragn_cache.extract import ExtractReport, batch_sizes, extract
 from dragn_cache.manifest import Manifest, read_manifest
@@ -302,11 +305,11 @@ def test_unknown_names_offer_the_nearest(tmp_path: Path, dataset: MakeDataset) -
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Path:
-    """A tmpfs of 1 MB."""
+    """A tmpfs of 4 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)],
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)],
         capture_output=True,
         check=False,
     )
@@ -323,7 +326,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_after_it(
     manifest = dataset(SIZES)
     wanted = config(format=format, dtype="float32")
     ballast = small_disk / "ballast"
-    ballast.write_bytes(bytes(880_000))
+    ballast.write_bytes(bytes(4 * 2**20 - 168_576))
     with pytest.raises(StoreError, match=r"No space left on device.*finished parts are kept"):
         extract(manifest, wanted, small_disk / "s")
     ballast.unlink()
@@ -428,3 +431,143 @@ def test_the_report_adds_up(tmp_path: Path, dataset: MakeDataset) -> None:
     assert seen[-1] == (23, 23)
     parts = report.start_seconds + report.wait_seconds + report.forward_seconds
     assert parts + report.write_seconds <= report.total_seconds
+
+
+# --- what a second look found ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_a_disk_that_fills_between_small_parts_is_said_and_survived(
+    tmp_path: Path, small_disk: Path, format: str
+) -> None:
+    """In a child process: HDF5 on a full disk could end the whole program."""
+    folder = write_dataset(tmp_path / "d", [3] * 12)
+    out = small_disk / "s"
+    (small_disk / "ballast").write_bytes(bytes(4 * 2**20 - 248_576))
+    program = Path(sys.executable).with_name("dragn-cache")
+    command = [program, "extract", "--dataset", folder, "--out", out, "--format", format]
+    command += ["--backbone", "squeezenet1_1", "--weights", "random", "--size", "64"]
+    command += ["--workers", "0", "--part-instances", "3"]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "No space left on device; free space" in done.stderr
+    assert 0 < len(open_store(out).missing_parts()) < 12
+    (small_disk / "ballast").unlink()
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_labels_follow_the_manifest_without_a_new_extraction(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "d", [2, 1])
+    extract(read_manifest(folder), CONFIG, tmp_path / "s")
+    table = folder / "bags.csv"
+    table.write_text("bag_id,labels,split\n000,golgi,test\n001,actin;golgi,train\n")
+    report = extract(read_manifest(folder), CONFIG, tmp_path / "s")
+    assert report.parts_written == 0
+    assert [bag.labels for bag in open_store(tmp_path / "s").bags] == [
+        ("golgi",),
+        ("actin", "golgi"),
+    ]
+
+
+def test_what_a_kill_leaves_before_store_json_is_no_obstacle(
+    tmp_path: Path, dataset: MakeDataset
+) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / ".store.json.99999.tmp").write_text("{")
+    extract(dataset([2, 1]), CONFIG, tmp_path / "s")
+    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == [
+        "failures.csv",
+        "manifest",
+        "parts",
+        "store.json",
+    ]
+
+
+def test_a_lost_manifest_folder_is_made_again(tmp_path: Path, dataset: MakeDataset) -> None:
+    manifest = dataset([2, 1])
+    extract(manifest, CONFIG, tmp_path / "s")
+    before = tree(tmp_path / "s")
+    shutil.rmtree(tmp_path / "s" / "manifest")
+    extract(manifest, CONFIG, tmp_path / "s")
+    assert tree(tmp_path / "s") == before
+
+
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_a_part_that_another_process_finished_first_is_kept(
+    tmp_path: Path, dataset: MakeDataset, format: str
+) -> None:
+    manifest, wanted = dataset(SIZES), config(format=format)
+    extract(manifest, wanted, tmp_path / "whole")
+    out = tmp_path / "s"
+
+    def race(done: int, total: int) -> None:
+        for part in (tmp_path / "whole" / "parts").iterdir():
+            if done == 1 and not (out / "parts" / part.name).exists():
+                shutil.copytree(part, out / "parts" / part.name) if part.is_dir() else shutil.copy(
+                    part, out / "parts" / part.name
+                )
+
+    extract(manifest, replace(wanted, batch_size=8), out, progress=race)
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_a_damaged_part_is_named_by_extract(
+    tmp_path: Path, dataset: MakeDataset, format: str
+) -> None:
+    manifest = dataset(SIZES)
+    extract(manifest, config(format=format), tmp_path / "s")
+    part = open_store(tmp_path / "s").part_path(1)
+    (part / "zarr.json" if part.is_dir() else part).write_bytes(b"")
+    with pytest.raises(DamagedPartError, match=r"00001\.\w+: .*remove it \(rm -r .*00001"):
+        extract(manifest, config(format=format), tmp_path / "s")
+
+
+def test_taps_of_the_data_set_are_for_its_backbone_only() -> None:
+    defaults = {"backbone": "resnet18", "taps": ["layer4"], "size": [96, 64]}
+    own = ExtractConfig().with_defaults(defaults)
+    assert (own.backbone, own.taps, own.size) == ("resnet18", ("layer4",), (96, 64))
+    other = ExtractConfig(backbone="vgg11").with_defaults(defaults)
+    assert (other.backbone, other.taps, other.size) == ("vgg11", None, (96, 64))
+
+
+def test_provenance_names_the_channels_that_fed_the_network(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    for channel in ("blue", "red", "er", "green"):
+        draw_image(tmp_path / "d" / f"a_{channel}.png", rng, 20, 30)
+    (tmp_path / "d" / "bags.csv").write_text("bag_id,labels\nb,u\n")
+    (tmp_path / "d" / "instances.csv").write_text("bag_id,image\nb,a_{channel}.png\n")
+    toml = 'name = "four"\nchannels = ["blue", "red", "er", "green"]\n'
+    (tmp_path / "d" / "dataset.toml").write_text(toml)
+    manifest = read_manifest(tmp_path / "d")
+    extract(manifest, CONFIG, tmp_path / "s")
+    chosen = open_store(tmp_path / "s").description.provenance["features"]["preprocessing"]["rgb"]
+    assert chosen == ["red", "green", "blue"]
+    again = extract(manifest, config(rgb=("red", "green", "blue")), tmp_path / "s")
+    assert again.parts_written == 0
+
+
+def test_absurd_sizes_and_lost_image_roots_are_refused(
+    tmp_path: Path, dataset: MakeDataset
+) -> None:
+    manifest = dataset([1])
+    with pytest.raises(InputError, match="sides of at most 8192"):
+        extract(manifest, config(size=(10**6, 10**6)), tmp_path / "s")
+    lost = replace(manifest, image_root=tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"image root .*nowhere: expected a folder"):
+        extract(lost, config(on_error="skip"), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_weights_file_with_one_changed_bit_is_refused(
+    tmp_path: Path, dataset: MakeDataset
+) -> None:
+    path = tmp_path / "net.pth"
+    torch.save(shufflenet_v2_x0_5(weights=None).state_dict(), path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(WeightsError, match=r"net\.pth: .*perhaps damaged"):
+        extract(dataset([1]), config(weights=str(path)), tmp_path / "s")

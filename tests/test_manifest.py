@@ -573,3 +573,12 @@ def test_faults_of_a_table_of_bags(
 ) -> None:
     with pytest.raises(ManifestError, match=message):
         read_bags(table(tmp_path / "b.csv", text), labels=labels)
+
+
+def test_numbered_images_of_a_folder_are_in_the_order_people_mean(tmp_path: Path) -> None:
+    for name in ("10.png", "2.png", "1b.png", "1a.png"):
+        (tmp_path / "bag").mkdir(exist_ok=True)
+        (tmp_path / "bag" / name).write_bytes(b"")
+    (tmp_path / "labels.csv").write_text("bag_id,labels\nbag,x\n")
+    rows = read_manifest(tmp_path).instances["bag"]
+    assert [row.image for row in rows] == ["bag/1a.png", "bag/1b.png", "bag/2.png", "bag/10.png"]

@@ -392,3 +392,29 @@ def test_digests_do_not_depend_on_the_format(tmp_path: Path, format: str) -> Non
         for k in range(6)
     )
     assert digests == by_hand
+
+
+@pytest.mark.parametrize("wrong", [[0, -7, 4], [0, 3, 5], [1, 3, 4], [0, 4], [3, 0, 4]])
+def test_an_index_that_cannot_be_right_is_damage(
+    tmp_path: Path, format: str, wrong: list[int]
+) -> None:
+    from dataclasses import replace
+
+    path = write(tmp_path / "s", format)
+    part = open_store(path).part_path(0)
+    index = FORMATS[format].read_index(part)
+    whole = {(t.name, "0"): _Rows(open_store(path).load(t.name)[0][:4]) for t in TAPS}
+    shutil.rmtree(part) if part.is_dir() else part.unlink()
+    bent = replace(index, offsets=np.array(wrong, np.int64))
+    FORMATS[format].write(part, bent, TAPS, ("0",), whole)  # type: ignore[arg-type]
+    with pytest.raises(DamagedPartError, match=r"00000\.\w+: .*bags/offsets"):
+        open_store(path).load("gap")
+    assert [bag for bag, _ in open_store(path).verify_part(0)] == ["b0", "b1"]
+
+
+class _Rows:
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.values[start:stop]

@@ -187,13 +187,15 @@ class StoreWriter:
     ) -> Iterator[PartWriter]:
         """Collect one part's rows; on a clean exit the part is written, synced and renamed."""
         folder = self.path / "parts" / f".{part.name}.{scratch_owner()}"
-        folder.mkdir()
-        writer = PartWriter(folder, bags, sizes, self.description.taps)
         try:
-            yield writer
-            self._complete(part, writer, folder)
+            folder.mkdir()
+            writer = PartWriter(folder, bags, sizes, self.description.taps)
+            try:
+                yield writer
+                self._complete(part, writer, folder)
+            finally:
+                writer.close()
         finally:
-            writer.close()
             shutil.rmtree(folder, ignore_errors=True)
 
     def _complete(self, part: PartPlan, writer: PartWriter, folder: Path) -> None:
