@@ -73,6 +73,9 @@ class ExtractConfig:
             for key, value in defaults.items()
             if key not in given
         }
+        rgb = filled.get("rgb", self.rgb)
+        if rgb is not None and len(rgb) == 1:  # one channel feeds all three inputs
+            filled["rgb"] = tuple(rgb) * 3
         filled.setdefault("backbone", given.get("backbone", "resnet50"))
         return replace(self, **filled)
 

@@ -29,7 +29,16 @@ DATASET_KEYS = {
     "citation": str,
     "extract": dict,
 }
-EXTRACT_KEYS = ("backbone", "size", "taps", "rgb", "mean", "std", "interpolation")
+# What each key of [extract] must be: in words, how many values (0: any list), of which type.
+EXTRACT_KEYS: dict[str, tuple[str, int, type | tuple[type, ...]]] = {
+    "backbone": ("a name", 1, str),
+    "size": ("[height, width] in pixels", 2, int),
+    "taps": ("a list of names", 0, str),
+    "rgb": ("a list of channels", 0, str),
+    "mean": ("three numbers", 3, (int, float)),
+    "std": ("three numbers", 3, (int, float)),
+    "interpolation": ("a name", 1, str),
+}
 
 
 @dataclass(frozen=True)
@@ -179,13 +188,23 @@ def _check_toml_values(path: Path, toml: Mapping[str, Any]) -> None:
                 got=repr(names),
                 remedy="remove repetitions and blanks",
             )
-    for key in toml.get("extract", {}):
+    for key, value in toml.get("extract", {}).items():
         if key not in EXTRACT_KEYS:
             raise ManifestError(
                 f"{path}: [extract]",
                 expected=f"keys among {', '.join(EXTRACT_KEYS)}",
                 got=repr(key),
                 remedy="remove or rename it",
+            )
+        expected, count, kind = EXTRACT_KEYS[key]
+        items = value if isinstance(value, list) else [value]
+        fits = all(isinstance(item, kind) and not isinstance(item, bool) for item in items)
+        if (count == 1) == isinstance(value, list) or not fits or (count and count != len(items)):
+            raise ManifestError(
+                f"{path}: [extract] {key}",
+                expected=expected,
+                got=repr(value),
+                remedy="correct it",
             )
 
 

@@ -533,6 +533,12 @@ def test_taps_of_the_data_set_are_for_its_backbone_only() -> None:
     assert (other.backbone, other.taps, other.size) == ("vgg11", None, (96, 64))
 
 
+def test_one_channel_feeds_all_three_inputs() -> None:
+    assert ExtractConfig(rgb=("green",)).with_defaults({}).rgb == ("green",) * 3
+    assert ExtractConfig().with_defaults({"rgb": ["red"]}).rgb == ("red",) * 3
+    assert ExtractConfig().with_defaults({}).rgb is None
+
+
 def test_provenance_names_the_channels_that_fed_the_network(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     for channel in ("blue", "red", "er", "green"):

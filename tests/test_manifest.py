@@ -582,3 +582,23 @@ def test_numbered_images_of_a_folder_are_in_the_order_people_mean(tmp_path: Path
     (tmp_path / "labels.csv").write_text("bag_id,labels\nbag,x\n")
     rows = read_manifest(tmp_path).instances["bag"]
     assert [row.image for row in rows] == ["bag/1a.png", "bag/1b.png", "bag/2.png", "bag/10.png"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("size = [96]", r"\[extract\] size: expected \[height, width\] in pixels, got \[96\]"),
+        ('size = ["a", "b"]', r"\[extract\] size"),
+        ('rgb = "red"', r"\[extract\] rgb: expected a list of channels, got 'red'"),
+        ("backbone = 3", r"\[extract\] backbone: expected a name, got 3"),
+        ("mean = [0.5, 0.5]", r"\[extract\] mean: expected three numbers"),
+        ("grid = 4", r"\[extract\]: expected keys among backbone, size"),
+    ],
+)
+def test_faults_of_the_extract_table_name_dataset_toml(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    (tmp_path / "dataset.toml").write_text(f"[extract]\n{line}\n")
+    (tmp_path / "bags.csv").write_text("bag_id,labels\nb,x\n")
+    with pytest.raises(ManifestError, match=r"dataset\.toml: " + message):
+        read_manifest(tmp_path)

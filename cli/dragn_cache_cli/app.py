@@ -109,6 +109,7 @@ def options(
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
+    typer.echo("terminated: run the same command again to go on", err=True)
     raise SystemExit(128 + number)
 
 
