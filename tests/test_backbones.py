@@ -447,7 +447,7 @@ def test_provenance_is_json_and_tells_what_features_depend_on() -> None:
         ({"grid": 4}, InputError, r"grid for tap layer4: expected at most 3, .* 3×3, got 4"),
         ({"grid": 0}, InputError, "grid: expected None or a whole number ≥ 1, got 0"),
         ({"grid": True}, InputError, "grid: expected None or a whole number ≥ 1, got True"),
-        ({"device": "gpu"}, InputError, "device: expected a device .*got 'gpu'"),
+        ({"device": "gpu"}, InputError, "--device: expected cpu, cuda or cuda:N.*got 'gpu'"),
         ({"preprocessing": {"sise": 3}}, UnknownNameError, "'sise'; did you mean size"),
         ({"weights": "IMAGENET1K_V9"}, UnknownNameError, "did you mean IMAGENET1K_V1"),
         ({"weights": "random:-1"}, InputError, "random:SEED.*got 'random:-1'"),

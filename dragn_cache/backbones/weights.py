@@ -130,16 +130,19 @@ def fetch_weights(weights: Weights | WeightsEnum) -> Path:
         torch.hub.download_url_to_file(
             weights.url, str(file), named[1] if named else None, progress=sys.stderr.isatty()
         )
+        return file
     # RuntimeError is how torch.hub reports another hash.
     except (OSError, HTTPException, RuntimeError) as error:
-        raise WeightsError(
-            f"weights {weights.url}",
-            expected="a file to download",
-            got=f"{type(error).__name__}: {error}",
-            remedy=f"on a connected machine download that URL and put the file into {file.parent} "
-            "($TORCH_HOME/hub/checkpoints), or use --weights FILE or --weights random",
-        ) from error
-    return file
+        failure = f"{type(error).__name__}: {error}"
+    # Raised out here, without the cause: its traceback would keep the connection that torch.hub
+    # does not close.
+    raise WeightsError(
+        f"weights {weights.url}",
+        expected="a file to download",
+        got=failure,
+        remedy=f"on a connected machine download that URL and put the file into {file.parent} "
+        "($TORCH_HOME/hub/checkpoints), or use --weights FILE or --weights random",
+    )
 
 
 def _check_hash(file: Path, prefix: str) -> None:
