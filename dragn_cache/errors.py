@@ -6,10 +6,9 @@
     │   ├── ImageError          an image that cannot be used
     │   └── UnknownNameError    a name that is not in a registry; offers the nearest ones
     ├── WeightsError            weights that cannot be found, read or fitted to their network
-    ├── StoreError              a feature store that cannot be opened, written or trusted
-    │   ├── StoreMismatchError  a store, checkpoint or run of other settings
-    │   └── DamagedPartError    a part whose bytes are not what was written
-    └── MissingExtraError       an optional dependency that is not installed
+    └── StoreError              a feature store that cannot be opened, written or trusted
+        ├── StoreMismatchError  a store, checkpoint or run of other settings
+        └── DamagedPartError    a part whose bytes are not what was written
 
 The command line turns any of them into one line on stderr and exit code 2.
 """
@@ -95,15 +94,3 @@ class StoreMismatchError(StoreError):
 
 class DamagedPartError(StoreError):
     """A part of a store holds other bytes than were written."""
-
-
-class MissingExtraError(DragnCacheError):
-    """An optional dependency is not installed."""
-
-    def __init__(self, where: str, extra: str) -> None:
-        super().__init__(
-            where,
-            expected=f"the optional dependency group '{extra}'",
-            got="not installed",
-            remedy=f"run: pip install 'dragn-cache[{extra}]'",
-        )
