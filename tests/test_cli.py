@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -94,7 +95,7 @@ def test_check_tells_a_clean_set_from_a_faulty_one(tmp_path: Path) -> None:
 
 def test_extract_reports_goes_on_and_refuses(data: Path, store: Path) -> None:
     again = ok("extract", "--dataset", data, "--out", store, *EXTRACT)
-    assert "complete already, nothing to do" in again
+    assert "complete, nothing to compute" in again
     line = refused("extract", "--dataset", data, "--out", store, *EXTRACT, "--dtype", "float32")
     assert "numerics.dtype" in line
 
@@ -134,14 +135,18 @@ def test_verify_names_damage(data: Path, tmp_path: Path) -> None:
     found = json.loads(result.stdout)
     assert {row["part"] for row in found["damaged"]} == {"00001.h5"}
     assert "damaged: bag '008' in 00001.h5" in run("verify", out).stdout
-    part.unlink()
+    result = run("verify", out, "--repair")
+    assert result.exit_code == 1
+    assert f"moved aside: {out / 'damaged' / '00001.1.h5'}" in result.stdout
+    command = result.stderr.strip().splitlines()[-1].replace("--dataset tiny", f"--dataset {data}")
+    assert sorted(p.name for p in (out / "parts").iterdir()) == ["00000.h5", "00002.h5"]
     result = run("verify", out)
     assert result.exit_code == 1
     assert "missing: 00001.h5" in result.stdout
     assert "run the same extract command again" in refused(
         "train-agg", "--store", out, "--out", tmp_path / "r"
     )
-    ok("extract", "--dataset", data, "--out", out, *EXTRACT, "--part-instances", 20)
+    assert "parts 1 of 3" in ok(*shlex.split(command)[1:])
     ok("verify", out)
 
 

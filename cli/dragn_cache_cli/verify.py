@@ -60,9 +60,8 @@ def verify(
         if damaged and not repair:
             screen.note(f"to rewrite them: dragn-cache verify {shlex.quote(str(store))} --repair")
         elif damaged or missing:
-            screen.note(
-                f"to rewrite what is missing, from the same data set and weights:\n{command}"
-            )
+            screen.note("to rewrite what is missing, from the same data set and weights:")
+            screen.note(command)
     if damaged or missing:
         raise typer.Exit(1)
 
