@@ -45,7 +45,7 @@ def _vflip(crop: Pixels, draw: np.random.Generator, strength: float) -> Pixels:
 
 
 def _rotate90(crop: Pixels, draw: np.random.Generator, strength: float) -> Pixels:
-    return np.rot90(crop, draw.integers(4), axes=(1, 2))
+    return np.rot90(crop, int(draw.integers(4)), axes=(1, 2))
 
 
 def _rotate(crop: Pixels, draw: np.random.Generator, degrees: float) -> Pixels:
