@@ -10,7 +10,8 @@ padded, so B bags with N instances in total take N rows whatever their sizes are
   that is computed from a bag, so on a device each look at them would wait for that device.
 - A bag may have zero rows (none of its instances was usable) and keeps its place; aggregators
   refuse it.
-- Batches are made by ``select`` and shuffled by ``permuted``, each one gather of the rows.
+- Batches are made by ``select`` or ``mixed`` and shuffled by ``permuted``, each one gather of the
+  rows.
 """
 
 from __future__ import annotations
@@ -114,6 +115,37 @@ class RaggedBags:
         shift = self.offsets[chosen] - offsets[:-1]
         rows = torch.arange(int(offsets[-1])) + shift.repeat_interleave(sizes)
         return RaggedBags(self._gather(rows), offsets)
+
+    def mixed(self, numbers: Tensor, generator: torch.Generator) -> RaggedBags:
+        """One bag for each column of ``numbers``, mixed from the column's bags, as one gather.
+
+        Instance i of a result is instance i of one of the column's bags, each equally likely,
+        drawn for every instance anew.
+
+        Args:
+            numbers: (V, k) int64, numbers of bags; those of a column hold equally many instances.
+            generator: on the CPU.
+        """
+        all_sizes = self.offsets.diff()[numbers]
+        sizes = all_sizes[0]
+        uneven = (all_sizes != sizes).any(0).nonzero().flatten()
+        if len(uneven):
+            column = int(uneven[0])
+            raise InputError(
+                f"RaggedBags.mixed, bags {numbers[:, column].tolist()}",
+                expected="equally many instances",
+                got=str(all_sizes[:, column].tolist()),
+                remedy="mix views of one bag only",
+            )
+        offsets = offsets_of(sizes)
+        bag = torch.repeat_interleave(sizes)
+        drawn = torch.randint(len(numbers), (len(bag),), generator=generator)
+        place = torch.arange(len(bag)) - offsets[bag]
+        return RaggedBags(self._gather(self.offsets[numbers[drawn, bag]] + place), offsets)
+
+    def first(self, count: int) -> RaggedBags:
+        """The first ``count`` bags, in the same memory."""
+        return RaggedBags(self.values[: self.offsets[count]], self.offsets[: count + 1])
 
     def permuted(self, generator: torch.Generator) -> RaggedBags:
         """The same bags with the instances of each in a random order (all orders equally likely).

@@ -124,7 +124,9 @@ class TrainConfig:
         dropout: on the bag's embedding, before the head.
         scale: ``standard`` standardises each channel by the training instances' moments.
         order: order of instances in training; evaluation always uses the manifest's.
-        seed: of the split, the initialisation, and the order of bags and instances.
+        views: ``random`` draws one of the store's views for every training instance and epoch,
+            ``all`` shows every training bag once in each view; evaluation is always on clean ones.
+        seed: of the split, the initialisation, the order of bags and instances, and their views.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         intervals: bootstrap resamples behind each 95 % interval; 0 leaves them out.
     """
@@ -139,6 +141,7 @@ class TrainConfig:
     dropout: float = 0.5
     scale: Literal["none", "standard"] = "none"
     order: Literal["random", "manifest"] = "random"
+    views: Literal["off", "random", "all"] = "off"
     seed: int = 0
     device: str = "cpu"
     intervals: int = 1000
@@ -146,6 +149,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _one_of("--scale", self.scale, ("none", "standard"))
         _one_of("--order", self.order, ("random", "manifest"))
+        _one_of("--views", self.views, ("off", "random", "all"))
         _at_least("--epochs", self.epochs, 1)
         _at_least("--batch-size", self.batch_size, 1)
         _at_least("--intervals", self.intervals, 0)

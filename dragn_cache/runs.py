@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from dragn_cache.aggregators import AGGREGATORS
-from dragn_cache.bags import RaggedBags
+from dragn_cache.bags import RaggedBags, offsets_of
 from dragn_cache.config import TrainConfig
 from dragn_cache.devices import find_device
 from dragn_cache.errors import InputError, StoreMismatchError, UnknownNameError
@@ -37,12 +37,14 @@ from dragn_cache.manifest import SPLITS, Bag, Task, check_bags, columns_given, r
 from dragn_cache.metrics import evaluate
 from dragn_cache.splits import check_split, make_split
 from dragn_cache.store import Store, Tap, differences
+from dragn_cache.store.schema import CLEAN_VIEW
 from dragn_cache.train import (
     BagClassifier,
     LabelledBags,
     Progress,
     Trained,
     build_model,
+    no_views,
     predict,
     train,
 )
@@ -110,17 +112,19 @@ def train_run(
         the metrics, as in metrics.json.
 
     Raises:
-        InputError: the labels, the split or an option cannot be used, or ``out`` holds a run.
+        InputError: the labels, the split or an option cannot be used, the store lacks the views
+            asked for, or ``out`` holds a run.
         StoreError: the store is incomplete or damaged.
     """
     require_new(out)
     store.require_complete()
+    if config.views != "off" and len(store.description.views) == 1:
+        raise no_views(config, str(store.path))
     tap = choose_tap(store, config)
     labelling = read_labelling(store, bags_csv)
     _require_labels(labelling)
-    labelling, bags = load_bags(store, tap, labelling, warn)
-    splits = choose_splits(labelling, config.seed)
-    data = LabelledBags(bags, labelling.targets(), tuple(splits), labelling.task)
+    labelling, data = _load_labelled(store, tap, labelling, config, warn)
+    splits = data.splits
     trained = train(data, config, progress=progress)
     metrics = {
         split: _scores(data.targets, trained.probabilities, data.rows(split), data.task, config)
@@ -298,6 +302,37 @@ def load_bags(
         )
         offsets = np.concatenate([[0], offsets[1:][kept]])
     return labelling, RaggedBags(torch.from_numpy(values), torch.from_numpy(offsets))
+
+
+def _load_labelled(
+    store: Store, tap: Tap, labelling: Labelling, config: TrainConfig, warn: Warn
+) -> tuple[Labelling, LabelledBags]:
+    """Everything that training needs; augmented views, if asked for, of training bags only."""
+    labelling, bags = load_bags(store, tap, labelling, warn)
+    splits = tuple(choose_splits(labelling, config.seed))
+    stacked = None
+    if config.views != "off":
+        training = [k for k, split in enumerate(splits) if split == "train"]
+        stacked = stack_views(store, tap, bags, labelling.ids, training)
+        bags = stacked.first(len(bags))  # so that the loaded copy goes
+    return labelling, LabelledBags(bags, labelling.targets(), splits, labelling.task, stacked)
+
+
+def stack_views(
+    store: Store, tap: Tap, bags: RaggedBags, ids: Sequence[str], training: Sequence[int]
+) -> RaggedBags:
+    """Bags, followed by the training ones in every augmented view: ``LabelledBags.stacked``."""
+    views = [view for view in store.description.views if view != CLEAN_VIEW]
+    sizes = bags.offsets.diff()
+    offsets = offsets_of(torch.cat((sizes, sizes[list(training)].repeat(len(views)))))
+    values = bags.values.new_empty((int(offsets[-1]), *bags.in_shape))
+    row = len(bags.values)
+    values[:row] = bags.values
+    for view in views:
+        loaded, _ = store.load(tap.name, bags=[ids[k] for k in training], view=view)
+        values[row : row + len(loaded)] = torch.from_numpy(loaded)
+        row += len(loaded)
+    return RaggedBags(values, offsets)
 
 
 def choose_splits(labelling: Labelling, seed: int) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from dragn_cache.aggregators import Aggregator, create_aggregator
 from dragn_cache.bags import RaggedBags
 from dragn_cache.config import TrainConfig
 from dragn_cache.devices import find_device
-from dragn_cache.errors import DragnCacheError
+from dragn_cache.errors import DragnCacheError, InputError
 from dragn_cache.manifest import Task
 from dragn_cache.scaling import Standardise
 
@@ -57,12 +57,19 @@ class BagClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class LabelledBags:
-    """Features with what is to be learned: bags, targets (B, L) of 0 and 1, split of each bag."""
+    """Features with what is to be learned: bags, targets (B, L) of 0 and 1, split of each bag.
+
+    Attributes:
+        bags: the B bags' clean features.
+        stacked: for training on views: ``bags`` (in the same memory), and after them the training
+            bags in the first augmented view, in the second, and so on, K views in all.
+    """
 
     bags: RaggedBags
     targets: NDArray[np.int8]
     splits: tuple[str, ...]
     task: Task
+    stacked: RaggedBags | None = None
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Numbers of the bags of a split."""
@@ -86,6 +93,7 @@ def train(data: LabelledBags, config: TrainConfig, *, progress: Progress | None 
         the model (on the CPU, in evaluation mode) and probabilities (B, L) of all bags.
 
     Raises:
+        InputError: ``config.views`` asks for views that the data do not have.
         DragnCacheError: the training loss is not finite.
     """
     device = find_device(config.device)
@@ -93,11 +101,13 @@ def train(data: LabelledBags, config: TrainConfig, *, progress: Progress | None 
         torch.manual_seed(config.seed)
         model = build_model(config, data.bags.in_shape, data.targets.shape[1]).to(device)
         generator = torch.Generator().manual_seed(config.seed)
-        bags = data.bags.to(device=device)
+        shown = present(data, config)
+        shown = replace(shown, bags=shown.bags.to(device=device))
+        bags = shown.bags.first(len(data.bags))
         if model.scaling is not None:
             model.scaling.fit(bags.select(torch.from_numpy(data.rows("train"))))
         targets = torch.from_numpy(data.targets).to(device, torch.float32)
-        best_epoch, history = _fit(model, bags, targets, data, config, generator, progress)
+        best_epoch, history = _fit(model, shown, targets, data, config, generator, progress)
     probabilities = predict(model, bags, data.task)
     return Trained(model.cpu(), best_epoch, tuple(history), probabilities)
 
@@ -110,9 +120,61 @@ def build_model(config: TrainConfig, in_shape: tuple[int, ...], n_labels: int) -
     return BagClassifier(aggregator, n_labels, dropout=config.dropout, scaling=scaling)
 
 
+@dataclass(frozen=True)
+class Presentations:
+    """What the P presentations of an epoch show.
+
+    Attributes:
+        bags: the clean bags, then augmented views, as in ``LabelledBags.stacked``.
+        numbers: (V, P) int64: the bags of which each presentation is mixed; V is 1 or all views.
+        rows: (P,) int64: the bag that each presentation shows, as the targets count them.
+    """
+
+    bags: RaggedBags
+    numbers: Tensor
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, chosen: Tensor, generator: torch.Generator) -> RaggedBags:
+        """Some presentations as bags, one gather; the generator is used only to mix views."""
+        if len(self.numbers) == 1:
+            return self.bags.select(self.numbers[0, chosen])
+        return self.bags.mixed(self.numbers[:, chosen], generator)
+
+
+def present(data: LabelledBags, config: TrainConfig) -> Presentations:
+    """Which bags an epoch of training shows, and in which views.
+
+    Raises:
+        InputError: views are asked for and there are none.
+    """
+    training = torch.from_numpy(data.rows("train"))
+    if config.views == "off":
+        return Presentations(data.bags, training[None], training)
+    if data.stacked is None:
+        raise no_views(config, "features")
+    augmented = torch.arange(len(data.bags), len(data.stacked)).view(-1, len(training))
+    numbers = torch.cat((training[None], augmented))  # (1 + K, T)
+    if config.views == "random":
+        return Presentations(data.stacked, numbers, training)
+    return Presentations(data.stacked, numbers.view(1, -1), training.repeat(len(numbers)))
+
+
+def no_views(config: TrainConfig, where: str) -> InputError:
+    """The error for features without augmented views where some are asked for."""
+    return InputError(
+        where,
+        expected=f"augmented views for --views {config.views}",
+        got="the clean view only",
+        remedy="extract with --views 4 --augment flip,rotate90, say, or train with --views off",
+    )
+
+
 def _fit(
     model: BagClassifier,
-    bags: RaggedBags,
+    shown: Presentations,
     targets: Tensor,
     data: LabelledBags,
     config: TrainConfig,
@@ -122,7 +184,7 @@ def _fit(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.lr, weight_decay=config.weight_decay
     )
-    training = torch.from_numpy(data.rows("train"))
+    bags = shown.bags.first(len(data.bags))
     validation = data.rows("validation")
     shuffle = model.aggregator.order_sensitive and config.order == "random"
     history: list[dict[str, float]] = []
@@ -130,13 +192,13 @@ def _fit(
     for epoch in range(1, config.epochs + 1):
         model.train()
         total = 0.0
-        shuffled = training[torch.randperm(len(training), generator=generator)]
+        shuffled = torch.randperm(len(shown), generator=generator)
         for start in range(0, len(shuffled), config.batch_size):
             chosen = shuffled[start : start + config.batch_size]
-            batch = bags.select(chosen)
+            batch = shown.batch(chosen, generator)
             batch = batch.permuted(generator) if shuffle else batch
             logits, auxiliary = model(batch)
-            loss = bag_loss(logits, targets[chosen.to(targets.device)], data.task)
+            loss = bag_loss(logits, targets[shown.rows[chosen].to(targets.device)], data.task)
             total += loss.item() * len(chosen)
             optimizer.zero_grad()
             (loss if auxiliary is None else loss + auxiliary).backward()
@@ -144,7 +206,7 @@ def _fit(
         validation_loss = evaluate_loss(model, bags, targets, validation, data.task)
         row = {
             "epoch": epoch,
-            "train_loss": total / len(training),
+            "train_loss": total / len(shown),
             "validation_loss": validation_loss,
         }
         _refuse_divergence(row, config)

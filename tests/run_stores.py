@@ -69,6 +69,7 @@ def write_store(
     task: Task = "multilabel",
     provenance: Mapping[str, Mapping[str, Any]] | None = None,
     parts_written: int | None = None,
+    augmented: Sequence[Features] = (),
 ) -> Store:
     """Write a store of two taps, ``layer4`` and its mean ``gap``.
 
@@ -76,6 +77,7 @@ def write_store(
         features: maps of each bag; a bag of no rows has one input that could not be used.
         provenance: settings that replace those of one kind.
         parts_written: how many parts to write; None is all.
+        augmented: maps of each bag in the views "1", "2", …, as many rows as in ``features``.
     """
     kinds: dict[str, dict[str, Any]] = {
         "features": {"backbone": "net", "weights_sha256": "00ff", "size": [41, 53]},
@@ -84,7 +86,8 @@ def write_store(
     }
     for kind, settings in (provenance or {}).items():
         kinds[kind] = {**kinds[kind], **settings}
-    description = StoreDescription("hdf5", TAPS, kinds)
+    views = {str(k): maps for k, maps in enumerate((features, *augmented))}
+    description = StoreDescription("hdf5", TAPS, kinds, tuple(views))
     instances = {
         bag.bag_id: tuple(
             Instance(bag.bag_id, f"{bag.bag_id}/{k}.png", k)
@@ -111,7 +114,10 @@ def write_store(
                     InstanceRecord(i.image, (0, 0, 53, 41), i.order, bytes(32))
                     for i in instances[bag.bag_id]
                 ]
-                target.put(rows, records, {"layer4": maps, "gap": maps.mean((2, 3))})
+                for view, features_of in views.items():
+                    values = features_of[bag.bag_id]
+                    taps = {"layer4": values, "gap": values.mean((2, 3))}
+                    target.put(rows, records, taps, view)
                 row += len(maps)
     writer.finish()
     return open_store(path)

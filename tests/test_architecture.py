@@ -16,6 +16,7 @@ FORBIDDEN = {
     "dragn_cache.store": ("torch", "torchvision", "PIL", "dragn_cache.images"),
     "dragn_cache.manifest": ("torch", "PIL"),
     "dragn_cache.decode": ("torch", "h5py", "zarr", "pandas"),
+    "dragn_cache.augment": ("torch", "h5py", "zarr", "pandas", "dragn_cache.store"),
     "dragn_cache.aggregators": ("torchvision", "PIL", "dragn_cache.backbones", "h5py"),
     "dragn_cache.train": ("torchvision", "PIL", "dragn_cache.backbones", "dragn_cache.images"),
     "dragn_cache.runs": ("torchvision", "PIL", "dragn_cache.backbones", "dragn_cache.images"),

@@ -34,7 +34,11 @@ def train_agg(
     order: Annotated[
         Literal["random", "manifest"], typer.Option(help="Order of instances in training.")
     ] = "random",
-    seed: Annotated[int, typer.Option(help="Of split, initialisation and order.")] = 0,
+    views: Annotated[
+        Literal["off", "random", "all"],
+        typer.Option(help="The store's augmented views in training."),
+    ] = "off",
+    seed: Annotated[int, typer.Option(help="Of split, initialisation, order and views.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     intervals: Annotated[int, typer.Option(help="Resamples for the intervals; 0: none.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
@@ -64,6 +68,7 @@ def train_agg(
         dropout=dropout,
         scale=scale,
         order=order,
+        views=views,
         seed=seed,
         device=device,
         intervals=intervals,
