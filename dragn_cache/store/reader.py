@@ -102,6 +102,21 @@ class Store:
                 self._index[number] = index
         return self._index[number]
 
+    def instances(self, bag_id: str) -> PartIndex:
+        """Everything but the features of one bag: its piece of its part's index."""
+        part, first, last = self._place(bag_id)
+        index, k = self.index(part), self._position(part)[bag_id]
+        return PartIndex(
+            ids=(bag_id,),
+            offsets=np.array([0, last - first], np.int64),
+            digests=index.digests[k : k + 1],
+            images=index.images[first:last],
+            boxes=index.boxes[first:last],
+            order=index.order[first:last],
+            image_digests=index.image_digests[first:last],
+            failures=tuple(f for f in index.failures if f.bag_id == bag_id),
+        )
+
     def failures(self) -> list[Failure]:
         """Inputs that could not be used, over all parts that exist."""
         missing = set(self.missing_parts())

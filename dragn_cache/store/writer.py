@@ -248,7 +248,7 @@ def open_writer(
     if (path / "store.json").exists():
         refuse_differences(path, read_description(path), description)
         (path / "parts").mkdir(exist_ok=True)
-        _remove_stale_scratch(path / "parts")
+        remove_stale_scratch(path / "parts")
         _write_tables(path, parts, manifest)
         return StoreWriter(path, description, parts)
     foreign = [p.name for p in path.iterdir()] if path.is_dir() else []
@@ -293,7 +293,7 @@ def scratch_owner() -> str:
     return f"{re.sub(r'[^A-Za-z0-9-]', '-', socket.gethostname())}.{os.getpid()}"
 
 
-def _remove_stale_scratch(parts: Path) -> None:
+def remove_stale_scratch(parts: Path) -> None:
     """Remove scratch folders that dead processes of this host left behind."""
     host = scratch_owner().rsplit(".", 1)[0]
     for folder in parts.glob(".*"):
