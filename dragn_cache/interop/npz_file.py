@@ -1,6 +1,6 @@
 """One ``.npz`` of pooled rows.
 
-``features (N, D)``, ``offsets (B+1)``, ``bag_ids (B,)``, and maybe ``targets (B, L)``, ``labels (L,)``.
+``features (N, D)``, ``offsets (B+1)``, ``bag_ids (B,)``; also ``targets (B, L)``, ``labels (L,)``.
 """
 
 from __future__ import annotations
