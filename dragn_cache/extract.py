@@ -34,7 +34,8 @@ from dragn_cache.store import (
     StoreDescription,
     StoreWriter,
     Tap,
-    json_digest,
+    instances_of,
+    manifest_digest,
     open_writer,
     plan_parts,
 )
@@ -128,10 +129,6 @@ def open_backbone(config: ExtractConfig) -> Backbone:
 
 def describe(manifest: Manifest, config: ExtractConfig, backbone: Backbone) -> StoreDescription:
     """What the store will say about itself: taps, and the provenance behind its three digests."""
-    plan = [
-        [bag.bag_id, [[row.image, row.order, row.box] for row in _rows(manifest, bag.bag_id)]]
-        for bag in manifest.bags
-    ]
     return StoreDescription(
         format=config.format,
         taps=_taps(backbone, config),
@@ -149,7 +146,7 @@ def describe(manifest: Manifest, config: ExtractConfig, backbone: Backbone) -> S
                 "pillow": PIL.__version__,
             },
             "plan": {
-                "manifest_sha256": json_digest(plan),
+                "manifest_sha256": manifest_digest(manifest),
                 "channels": list(manifest.channels),
                 "bags": len(manifest.bags),
                 "instances": manifest.n_instances,
@@ -204,9 +201,8 @@ class _Run:
         )
         with closing(stream):
             for part in missing:
-                ids = [bag.bag_id for bag in self.manifest.bags[part.first_bag : part.last_bag]]
-                with self.writer.part(part, ids, sizes[part.first_bag : part.last_bag]) as target:
-                    self._fill(target, requests[part.number], ids, stream)
+                with self.writer.part(part) as target:
+                    self._fill(target, requests[part.number], stream)
                     started = time.perf_counter()
                 self.report.write_seconds += time.perf_counter() - started
                 self.report.parts_written += 1
@@ -215,12 +211,8 @@ class _Run:
         self,
         target: PartWriter,
         wanted: _PartRequests,
-        ids: Sequence[str],
         stream: Iterator[tuple[ImageRequest, Decoded]],
     ) -> None:
-        for bag_id in ids:
-            if not _rows(self.manifest, bag_id):
-                target.fail_bag(Failure(bag_id, "", "", "the manifest has no image for this bag"))
         for instances in wanted.instances:
             started = time.perf_counter()
             request, decoded = next(stream)
@@ -335,8 +327,8 @@ class _PartRequests:
 def _requests(manifest: Manifest, part: PartPlan, backbone: Backbone) -> _PartRequests:
     by_image: dict[str, list[tuple[int, Instance]]] = {}
     row = 0
-    for bag in manifest.bags[part.first_bag : part.last_bag]:
-        for instance in _rows(manifest, bag.bag_id):
+    for bag in part.bags:
+        for instance in instances_of(manifest, bag):
             by_image.setdefault(instance.image, []).append((row, instance))
             row += 1
     settings = backbone.preprocessing

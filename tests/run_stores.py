@@ -97,10 +97,8 @@ def write_store(
     parts = plan_parts(sizes, description.row_bytes, 97)
     writer = open_writer(path, description, parts, manifest)
     for part in parts[:parts_written]:
-        held = bags[part.first_bag : part.last_bag]
-        with writer.part(
-            part, [bag.bag_id for bag in held], sizes[part.first_bag : part.last_bag]
-        ) as target:
+        held = [bags[k] for k in part.bags]
+        with writer.part(part) as target:
             row = 0
             for bag in held:
                 maps = features[bag.bag_id]

@@ -77,10 +77,8 @@ def write(
     parts = plan_parts(sizes, description.row_bytes, 6)
     writer = open_writer(path, description, parts, table)
     for part in writer.missing()[:only]:
-        bags = table.bags[part.first_bag : part.last_bag]
-        with writer.part(
-            part, [b.bag_id for b in bags], sizes[part.first_bag : part.last_bag]
-        ) as w:
+        bags = [table.bags[k] for k in part.bags]
+        with writer.part(part) as w:
             rows = [row for bag in bags for row in table.instances[bag.bag_id]]
             numbers = list(range(len(rows)))
             for start in range(1, len(rows) + 1, 3):  # any order, several calls
@@ -219,21 +217,24 @@ def test_an_interrupted_store_becomes_the_same_bytes(
     whole = write(tmp_path / "whole", format)
     broken = write(tmp_path / "broken", format, only=stop_after)
     assert len(open_store(broken).missing_parts()) == 5 - stop_after
-    stale = broken / "parts" / f".00003.{_dead_owner()}"
-    stale.mkdir()
-    (stale / "tap0.rows").write_bytes(b"half")
+    leave_a_dead_claim(broken)
     write(broken, format)
     assert tree(broken) == tree(whole)
 
 
-def _dead_owner() -> str:
-    import os
-
-    from dragn_cache.store.writer import scratch_owner
-
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    return scratch_owner().removesuffix(str(os.getpid())) + str(child.pid)
+def leave_a_dead_claim(store: Path) -> None:
+    """What a killed process leaves: its claim, and a scratch folder."""
+    program = (
+        "import os, pathlib, sys; from dragn_cache.store.claims import Claims\n"
+        "claims = Claims(pathlib.Path(sys.argv[1]))\n"
+        "assert claims.acquire('00003')\n"
+        "scratch = claims.folder / f'.00003.{claims.token}'\n"
+        "scratch.mkdir()\n"
+        "(scratch / 'tap0.rows').write_bytes(b'half')\n"
+        "os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(store / "parts")], check=True)
+    assert len(list((store / "parts").glob(".00003.*"))) == 2
 
 
 def test_an_exception_leaves_no_part_and_no_scratch(tmp_path: Path, format: str) -> None:
@@ -241,7 +242,7 @@ def test_an_exception_leaves_no_part_and_no_scratch(tmp_path: Path, format: str)
     writer = open_writer(path, description, plan_parts(SIZES, description.row_bytes, 6), table)
 
     def fill() -> None:
-        with writer.part(writer.parts[0], ["b0", "b1"], [3, 1]) as part:
+        with writer.part(writer.parts[0]) as part:
             part.put(
                 [0],
                 [InstanceRecord("i", (0, 0, 1, 1), 0, bytes(32))],
@@ -329,7 +330,7 @@ def test_a_truncated_part_is_an_error_never_zeros(
     path = write(tmp_path / "s", format)
     hurt(open_store(path).part_path(1))
     store = open_store(path)
-    with pytest.raises(DamagedPartError, match=r"parts/00001\.\w+: expected the part .*remove it"):
+    with pytest.raises(DamagedPartError, match=r"parts/00001\.\w+: expected .*verify .* --repair"):
         store.load("gap")
     assert [bag for bag, _ in store.verify_part(1)] == ["b2"]
     assert store.bag("b0", "gap").shape == (3, 11)
@@ -355,8 +356,8 @@ def test_a_store_of_another_version_or_with_changed_provenance_is_refused(
 ) -> None:
     path = write(tmp_path / "s", format) / "store.json"
     original = path.read_text()
-    path.write_text(original.replace('"schema_version": 1', '"schema_version": 2'))
-    with pytest.raises(StoreError, match="expected schema version 1, got 2"):
+    path.write_text(original.replace('"schema_version": 2', '"schema_version": 1'))
+    with pytest.raises(StoreError, match="expected schema version 2, got 1"):
         open_store(path.parent)
     path.write_text(original.replace('"backbone": "net"', '"backbone": "other"'))
     with pytest.raises(StoreError, match="provenance that does not give its digests"):
@@ -375,10 +376,10 @@ def test_a_plan_keeps_bags_whole_in_order_and_within_the_limits(
     format: str, sizes: list[int], row_bytes: int, limit: int
 ) -> None:
     parts = plan_parts(sizes, row_bytes, limit)
-    assert [b for p in parts for b in range(p.first_bag, p.last_bag)] == list(range(len(sizes)))
+    assert [b for p in parts for b in p.bags] == list(range(len(sizes)))
     assert [p.number for p in parts] == list(range(len(parts)))
     for part in parts:
-        held = [n for n in sizes[part.first_bag : part.last_bag] if n]
+        held = [sizes[k] for k in part.bags if sizes[k]]
         if len(held) > 1:
             assert sum(held) <= limit
             assert sum(held) * row_bytes <= 128 * 2**20

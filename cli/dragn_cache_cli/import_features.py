@@ -88,7 +88,9 @@ def _print_report(report: ImportReport, out: Path) -> None:
         f"{tap.name} {'×'.join(map(str, tap.shape))} {tap.dtype}" for tap in report.taps
     )
     state = f"parts {report.parts_written} of {report.parts_total}"
-    if not report.parts_written:
+    if report.parts_missing:
+        state += f", {report.parts_missing} are being written by another process"
+    elif not report.parts_written:
         state = "complete already, nothing to do"
     screen.out.print(
         f"{out}: {report.bags} bags, {report.instances} instances from {report.layout}, {taps}; "

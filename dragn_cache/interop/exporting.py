@@ -12,7 +12,7 @@ from dragn_cache.files import sync_folder, sync_tree
 from dragn_cache.interop.layouts import TARGETS, require_layout
 from dragn_cache.interop.target import Target, refuse_bad_names
 from dragn_cache.store import Store, Tap
-from dragn_cache.store.writer import remove_stale_scratch, scratch_owner
+from dragn_cache.store.claims import Claims
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,22 @@ def _write_beside(out: Path, write: Callable[[Path], None]) -> None:
     """Write into a hidden folder next to the target, sync, and rename."""
     parent = out.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
-    remove_stale_scratch(parent)
-    scratch = parent / f".export.{scratch_owner()}"
-    try:
-        scratch.mkdir()
-        growing = scratch / out.name
-        write(growing)
-        sync_tree(growing)
-        growing.rename(out)
-        sync_folder(parent)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    scratch = parent / f".{out.name}.export"
+    with Claims(parent) as claims:
+        if not claims.acquire(f"{out.name}.export"):
+            raise InputError(
+                str(out),
+                expected="a path that nobody else writes to",
+                got="another export at work",
+                remedy="let it finish, or give another --out",
+            )
+        shutil.rmtree(scratch, ignore_errors=True)  # what a killed export has left
+        try:
+            scratch.mkdir()
+            growing = scratch / out.name
+            write(growing)
+            sync_tree(growing)
+            growing.rename(out)
+            sync_folder(parent)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)

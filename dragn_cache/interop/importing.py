@@ -23,13 +23,15 @@ from dragn_cache.interop.source import (
     row_values,
     stored_values,
 )
-from dragn_cache.manifest import Bag, Manifest, read_bags
+from dragn_cache.manifest import Bag, Instance, Manifest, read_bags
 from dragn_cache.store import (
     Failure,
+    PartPlan,
     PartWriter,
     StoreDescription,
     Tap,
-    json_digest,
+    instances_of,
+    manifest_digest,
     open_writer,
     plan_parts,
 )
@@ -49,6 +51,7 @@ class ImportReport:
         bags, instances: in the store.
         without_features: bags of the table that the source lacks; ``without_row`` the reverse.
         parts_written, parts_total: parts written by this call, and planned.
+        parts_missing: those that another process is writing.
     """
 
     layout: str
@@ -59,6 +62,7 @@ class ImportReport:
     without_features: tuple[str, ...]
     without_row: tuple[str, ...]
     parts_written: int
+    parts_missing: int
     parts_total: int
 
 
@@ -73,9 +77,15 @@ class Joined:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a reading of the whole source found out: all that decides the store's parts."""
+    """What a reading of the whole source found out: all that decides the store's parts.
+
+    Attributes:
+        sizes: rows of each bag; ``lost`` its images that the source records as not used.
+        digests: hex sha256 of what each bag is read from.
+    """
 
     sizes: tuple[int, ...]
+    lost: tuple[int, ...]
     digests: tuple[str, ...]
     taps: tuple[Tap, ...]
     made_by: MadeBy
@@ -104,28 +114,31 @@ def import_features(
     source = SOURCES[layout](path)
     joined = join_table(source, bags_csv, config)
     survey = survey_source(source, joined.manifest.bags, config, checking)
-    description = describe(source, joined.manifest, survey, config)
-    parts = plan_parts(survey.sizes, description.row_bytes, config.part_instances)
-    writer = open_writer(out, description, parts, joined.manifest)
-    missing = writer.missing()
-    bags = joined.manifest.bags
-    done = len(bags) - sum(part.last_bag - part.first_bag for part in missing)
-    for part in missing:
-        held = bags[part.first_bag : part.last_bag]
-        sizes = survey.sizes[part.first_bag : part.last_bag]
-        with writer.part(part, [bag.bag_id for bag in held], sizes) as target:
-            _fill(target, source, survey, lambda n, done=done: writing(done + n, len(bags)))  # type: ignore[misc]
-        done += len(held)
-    writer.write_failures()
+    manifest = with_instances(joined.manifest, layout, survey)
+    description = describe(path, source, manifest, survey, config)
+    sizes = [len(instances_of(manifest, k)) for k in range(len(manifest.bags))]
+    parts = plan_parts(sizes, description.row_bytes, config.part_instances)
+    with open_writer(out, description, parts, manifest) as writer:
+        missing = writer.missing()
+        done = len(sizes) - sum(len(part.bags) for part in missing)
+        written = 0
+        for part in writer.claim_missing():
+            with writer.part(part) as target:
+                _fill(target, part, source, survey)
+            done, written = done + len(part.bags), written + 1
+            writing(done, len(sizes))
+        writer.write_failures()
+        missing = writer.missing()
     return ImportReport(
         layout=layout,
-        bags=len(bags),
+        bags=len(sizes),
         instances=sum(survey.sizes),
-        labelled=all(bag.labels is not None for bag in bags),
+        labelled=all(bag.labels is not None for bag in manifest.bags),
         taps=survey.taps,
         without_features=joined.without_features,
         without_row=joined.without_row,
-        parts_written=len(missing),
+        parts_written=written,
+        parts_missing=len(missing),
         parts_total=len(parts),
     )
 
@@ -181,7 +194,7 @@ def survey_source(
     source: Source, bags: Sequence[Bag], config: ImportConfig, progress: Progress
 ) -> Survey:
     """Read every bag once, and refuse what a store cannot hold before anything is written."""
-    sizes, digests = [], []
+    sizes, lost, digests = [], [], []
     shapes: dict[str, tuple[int, ...]] | None = None
     dtypes: dict[str, DType] = {}
     made_by, first = MadeBy(), ""
@@ -198,12 +211,13 @@ def survey_source(
             stored_values(f"{features.where}, tap {tap!r}, view {view}", bag.bag_id, values, dtype)
             dtypes[tap] = "float32" if "float32" in (dtype, dtypes.get(tap)) else "float16"
         sizes.append(len(features.records))
+        lost.append(len(_lost_images(features)))
         digests.append(features.digest.hex())
         progress(k + 1, len(bags))
     taps = tuple(Tap(name, shape, dtypes[name]) for name, shape in (shapes or {}).items())
     if config.encoder is not None:
         made_by = _named(made_by, config.encoder, first)
-    return Survey(tuple(sizes), tuple(digests), taps, made_by)
+    return Survey(tuple(sizes), tuple(lost), tuple(digests), taps, made_by)
 
 
 def _rows(features: BagFeatures) -> dict[tuple[str, str], Array]:
@@ -258,8 +272,21 @@ def _named(made_by: MadeBy, encoder: str, first: str) -> MadeBy:
 # --- the store ---------------------------------------------------------------------------------
 
 
+def with_instances(manifest: Manifest, layout: str, survey: Survey) -> Manifest:
+    """The manifest with what the plan takes each bag to consist of: rows of a source of a digest.
+
+    The rows of a bag are one object, however many they are.
+    """
+    instances = {}
+    counts = zip(manifest.bags, survey.sizes, survey.lost, survey.digests, strict=True)
+    for bag, rows, lost, digest in counts:
+        row = Instance(bag.bag_id, f"{layout}:{digest}", 0)
+        instances[bag.bag_id] = (row,) * (rows + lost)
+    return replace(manifest, instances=instances)
+
+
 def describe(
-    source: Source, manifest: Manifest, survey: Survey, config: ImportConfig
+    path: Path, source: Source, manifest: Manifest, survey: Survey, config: ImportConfig
 ) -> StoreDescription:
     """What the store will say about itself."""
     features = source.features or {
@@ -270,20 +297,17 @@ def describe(
     }
     dtypes = sorted({tap.dtype for tap in survey.taps})
     numerics = {**(source.numerics or {}), "dtype": "+".join(dtypes), "imported": True}
-    plan = [
-        [bag.bag_id, size, digest]
-        for bag, size, digest in zip(manifest.bags, survey.sizes, survey.digests, strict=True)
-    ]
     return StoreDescription(
         format=config.format,
         taps=survey.taps,
         views=source.views,
+        made_from={"source": path.name},
         provenance={
             "features": features,
             "numerics": numerics,
             "plan": {
                 "source_layout": source.layout,
-                "sources_sha256": json_digest(plan),
+                "sources_sha256": manifest_digest(manifest),
                 "bags": len(manifest.bags),
                 "instances": sum(survey.sizes),
                 "part_instances": config.part_instances,
@@ -293,31 +317,33 @@ def describe(
     )
 
 
-def _fill(
-    target: PartWriter, source: Source, survey: Survey, advance: Callable[[int], None]
-) -> None:
-    """Write the bags of one part."""
+def _fill(target: PartWriter, part: PartPlan, source: Source, survey: Survey) -> None:
+    """Write the bags of one part: each one's rows, then its inputs that were not used."""
     dtypes = {tap.name: tap.dtype for tap in survey.taps}
     row = 0
-    for done, (bag_id, size) in enumerate(zip(target.bags, target.sizes, strict=True), start=1):
+    for k, bag_id, size in zip(part.bags, target.bags, target.sizes, strict=True):
         features = source.read(bag_id)
-        rows = _rows(features)
-        if len(features.records) != size:
+        if features.digest.hex() != survey.digests[k]:
             raise InputError(
                 features.where,
-                expected=f"{size} rows, as a moment ago",
-                got=str(len(features.records)),
+                expected="the bytes of a moment ago",
+                got="others",
                 remedy="repeat the command when no other program writes to it",
             )
+        values = _rows(features)
+        lost = _lost_images(features)
+        rows = range(row, row + len(features.records))
         for view in source.views:
-            values = {
-                tap: stored_values(features.where, bag_id, rows[tap, view], dtype)
+            stored = {
+                tap: stored_values(features.where, bag_id, values[tap, view], dtype)
                 for tap, dtype in dtypes.items()
             }
-            target.put(range(row, row + size), features.records, values)
-        for failure in features.failures:
-            target.fail_bag(failure)
-        if not size and not features.failures:
-            target.fail_bag(Failure(bag_id, "", "", "the source has no instance of this bag"))
+            target.put(rows, features.records, stored, view)
+        for place, failure in enumerate(lost, start=rows.stop):
+            target.fail(place, failure)
         row += size
-        advance(done)
+
+
+def _lost_images(features: BagFeatures) -> list[Failure]:
+    """Failures of single inputs; that a bag has none at all, the writer says itself."""
+    return [failure for failure in features.failures if failure.image]

@@ -171,6 +171,7 @@ def joined_index(pieces: Iterable[PartIndex]) -> PartIndex:
         ids=tuple(bag_id for part in parts for bag_id in part.ids),
         offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
         digests=np.concatenate([part.digests for part in parts]),
+        plans=np.concatenate([part.plans for part in parts]),
         images=tuple(image for part in parts for image in part.images),
         boxes=np.concatenate([part.boxes for part in parts]),
         order=np.concatenate([part.order for part in parts]),

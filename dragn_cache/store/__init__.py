@@ -5,7 +5,7 @@
 
 from dragn_cache.store.formats import FORMATS
 from dragn_cache.store.part import Failure, PartIndex
-from dragn_cache.store.plan import PartPlan, plan_parts
+from dragn_cache.store.plan import PartPlan, instances_of, manifest_digest, plan_parts
 from dragn_cache.store.reader import Store, open_store
 from dragn_cache.store.schema import StoreDescription, Tap, differences, json_digest
 from dragn_cache.store.writer import InstanceRecord, PartWriter, StoreWriter, open_writer
@@ -22,7 +22,9 @@ __all__ = [
     "StoreWriter",
     "Tap",
     "differences",
+    "instances_of",
     "json_digest",
+    "manifest_digest",
     "open_store",
     "open_writer",
     "plan_parts",

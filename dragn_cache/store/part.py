@@ -54,6 +54,7 @@ class PartIndex:
         ids: bag ids, b of them.
         offsets: (b+1,) int64; bag k has rows offsets[k]:offsets[k+1].
         digests: (b, 32) uint8, see `bag_digests`.
+        plans: (b, 32) uint8, what each bag was to consist of, see `plan.bag_plan`.
         images: manifest path of each row.
         boxes: (rows, 4) int64, x0 y0 x1 y1 in pixels of the image, half-open (whole image: its
             extent).
@@ -65,6 +66,7 @@ class PartIndex:
     ids: tuple[str, ...]
     offsets: NDArray[np.int64]
     digests: NDArray[np.uint8]
+    plans: NDArray[np.uint8]
     images: tuple[str, ...]
     boxes: NDArray[np.int64]
     order: NDArray[np.int64]
@@ -77,13 +79,18 @@ class PartIndex:
 
 
 def check_index(index: PartIndex, planned: Sequence[str]) -> None:
-    """Raise ValueError unless a part's index is sound and holds the planned bags."""
-    b, rows = len(planned), index.rows
-    if list(index.ids) != list(planned):
+    """Raise ValueError unless a part's index is sound and holds the planned bags, in order.
+
+    It may hold others: bags that an update has since moved to a newer part, or dropped.
+    """
+    b, rows = len(index.ids), index.rows
+    held = iter(index.ids)
+    if not all(bag_id in held for bag_id in planned):
         raise ValueError("other bags than planned")
     shapes = {
         "bags/offsets": (index.offsets.shape, (b + 1,)),
         "bags/digest": (index.digests.shape, (b, 32)),
+        "bags/plan": (index.plans.shape, (b, 32)),
         "instances/box": (index.boxes.shape, (rows, 4)),
         "instances/order": (index.order.shape, (rows,)),
         "instances/digest": (index.image_digests.shape, (rows, 32)),
@@ -102,7 +109,7 @@ def damaged_part(path: Path, error: Exception | str) -> DamagedPartError:
         str(path),
         expected="the part as it was written",
         got=str(error) or type(error).__name__,
-        remedy=f"remove it (rm -r {path}) and run the same extract command again",
+        remedy=f"run dragn-cache verify {path.parent.parent} --repair, then extract again",
     )
 
 
@@ -188,6 +195,7 @@ def index_arrays(index: PartIndex) -> dict[str, Array]:
         "bags/id": text(index.ids),
         "bags/offsets": index.offsets,
         "bags/digest": index.digests,
+        "bags/plan": index.plans,
         "instances/image": text(index.images),
         "instances/box": index.boxes,
         "instances/order": index.order,
@@ -205,6 +213,7 @@ def index_from_arrays(read: Callable[[str, bool], Array]) -> PartIndex:
         ids=tuple(str(v) for v in read("bags/id", True)),
         offsets=read("bags/offsets", False),
         digests=read("bags/digest", False),
+        plans=read("bags/plan", False),
         images=tuple(str(v) for v in read("instances/image", True)),
         boxes=read("instances/box", False),
         order=read("instances/order", False),

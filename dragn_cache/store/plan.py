@@ -6,8 +6,12 @@ machines write the same bags into the same part.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from dragn_cache.manifest import Instance, Manifest
 
 PART_BYTES = 128 * 2**20
 PART_INSTANCES = 4096
@@ -15,26 +19,37 @@ PART_INSTANCES = 4096
 
 @dataclass(frozen=True)
 class PartPlan:
-    """One part: its number, and the range of bags (in manifest order) that it holds."""
+    """One part: its number, and the bags it holds, by their positions in the manifest."""
 
     number: int
-    first_bag: int
-    last_bag: int  # exclusive
+    bags: tuple[int, ...]
 
     @property
     def name(self) -> str:
-        return f"{self.number:05d}"
+        return part_name(self.number)
+
+
+def part_name(number: int) -> str:
+    """A part's file name without its suffix."""
+    return f"{number:05d}"
 
 
 def plan_parts(
-    bag_sizes: Sequence[int], row_bytes: int, part_instances: int = PART_INSTANCES
+    bag_sizes: Sequence[int],
+    row_bytes: int,
+    part_instances: int = PART_INSTANCES,
+    *,
+    bags: Sequence[int] | None = None,
+    first_number: int = 0,
 ) -> list[PartPlan]:
-    """Cut the bags, in order, into parts of whole bags.
+    """Cut bags, in order, into parts of whole bags.
 
     Args:
-        bag_sizes: instances of each bag, as the manifest has them.
+        bag_sizes: instances of each bag of the manifest.
         row_bytes: bytes of one instance over all taps and views.
         part_instances: the most instances in a part.
+        bags: positions of the bags to plan; None is all.
+        first_number: number of the first part.
 
     Returns:
         parts of at most `PART_BYTES` of features and ``part_instances`` instances; a bag that is
@@ -42,12 +57,35 @@ def plan_parts(
     """
     limit = max(1, min(part_instances, PART_INSTANCES, PART_BYTES // row_bytes))
     parts: list[PartPlan] = []
-    first, filled = 0, 0
-    for bag, size in enumerate(bag_sizes):
+    held: list[int] = []
+    filled = 0
+    for bag in range(len(bag_sizes)) if bags is None else bags:
+        size = bag_sizes[bag]
         if filled and filled + size > limit:
-            parts.append(PartPlan(len(parts), first, bag))
-            first, filled = bag, 0
+            parts.append(PartPlan(first_number + len(parts), tuple(held)))
+            held, filled = [], 0
+        held.append(bag)
         filled += size
-    if first < len(bag_sizes):
-        parts.append(PartPlan(len(parts), first, len(bag_sizes)))
+    if held:
+        parts.append(PartPlan(first_number + len(parts), tuple(held)))
     return parts
+
+
+def instances_of(manifest: Manifest, bag: int) -> tuple[Instance, ...]:
+    """The instances of the manifest's bag at a position, in order."""
+    return manifest.instances.get(manifest.bags[bag].bag_id, ())
+
+
+def bag_plan(manifest: Manifest, bag: int) -> bytes:
+    """sha256 of what a bag consists of: canonical JSON of [[image, order, box], …]."""
+    plan = [[row.image, row.order, row.box] for row in instances_of(manifest, bag)]
+    text = json.dumps(plan, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).digest()
+
+
+def manifest_digest(manifest: Manifest) -> str:
+    """sha256 (hex) over all bags in order: for each its id as UTF-8, a zero byte, its plan."""
+    digest = hashlib.sha256()
+    for bag, row in enumerate(manifest.bags):
+        digest.update(row.bag_id.encode() + b"\0" + bag_plan(manifest, bag))
+    return digest.hexdigest()

@@ -49,6 +49,9 @@ class Store:
             path / "manifest" / "bags.csv", labels=toml.get("labels"), task=toml.get("task")
         )
         self._part_of = {bag.bag_id: _part_number(path, bag) for bag in self.bags}
+        self._planned: dict[int, list[str]] = {}
+        for bag_id, part in self._part_of.items():
+            self._planned.setdefault(part, []).append(bag_id)
         self._index: dict[int, PartIndex] = {}
         self._positions: dict[int, dict[str, int]] = {}
 
@@ -61,13 +64,10 @@ class Store:
     @cached_property
     def parts(self) -> list[int]:
         """Numbers of all planned parts."""
-        return sorted(set(self._part_of.values()))
+        return sorted(self._planned)
 
     def part_path(self, number: int) -> Path:
         return self.path / "parts" / f"{number:05d}{self._format.suffix}"
-
-    def _planned(self, number: int) -> list[str]:
-        return [bag_id for bag_id, part in self._part_of.items() if part == number]
 
     def missing_parts(self) -> list[int]:
         """Parts that extract has still to write."""
@@ -81,7 +81,7 @@ class Store:
                 str(self.path),
                 expected=f"{len(self.parts)} parts",
                 got=f"{len(self.parts) - len(missing)}",
-                remedy="run the same extract command again; it goes on where it stopped",
+                remedy="run the same extract or import command again; it goes on where it stopped",
             )
 
     def tap(self, name: str | None = None) -> Tap:
@@ -98,7 +98,7 @@ class Store:
         if number not in self._index:
             with self._damage(number):
                 index = self._format.read_index(self.part_path(number))
-                check_index(index, self._planned(number))
+                check_index(index, self._planned[number])
                 self._index[number] = index
         return self._index[number]
 
@@ -110,6 +110,7 @@ class Store:
             ids=(bag_id,),
             offsets=np.array([0, last - first], np.int64),
             digests=index.digests[k : k + 1],
+            plans=index.plans[k : k + 1],
             images=index.images[first:last],
             boxes=index.boxes[first:last],
             order=index.order[first:last],
@@ -120,7 +121,18 @@ class Store:
     def failures(self) -> list[Failure]:
         """Inputs that could not be used, over all parts that exist."""
         missing = set(self.missing_parts())
-        return [f for n in self.parts if n not in missing for f in self.index(n).failures]
+        return [
+            failure
+            for number in self.parts
+            if number not in missing
+            for failure in self.index(number).failures
+            if self._part_of.get(failure.bag_id) == number  # else an update has superseded it
+        ]
+
+    def rows(self, number: int) -> int:
+        """Instances of a part's bags, without those that an update has superseded."""
+        sizes = np.diff(self.index(number).offsets)
+        return int(sum(sizes[self._position(number)[b]] for b in self._planned[number]))
 
     def summary(self) -> dict[str, Any]:
         """What the store holds and how it was made, as JSON can hold it."""
@@ -133,11 +145,13 @@ class Store:
             "task": self.task,
             "labels": list(self.labels),
             "bags": len(self.bags),
-            "instances": sum(self.index(number).rows for number in present),
+            "instances": sum(self.rows(number) for number in present),
             "parts": len(self.parts),
             "missing_parts": missing,
             "bytes": sum(path.stat().st_size for path in files),
             "failures": len(self.failures()),
+            "made_from": dict(self.description.made_from),
+            "revision": self.description.revision,
             "views": list(self.description.views),
             "taps": [{**asdict(t), "row_bytes": t.row_bytes} for t in self.description.taps],
             "digests": {kind: self.description.digest(kind) for kind in KINDS},
@@ -221,8 +235,9 @@ class Store:
         Returns:
             (bag id, what is wrong) for each damaged bag; every bag of a part that cannot be read.
         """
-        planned = self._planned(number)
+        planned = self._planned[number]
         self._index.pop(number, None)
+        self._positions.pop(number, None)
         try:
             index = self.index(number)
             taps, views = self.description.taps, self.description.views
@@ -231,7 +246,8 @@ class Store:
         except DamagedPartError as error:
             return [(bag_id, error.got) for bag_id in planned]
         wrong = (digests != index.digests).any(axis=1)
-        return [(index.ids[k], "features differ from their digest") for k in np.flatnonzero(wrong)]
+        damaged = [bag_id for bag_id in planned if wrong[self._position(number)[bag_id]]]
+        return [(bag_id, "features differ from their digest") for bag_id in damaged]
 
 
 class _PartRows:

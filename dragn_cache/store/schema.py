@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ import numpy as np
 from dragn_cache.errors import StoreError, StoreMismatchError
 from dragn_cache.files import write_text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KINDS = ("features", "numerics", "plan")
 Format = Literal["hdf5", "zarr"]
 DType = Literal["float16", "float32"]
@@ -48,12 +48,16 @@ class StoreDescription:
         taps: in the order in which bag digests take them.
         views: names of the stored views; "0" is clean.
         provenance: for each of `KINDS`, the values that went into its digest.
+        made_from: names, for people, of what a digest only identifies (data set, weights).
+        revision: how often `extract --update` has changed the plan.
     """
 
     format: Format
     taps: tuple[Tap, ...]
     provenance: Mapping[str, Mapping[str, Any]]
     views: tuple[str, ...] = (CLEAN_VIEW,)
+    made_from: Mapping[str, str] = field(default_factory=dict)
+    revision: int = 0
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -128,7 +132,13 @@ def parse_description(text: str, path: Path) -> StoreDescription:
         ):
             raise TypeError("a format, taps or shapes that are not of this version")
         description = StoreDescription(
-            record["format"], taps, record["provenance"], tuple(record["views"]), version
+            record["format"],
+            taps,
+            record["provenance"],
+            tuple(record["views"]),
+            record["made_from"],
+            record["revision"],
+            version,
         )
         recorded = record["digests"]
         actual = {kind: description.digest(kind) for kind in KINDS}
@@ -178,11 +188,16 @@ def refuse_differences(store: Path, have: StoreDescription, want: StoreDescripti
     elif (have.taps, have.views) != (want.taps, want.views):
         found.append("store.json's taps or views are not those of its own settings")
     if found:
+        remedy = "give the store's settings, or another --out, or remove this store"
+        if all(text.startswith("plan.") for text in found):
+            remedy = "extract with --update to bring it up to date, or give another --out"
+            if want.provenance["numerics"].get("imported"):
+                remedy = "the sources have changed: import them with another --out"
         raise StoreMismatchError(
             str(store),
             expected="a store of the same settings",
             got=" · ".join(found),
-            remedy="give the store's settings, or another --out, or remove this store",
+            remedy=remedy,
         )
 
 

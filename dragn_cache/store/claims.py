@@ -1,0 +1,208 @@
+"""Claims: which process is working on what, so that several can share one store.
+
+A claim is a file that is created exclusively and holds host, process, its start time and a token.
+Its holder renews it (its time of modification) every `RENEW_SECONDS`. On the same host the process
+and its start time decide whether the holder lives; a claim of another host expires when it was not
+renewed for `EXPIRE_SECONDS`. Claims only save work: whoever loses a race computes the same bytes
+and throws them away, so a wrong guess about a holder never costs data.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+RENEW_SECONDS = 10.0
+EXPIRE_SECONDS = 120.0
+SUFFIX = ".claim"
+
+
+class Claims:
+    """The claims that one process holds in one folder; a thread renews them until `close`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.token = uuid.uuid4().hex[:16]
+        self._held: set[str] = set()
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._renewer: threading.Thread | None = None
+
+    def path(self, name: str) -> Path:
+        return self.folder / f".{name}{SUFFIX}"
+
+    def holds(self, name: str) -> bool:
+        return name in self._held
+
+    def acquire(self, name: str) -> bool:
+        """Claim a name; False while another living process holds it."""
+        with _guarded(self.folder):
+            if not self._create(self.path(name)):
+                return False
+        with self._lock:
+            self._held.add(name)
+            if self._renewer is None:
+                self._renewer = threading.Thread(target=self._renew, daemon=True)
+                self._renewer.start()
+        return True
+
+    def _create(self, path: Path) -> bool:
+        if path.exists():
+            if is_alive(path):
+                return False
+            path.unlink(missing_ok=True)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        except FileExistsError:
+            return False
+        try:
+            os.write(descriptor, json.dumps({**myself(), "token": self.token}).encode())
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+        return True
+
+    def wait(self, name: str) -> None:
+        """Claim a name, as soon as nobody else holds it."""
+        while not self.acquire(name):
+            time.sleep(0.02)
+
+    def release(self, name: str) -> None:
+        """Give a claim up; one that another process has taken over is left to it."""
+        with self._lock:
+            self._held.discard(name)
+        path = self.path(name)
+        with _guarded(self.folder):
+            if (read_claim(path) or {}).get("token") == self.token:
+                path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give up all claims."""
+        self._ended.set()
+        if self._renewer is not None:
+            self._renewer.join()
+        for name in list(self._held):
+            self.release(name)
+
+    def __enter__(self) -> Claims:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEW_SECONDS):
+            with self._lock:
+                for name in self._held:
+                    path = self.path(name)
+                    # One that was taken over while this process was suspended is not renewed.
+                    if (read_claim(path) or {}).get("token") == self.token:
+                        with suppress(OSError):  # the disk says so at the next write
+                            os.utime(path)
+
+
+@contextmanager
+def _guarded(folder: Path) -> Iterator[None]:
+    """Keep other processes of this host from looking at a claim and changing it in between.
+
+    Where folders cannot be locked (some network file systems) the exclusive creation still holds,
+    and only the removal of a dead holder's claim can be raced.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def living_tokens(folder: Path) -> set[str]:
+    """Tokens of all claims whose holders live; removes the claims of the dead."""
+    tokens = set()
+    with _guarded(folder):
+        for path in folder.glob(f".*{SUFFIX}"):
+            if is_alive(path):
+                tokens.add(str((read_claim(path) or {}).get("token")))
+            else:
+                path.unlink(missing_ok=True)
+    return tokens
+
+
+def is_alive(path: Path) -> bool:
+    """Whether the holder of a claim is still at work (False if there is no such claim)."""
+    claim = read_claim(path)
+    if claim is None:
+        return False
+    if claim.get("host") == host():
+        pid = claim.get("pid")
+        return isinstance(pid, int) and claim.get("start") == started(pid) is not None
+    try:
+        return time.time() - path.stat().st_mtime < EXPIRE_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+def read_claim(path: Path) -> dict[str, Any] | None:
+    """A claim's content; empty while it is being written, None if there is none."""
+    try:
+        claim = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return {}
+    return claim if isinstance(claim, dict) else {}
+
+
+def myself() -> dict[str, Any]:
+    """Host, process and its start time."""
+    return {"host": host(), "pid": os.getpid(), "start": started(os.getpid())}
+
+
+def host() -> str:
+    """This host, and the namespace in which its process numbers count (containers share names)."""
+    try:
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        namespace = ""
+    return f"{socket.gethostname()} {namespace}".strip()
+
+
+def started(pid: int) -> str | None:
+    """When a process of this host started, in the kernel's words; None if it has ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return None
+        return _started_without_proc(pid)
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _started_without_proc(pid: int) -> str | None:
+    """Where there is no /proc: only whether it lives."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "alive"
