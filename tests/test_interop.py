@@ -90,7 +90,7 @@ def make_store(
         )
         for k, bag_id in enumerate(sizes)
     )
-    lost = {list(sizes)[2]}  # a bag with one more image, which could not be used
+    lost = set(list(sizes)[2:3])  # a bag with one more image, which could not be used
     instances = {
         bag_id: tuple(Instance(bag_id, f"img/{k}.png", k) for k in range(size + (bag_id in lost)))
         for bag_id, size in sizes.items()
@@ -188,7 +188,8 @@ def test_a_whole_file_keeps_boxes_images_failures_and_the_features_digest(
     import_features(tmp_path / "whole", tmp_path / "b", ImportConfig(layout=layout))
     again = open_store(tmp_path / "b")
     assert again.description.digest("features") == store.description.digest("features")
-    assert again.failures() == store.failures()
+    assert set(again.failures()) == set(store.failures())
+    assert len(again.failures()) == 2
     for bag_id in SIZES:
         mine, other = store.instances(bag_id), again.instances(bag_id)
         assert mine.images == other.images
@@ -291,6 +292,7 @@ def test_rows_of_a_large_bag_are_chunked_in_at_least_256_kib(tmp_path: Path) -> 
         assert file["features"].attrs["name"] == "a"
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torchmil leaves them as they are
 @pytest.mark.parametrize("task", ["multilabel", "multiclass"])
 def test_torchmil_reads_its_folders(tmp_path: Path, task: str) -> None:
     datasets = pytest.importorskip("torchmil.datasets", reason="torchmil is not installed")
@@ -354,7 +356,7 @@ def test_a_foreign_anndata_of_mixed_rows(tmp_path: Path) -> None:
         import_features(tmp_path / "y.h5ad", tmp_path / "b")
     obs = obs.rename(columns={"patient": "who"})
     anndata.AnnData(values, obs=obs).write_h5ad(tmp_path / "z.h5ad")
-    with pytest.raises(InputError, match="a column of bag ids in obs.*got who"):
+    with pytest.raises(InputError, match=r"a column of bag ids in obs.*got who"):
         import_features(tmp_path / "z.h5ad", tmp_path / "b")
 
 
@@ -616,7 +618,7 @@ BAD_ARRAYS: dict[str, tuple[np.ndarray, str]] = {
     "one dimension": (ROWS[0], r"b\.npy: expected features of shape .*got \(5,\)"),
     "three dimensions": (ROWS.reshape(7, 5, 1), r"got \(7, 5, 1\)"),
     "another width": (ROWS[:, :3], r"b\.npy: expected what .*a\.npy has, features of 5, got .*3"),
-    "text": (np.array([["x"]]), r"b\.npy: expected numbers, got type <U1"),
+    "text": (np.full((2, 5), "x"), r"b\.npy: expected numbers, got type <U1"),
     "complex": (ROWS.astype(np.complex64), r"expected numbers, got type complex64"),
     "too fine": (ROWS.astype(np.float64) + 1e-12, r"float32 holds exactly.*--dtype float32"),
     "too long": (np.full((2, 5), 2**24 + 1), r"float32 holds exactly, got int64 with .*16777217"),
@@ -800,16 +802,16 @@ def test_an_export_that_fails_leaves_nothing(
 
 def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     store = make_store(tmp_path / "a", {"s1": 3, "s2": 1, "s3": 2})
-    with pytest.raises(UnknownNameError, match="layout: .*did you mean clam"):
+    with pytest.raises(UnknownNameError, match=r"layout: .*did you mean clam"):
         export_features(store, tmp_path / "out", "clan")
     with pytest.raises(InputError, match="--tap: expected none: layout zarr holds every tap"):
         export_features(store, tmp_path / "out", "zarr", tap="gap")
-    with pytest.raises(UnknownNameError, match="tap: .*did you mean gap"):
+    with pytest.raises(UnknownNameError, match=r"tap: .*did you mean gap"):
         export_features(store, tmp_path / "out", "clam", tap="gaps")
-    with pytest.raises(UnknownNameError, match="layout: .*did you mean torchmil"):
+    with pytest.raises(UnknownNameError, match=r"layout: .*did you mean torchmil"):
         import_features(tmp_path, tmp_path / "b", ImportConfig(layout="torchmill"))
+    export_features(store, tmp_path / "out", "clam")
     with pytest.raises(InputError, match=r"--encoder\), got features of net/7"):
-        export_features(store, tmp_path / "out", "clam")
         import_features(tmp_path / "out", tmp_path / "b", ImportConfig(encoder="net7"))
 
 
@@ -898,7 +900,7 @@ def test_files_are_recognised(file: str, keys: set[str], layout: str | None) -> 
 
 
 def test_what_is_no_source_is_said(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nowhere: expected features.*got no such file"):
+    with pytest.raises(InputError, match=r"nowhere: expected features.*got no such file"):
         find_layout(tmp_path / "nowhere")
     with pytest.raises(InputError, match="got an empty folder"):
         find_layout(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -37,8 +38,10 @@ def export_features(
     if as_json:
         screen.print_json({"out": str(out), **asdict(report)})
         return
-    taps = f"{', '.join(report.taps)}; {len(report.views)} of the views"
-    screen.out.print(
-        f"{out}: {report.bags} bags as {layout}, taps {taps}", markup=False, soft_wrap=True
-    )
+    taps = f"{_counted('tap', report.taps)}, {_counted('view', report.views)}"
+    screen.out.print(f"{out}: {report.bags} bags as {layout}, {taps}", markup=False, soft_wrap=True)
     screen.note(f"to read it back: dragn-cache import {out} --out AGAIN.features")
+
+
+def _counted(word: str, names: Sequence[str]) -> str:
+    return f"{word}{'s' if len(names) > 1 else ''} {', '.join(names)}"

@@ -59,11 +59,8 @@ def import_features(
         unmatched=unmatched,
         part_instances=part_instances,
     )
-    with (
-        screen.progress_bar("checking", "bags") as checking,
-        screen.progress_bar("importing", "bags") as writing,
-    ):
-        report = run(source, out, config, bags_csv=bags, checking=checking, writing=writing)
+    with screen.progress_bar("checking and importing", "bags") as progress:
+        report = run(source, out, config, bags_csv=bags, progress=progress)
     if as_json:
         screen.print_json({"store": str(out), **_facts(report)})
         return

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from dragn_cache.errors import InputError
+from dragn_cache.interop.bag_files import checked_corners
 from dragn_cache.interop.source import (
     TAP,
     UNKNOWN,
@@ -61,8 +62,16 @@ class AnnDataSource(Source):
                 got=", ".join(map(str, self._obs.columns)) or "no column",
                 remedy="rename the column",
             )
+        if self._obs[column].isna().any():
+            raise InputError(
+                str(path),
+                expected=f"a bag id for every row of obs[{column!r}]",
+                got=f"none in row {int(self._obs[column].isna().to_numpy().argmax())}",
+                remedy="fill it in, or leave the row out",
+            )
         bags = self._obs[column].astype(str).str.strip().to_numpy()
-        self.manifest = self._read_manifest()
+        with reading(path, "the tables of a data set in obs or uns"):
+            self.manifest = self._read_manifest()
         self.ids = list(dict.fromkeys([*self._own_ids(), *bags.tolist()]))
         self._rows = _rows_by_bag(bags)
         self._digest = file_digest(path)
@@ -86,10 +95,10 @@ class AnnDataSource(Source):
         rows = self._rows.get(bag_id, np.empty(0, np.int64))
         with reading(self.path, "an AnnData file"):
             values = _read_rows(self._data.X, rows)
+            records = self._records(rows)
         tap = str(self._own.get("tap", TAP))
         made_by = MadeBy(str(self._own.get("encoder", UNKNOWN)), self._own.get("features_sha256"))
         values_of = {(tap, CLEAN_VIEW): values}
-        records = self._records(rows)
         return BagFeatures(str(self.path), values_of, records, self._digest, made_by)
 
     def _records(self, rows: Array) -> list[InstanceRecord]:
@@ -98,7 +107,7 @@ class AnnDataSource(Source):
         corners = None
         if "spatial" in self._data.obsm:
             spatial = np.asarray(self._data.obsm["spatial"])[rows, :2]
-            corners = np.rint(spatial).astype(np.int64)
+            corners = checked_corners(self.path, spatial, len(rows))
         records = make_records(len(rows), self.path.name, self._digest, corners)
         images = obs["image"].astype(str).tolist() if "image" in obs else [""] * len(rows)
         boxes = [record.box for record in records]

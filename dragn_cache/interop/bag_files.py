@@ -84,7 +84,7 @@ class BagFiles(Source):
             found = self.read_file(path)
         values = found.values[0] if _is_wrapped(found.values) else found.values
         count = len(values) if values.ndim else 0
-        corners = _checked_corners(path, found.corners, count)
+        corners = checked_corners(path, found.corners, count)
         digest = self.file_digest(path)
         records = make_records(count, path.name, digest, corners, found.extent_px)
         tap = self._own.get("tap", TAP)
@@ -141,7 +141,7 @@ def _is_wrapped(values: Array) -> bool:
     return values.ndim == 3 and values.shape[0] == 1
 
 
-def _checked_corners(path: Path, corners: Array | None, count: int) -> Array | None:
+def checked_corners(path: Path, corners: Array | None, count: int) -> Array | None:
     """Corners as (n, 2) whole numbers."""
     if corners is None:
         return None

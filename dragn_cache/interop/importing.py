@@ -40,7 +40,7 @@ from dragn_cache.store.plan import PART_BYTES
 from dragn_cache.store.schema import DType
 
 Progress = Callable[[int, int], None]
-"""Called with bags done and bags in total."""
+"""Called with bags done and in total; each is counted twice, when checked and when written."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,7 @@ def import_features(
     config: ImportConfig | None = None,
     *,
     bags_csv: Path | None = None,
-    checking: Progress = lambda done, total: None,
-    writing: Progress = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> ImportReport:
     """Bring features that another tool has made into a store.
 
@@ -113,7 +112,7 @@ def import_features(
     require_layout(layout, SOURCES)
     source = SOURCES[layout](path)
     joined = join_table(source, bags_csv, config)
-    survey = survey_source(source, joined.manifest.bags, config, checking)
+    survey = survey_source(source, joined.manifest.bags, config, progress)
     manifest = with_instances(joined.manifest, layout, survey)
     description = describe(path, source, manifest, survey, config)
     sizes = [len(instances_of(manifest, k)) for k in range(len(manifest.bags))]
@@ -126,7 +125,7 @@ def import_features(
             with writer.part(part) as target:
                 _fill(target, part, source, survey)
             done, written = done + len(part.bags), written + 1
-            writing(done, len(sizes))
+            progress(len(sizes) + done, 2 * len(sizes))
         writer.write_failures()
         missing = writer.missing()
     return ImportReport(
@@ -213,7 +212,7 @@ def survey_source(
         sizes.append(len(features.records))
         lost.append(len(_lost_images(features)))
         digests.append(features.digest.hex())
-        progress(k + 1, len(bags))
+        progress(k + 1, 2 * len(bags))
     taps = tuple(Tap(name, shape, dtypes[name]) for name, shape in (shapes or {}).items())
     if config.encoder is not None:
         made_by = _named(made_by, config.encoder, first)

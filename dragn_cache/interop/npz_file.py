@@ -32,11 +32,13 @@ class NpzSource(Source):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with reading(path, "an npz with features, offsets and bag_ids"), np.load(path) as arrays:
+        what = "an npz with features, offsets and bag_ids"
+        # A file that numpy opens itself stays open when it turns out to be no npz.
+        with reading(path, what), path.open("rb") as file, np.load(file) as arrays:
             self._features, self._offsets = arrays["features"], arrays["offsets"]
-            self.ids = [str(bag_id) for bag_id in arrays["bag_ids"]]
+            self.ids = arrays["bag_ids"].astype(str).tolist()
             targets = arrays.get("targets")
-            labels = [str(name) for name in arrays["labels"]] if "labels" in arrays else None
+            labels = arrays["labels"].astype(str).tolist() if "labels" in arrays else None
         self._check_offsets()
         self.manifest = self._label(targets, labels)
         self._position = {bag_id: k for k, bag_id in enumerate(self.ids)}
