@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from dragn_cache.errors import InputError
 
 OnError = Literal["stop", "skip"]
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_workers() -> int:
+    """Decoding processes: one for each core, at most 16."""
+    return min(16, usable_cores())
 
 
 @dataclass(frozen=True)
@@ -29,8 +39,14 @@ class ExtractConfig:
         part_instances: the most instances of a part (4096 and 128 MB bound it anyway).
         batch_size: instances of a forward pass.
         workers: processes that decode; 0 decodes in the main process.
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; several, separated by commas, share the work.
         on_error: ``stop`` at the first input that cannot be used, or ``skip`` and record it.
+        max_errors: with ``skip``, stop after all when more inputs than that cannot be used.
+        compute: ``eager``, ``compiled``, or ``auto``: as the store was begun, else what the size
+            of the plan and this machine make faster.
+        precision: of the network: ``float32``, ``bfloat16`` (autocast), or ``auto``: bfloat16 on
+            a GPU.
+        views: augmented copies of every instance beside the clean one.
     """
 
     backbone: str | None = None
@@ -46,9 +62,13 @@ class ExtractConfig:
     dtype: Literal["float16", "float32"] = "float16"
     part_instances: int = 4096
     batch_size: int = 32
-    workers: int = min(8, os.cpu_count() or 1)
+    workers: int = field(default_factory=default_workers)
     device: str = "cpu"
     on_error: OnError = "stop"
+    max_errors: int | None = None
+    compute: Literal["auto", "eager", "compiled"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    views: int = 0
 
     def __post_init__(self) -> None:
         _one_of("--format", self.format, ("hdf5", "zarr"))
@@ -57,8 +77,18 @@ class ExtractConfig:
         _at_least("--part-instances", self.part_instances, 1)
         _at_least("--batch-size", self.batch_size, 1)
         _at_least("--workers", self.workers, 0)
+        _at_least("--views", self.views, 0)
+        _one_of("--compute", self.compute, ("auto", "eager", "compiled"))
+        _one_of("--precision", self.precision, ("auto", "float32", "bfloat16"))
         if self.grid is not None:
             _at_least("--grid", self.grid, 1)
+        if self.max_errors is not None:
+            _at_least("--max-errors", self.max_errors, 0)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices' names."""
+        return tuple(name.strip() for name in self.device.split(","))
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> ExtractConfig:
         """Fill what was not asked for from a data set's ``[extract]`` table.

@@ -2,7 +2,7 @@
 
 Workers import no torch, hold no file handles of the store, and end when their parent does, even
 if it was killed. What waits in the queue is bounded by a number of crops, so memory does not grow
-with the data.
+with the data. Requests travel in small groups: one message for several images.
 """
 
 from __future__ import annotations
@@ -12,73 +12,145 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import TypeVar
 
 from dragn_cache.errors import DragnCacheError, ImageError
 from dragn_cache.images import Crops, ImageRequest, read_crops
 
 Decoded = Crops | ImageError
+Tag = TypeVar("Tag")
+
+GROUP_CROPS = 8  # crops of one message, unless a single image has more
+NICENESS = 19  # on the CPU: the network goes first, decoding fills its gaps
 
 
-def decode(
-    requests: Iterable[ImageRequest], *, workers: int, ahead_crops: int
-) -> Generator[tuple[ImageRequest, Decoded], None, None]:
-    """Decode requests in order.
+class Decoder:
+    """A pool of decoding processes, started at the first request.
 
     Args:
-        requests: taken lazily.
-        workers: processes; 0 decodes here.
+        workers: processes; 0 decodes in the caller.
         ahead_crops: how many crops may be decoded or under way beyond the one given out.
-
-    Yields:
-        each request with its crops, or with the error that makes its image unusable.
+        give_way: run the workers at the lowest priority. Where the network computes on the same
+            cores, it would otherwise share every one of them with a worker and wait for it.
     """
-    if workers == 0:
-        for request in requests:
-            yield request, _attempt(request)
-        return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dragn_cache.decode"])
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent)
-    waiting: deque[tuple[ImageRequest, Future[Decoded]]] = deque()
-    ahead = 0
-    try:
-        for request in requests:
-            waiting.append((request, pool.submit(_attempt, request)))
-            ahead += len(request.boxes)
-            while ahead > ahead_crops and len(waiting) > workers:
-                ahead -= len(waiting[0][0].boxes)
-                yield _next(waiting)
-        while waiting:
-            yield _next(waiting)
-    except BrokenProcessPool as error:
-        raise DragnCacheError(
-            "decoding",
-            expected="worker processes that live",
-            got="one that died (out of memory?)",
-            remedy="run the same command again, with fewer --workers if it repeats",
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+
+    def __init__(self, *, workers: int, ahead_crops: int, give_way: bool = False) -> None:
+        self.workers, self.ahead_crops, self.give_way = workers, ahead_crops, give_way
+        self._pool: ProcessPoolExecutor | None = None
+
+    def stream(
+        self, requests: Iterable[tuple[Tag, ImageRequest | None]]
+    ) -> Generator[tuple[Tag, Decoded | None], None, None]:
+        """Decode requests in order; taken lazily.
+
+        Args:
+            requests: each with a tag that comes back with its crops. None stands for no image: a
+                mark between others that comes back in its place.
+
+        Yields:
+            each tag with the crops, or with the error that makes its image unusable, or None.
+
+        Raises:
+            DragnCacheError: a worker has died.
+        """
+        if self.workers == 0:
+            for tag, request in requests:
+                yield tag, None if request is None else attempt(request)
+            return
+        try:
+            yield from self._ahead(requests)
+        except BrokenProcessPool as error:
+            raise DragnCacheError(
+                "decoding",
+                expected="worker processes that live",
+                got="one that died (out of memory?)",
+                remedy="run the same command again, with fewer --workers if it repeats",
+            ) from error
+
+    def _ahead(
+        self, requests: Iterable[tuple[Tag, ImageRequest | None]]
+    ) -> Iterator[tuple[Tag, Decoded | None]]:
+        waiting: deque[tuple[list[Tag], Future[list[Decoded]] | None, int]] = deque()
+        ahead = 0
+        for tags, group in _grouped(requests):
+            crops = sum(len(request.boxes) for request in group)
+            waiting.append((tags, self._submit(group) if group else None, crops))
+            ahead += crops
+            while ahead > self.ahead_crops and len(waiting) > self.workers:
+                tags, future, crops = waiting.popleft()
+                ahead -= crops
+                yield from zip(tags, [None] if future is None else future.result(), strict=True)
+        for tags, future, _ in waiting:
+            yield from zip(tags, [None] if future is None else future.result(), strict=True)
+
+    def _submit(self, group: Sequence[ImageRequest]) -> Future[list[Decoded]]:
+        if self._pool is None:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["dragn_cache.decode"])
+            self._pool = ProcessPoolExecutor(
+                self.workers, context, _begin_worker, (NICENESS if self.give_way else 0,)
+            )
+        return self._pool.submit(_attempt_all, group)
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
 
-def _next(waiting: deque[tuple[ImageRequest, Future[Decoded]]]) -> tuple[ImageRequest, Decoded]:
-    request, future = waiting.popleft()
-    return request, future.result()
+def _grouped(
+    requests: Iterable[tuple[Tag, ImageRequest | None]],
+) -> Iterator[tuple[list[Tag], list[ImageRequest]]]:
+    """Neighbouring requests in groups of about `GROUP_CROPS` crops; a mark is a group without."""
+    tags: list[Tag] = []
+    group: list[ImageRequest] = []
+    crops = 0
+    for tag, request in requests:
+        if group and (request is None or crops + len(request.boxes) > GROUP_CROPS):
+            yield tags, group
+            tags, group, crops = [], [], 0
+        if request is None:
+            yield [tag], []
+        else:
+            tags.append(tag)
+            group.append(request)
+            crops += len(request.boxes)
+    if group:
+        yield tags, group
 
 
-def _attempt(request: ImageRequest) -> Decoded:
+def _attempt_all(requests: Sequence[ImageRequest]) -> list[Decoded]:
+    return [attempt(request) for request in requests]
+
+
+def attempt(request: ImageRequest) -> Decoded:
+    """An image's crops, or the error that makes it unusable."""
     try:
         return read_crops(request)
     except ImageError as error:
         return error
 
 
-def _follow_parent() -> None:
-    """Leave Ctrl-C to the parent, and end when it ends."""
+def _begin_worker(niceness: int) -> None:
+    """Give way, leave Ctrl-C to the parent, and end when it ends."""
+    os.nice(niceness)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    follow_parent()
+
+
+def follow_parent() -> None:
+    """End this process when its parent ends, even if that was killed."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return

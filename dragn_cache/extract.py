@@ -1,36 +1,40 @@
 """Stage one: every crop of every bag once through a frozen backbone, into a store.
 
-Work goes part by part; images are decoded ahead by worker processes, an image with several boxes
-once; batches are filled across bags but never across parts, so that a part's bytes depend on the
-plan alone and a killed run resumes by writing the parts that are missing.
+Work goes part by part, and a part that exists is complete: a killed run resumes by writing the
+parts that are missing, and several processes share a store by claiming parts. How features are
+computed is decided once, for the whole plan, and is part of the store's *numerics*. The engine that
+decodes, computes and writes is in `dragn_cache.engine`.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL
 import torch
 import torchvision
 
 from dragn_cache.backbones import Backbone, load_backbone
-from dragn_cache.config import ExtractConfig
-from dragn_cache.decode import Decoded, decode
-from dragn_cache.errors import DragnCacheError, ImageError, InputError, StoreError
+from dragn_cache.compute import Forward, choose_compute, require_compute
+from dragn_cache.config import ExtractConfig, usable_cores
+from dragn_cache.decode import Decoder, follow_parent
+from dragn_cache.devices import find_device
+from dragn_cache.engine import Engine, Policy, Wanted
+from dragn_cache.errors import DragnCacheError, InputError, StoreError
 from dragn_cache.images import Geometry, ImageRequest, plan_channels
 from dragn_cache.manifest import Instance, Manifest
+from dragn_cache.report import ExtractReport
 from dragn_cache.store import (
-    Failure,
-    InstanceRecord,
     PartPlan,
-    PartWriter,
     StoreDescription,
     StoreWriter,
     Tap,
@@ -38,52 +42,42 @@ from dragn_cache.store import (
     manifest_digest,
     open_writer,
     plan_parts,
+    read_description,
 )
 from dragn_cache.store.plan import PART_BYTES
+from dragn_cache.update import update_plan
 
 Progress = Callable[[int, int], None]
 """Called with instances done (those in finished parts included) and instances in total."""
+Say = Callable[[str], None]
+"""Called with a line for people about something that takes a while."""
 
-
-@dataclass
-class ExtractReport:
-    """What an extraction did and where its time went.
-
-    Attributes:
-        instances_done: rows written by this call; ``instances_total`` those of the manifest.
-        images_decoded: image requests decoded by this call.
-        parts_written, parts_total: parts written by this call, and planned.
-        decode_seconds: summed over workers; ``wait_seconds``: the main process waiting for them.
-        forward_seconds: the network; ``write_seconds``: scratch, digests and parts.
-        start_seconds: reading the weights and planning.
-        failures: every input not used, in the whole store.
-    """
-
-    instances_total: int = 0
-    instances_done: int = 0
-    images_decoded: int = 0
-    parts_total: int = 0
-    parts_written: int = 0
-    decode_seconds: float = 0.0
-    wait_seconds: float = 0.0
-    forward_seconds: float = 0.0
-    write_seconds: float = 0.0
-    start_seconds: float = 0.0
-    total_seconds: float = 0.0
-    failures: list[Failure] = field(default_factory=list)
+POLL_SECONDS = (0.02, 1.0)  # between looks at parts that other processes work on: first, longest
 
 
 def extract(
-    manifest: Manifest, config: ExtractConfig, out: Path, *, progress: Progress | None = None
+    manifest: Manifest,
+    config: ExtractConfig,
+    out: Path,
+    *,
+    update: bool = False,
+    progress: Progress | None = None,
+    say: Say = lambda text: None,
 ) -> ExtractReport:
     """Run a frozen backbone over all instances of a manifest and store its taps.
 
-    The same call goes on after a kill and does nothing when the store is complete.
+    The same call goes on after a kill, shares the work with other processes that make it at the
+    same time, and does nothing when the store is complete.
+
+    Args:
+        update: bring a store that was made from an earlier state of the manifest and its images
+            up to date: bags that are new or have changed are computed, removed ones dropped.
 
     Raises:
         InputError, ImageError: an input cannot be used and ``on_error`` is ``stop``.
         StoreMismatchError: there is a store of other settings at ``out``.
         StoreError: the disk is full or cannot be written. What was complete stays.
+        DragnCacheError: a decoding process or a device's process died, or a value overflowed.
     """
     started = time.perf_counter()
     config = config.with_defaults(manifest.extract)
@@ -92,23 +86,227 @@ def extract(
         _refuse_empty_bags(manifest)
     if config.rgb is None:
         config = replace(config, rgb=_default_rgb(manifest))
-    backbone = open_backbone(config)
-    sizes = [len(manifest.instances.get(bag.bag_id, ())) for bag in manifest.bags]
-    row_bytes = sum(tap.row_bytes for tap in _taps(backbone, config))
-    parts = plan_parts(sizes, row_bytes, config.part_instances)
-    description = describe(manifest, config, backbone)
-    requests = {part.number: _requests(manifest, part, backbone) for part in parts}
     try:
-        writer = open_writer(out, description, parts, manifest)
-        run = _Run(manifest, config, backbone, writer, progress)
-        run.report.instances_total, run.report.parts_total = sum(sizes), len(parts)
-        run.report.start_seconds = time.perf_counter() - started
-        run.write_parts(writer.missing(), requests, sizes)
-        run.report.failures = writer.write_failures()
+        if len(config.devices) > 1:
+            report = _extract_on_devices(manifest, config, out, update, progress, say)
+        else:
+            report = _extract_here(manifest, config, out, update, progress, say)
     except OSError as error:
         raise _disk_error(out, error) from error
-    run.report.total_seconds = time.perf_counter() - started
-    return run.report
+    report.total_seconds = time.perf_counter() - started
+    return report
+
+
+def _extract_here(
+    manifest: Manifest,
+    config: ExtractConfig,
+    out: Path,
+    update: bool,
+    progress: Progress | None,
+    say: Say,
+) -> ExtractReport:
+    started = time.perf_counter()
+    backbone = open_backbone(config)
+    sizes = [len(instances_of(manifest, bag)) for bag in range(len(manifest.bags))]
+    compute = _decide_compute(out, config, backbone, sum(sizes))
+    description = describe(manifest, config, backbone, compute)
+    parts = plan_parts(sizes, description.row_bytes, config.part_instances)
+
+    def wanted(part: PartPlan) -> list[Wanted]:
+        return _wanted(manifest, part, backbone)
+
+    report = ExtractReport(compute=compute, device=config.device, workers=config.workers)
+    report.cores, report.batch_size = usable_cores(), config.batch_size
+    if update and (out / "store.json").exists():
+        report.update = update_plan(out, description, manifest, wanted, config)
+    with (
+        open_writer(out, description, parts, manifest) as writer,
+        Decoder(
+            workers=config.workers,
+            ahead_crops=2 * config.batch_size,
+            give_way=backbone.mean.device.type == "cpu",
+        ) as decoder,
+    ):
+        report.instances_total, report.parts_total = sum(sizes), len(writer.parts)
+        report.bags_total = len(manifest.bags)
+        if writer.missing():
+            run = _Run(writer, sizes, progress)
+            forward = _open_forward(backbone, config, compute, say)
+            policy = Policy(config.on_error, config.max_errors)
+            engine = Engine(wanted, forward, writer, decoder, policy, report, run.advance)
+            engine.failed = len(writer.failures()) if config.max_errors is not None else 0
+            report.start_seconds = time.perf_counter() - started
+            run.until_complete(engine)
+        report.failures = writer.finish()
+    return report
+
+
+class _Run:
+    """Passes over the missing parts until there are none, with the progress of all processes."""
+
+    def __init__(
+        self, writer: StoreWriter, sizes: Sequence[int], progress: Progress | None
+    ) -> None:
+        self.writer, self.sizes, self.total = writer, sizes, sum(sizes)
+        self.progress = progress or (lambda done, total: None)
+        self._done = 0
+
+    def until_complete(self, engine: Engine) -> None:
+        pause, longest = POLL_SECONDS
+        while missing := self.writer.missing():
+            todo = sum(self.sizes[bag] for part in missing for bag in part.bags)
+            self._done = self.total - todo
+            self.progress(self._done, self.total)
+            if engine.write(self.writer.claim_missing()):
+                pause = POLL_SECONDS[0]
+            else:  # others work on what is left: wait until it is there, or they are dead
+                time.sleep(pause)
+                pause = min(2 * pause, longest)
+        self.progress(self.total, self.total)
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        self.progress(self._done, self.total)
+
+
+def _decide_compute(out: Path, config: ExtractConfig, backbone: Backbone, images: int) -> str:
+    """As asked for; else as the store there was begun; else what the whole plan pays for."""
+    device = backbone.mean.device.type
+    compute: str = config.compute
+    if compute == "auto" and (out / "store.json").exists():
+        have = read_description(out).provenance["numerics"].get("compute")
+        compute = have if have in ("eager", "compiled") else "auto"
+    if compute == "auto":
+        compute = choose_compute(backbone, images * (1 + config.views), config.batch_size)
+    require_compute(compute, device)
+    return compute
+
+
+def _open_forward(backbone: Backbone, config: ExtractConfig, compute: str, say: Say) -> Forward:
+    forward = Forward(
+        backbone,
+        compute=compute,
+        batch_size=config.batch_size,
+        dtype=config.dtype,
+        precision=_precision(config),
+    )
+    if compute == "compiled":
+        say("compiling the network (half a minute; less the next time)")
+    forward.warm_up()
+    return forward
+
+
+def _precision(config: ExtractConfig) -> str:
+    if config.precision != "auto":
+        return config.precision
+    return "bfloat16" if torch.device(config.device).type == "cuda" else "float32"
+
+
+# --- several devices -----------------------------------------------------------------------------
+
+
+def _extract_on_devices(
+    manifest: Manifest,
+    config: ExtractConfig,
+    out: Path,
+    update: bool,
+    progress: Progress | None,
+    say: Say,
+) -> ExtractReport:
+    """One process for each device, all on one store."""
+    for device in config.devices:
+        find_device(device)
+    if update and (out / "store.json").exists():  # the plan is changed once, by this process
+        backbone = open_backbone(replace(config, device="cpu"))
+        first = replace(config, device=config.devices[0])
+        sizes = [len(instances_of(manifest, bag)) for bag in range(len(manifest.bags))]
+        compute = _decide_compute(out, first, backbone, sum(sizes))
+        description = describe(manifest, first, backbone, compute)
+        changes = update_plan(
+            out, description, manifest, lambda part: _wanted(manifest, part, backbone), config
+        )
+    else:
+        changes = None
+    context = multiprocessing.get_context("spawn")
+    each = max(1, config.workers // len(config.devices)) if config.workers else 0
+    children = {}
+    for device in config.devices:
+        ours, theirs = context.Pipe(duplex=False)
+        own = replace(config, device=device, workers=each)
+        child = context.Process(target=_on_device, args=(manifest, own, out, theirs))
+        child.start()
+        theirs.close()
+        children[ours] = child
+    try:
+        reports = _follow(children, progress, say)
+    finally:
+        for child in children.values():
+            child.terminate()
+            child.join()
+    report = reports[0]
+    for other in reports[1:]:
+        report.add(other)
+    report.device, report.workers, report.update = config.device, config.workers, changes
+    report.failures = max((r.failures for r in reports), key=len)
+    return report
+
+
+def _on_device(manifest: Manifest, config: ExtractConfig, out: Path, parent: Connection) -> None:
+    """One device's process: sends instances done, lines for people, and its report or its error."""
+    follow_parent()
+
+    def count(done: int, total: int) -> None:
+        parent.send((done, total))
+
+    try:
+        parent.send(extract(manifest, config, out, progress=count, say=parent.send))
+    except DragnCacheError as error:
+        parent.send(error)
+    except KeyboardInterrupt:
+        os._exit(130)
+
+
+def _follow(children: dict[Any, Any], progress: Progress | None, say: Say) -> list[ExtractReport]:
+    """Relay what the children send until all have ended.
+
+    A child that dies leaves its parts to the others; only when none is left is it an error.
+    """
+    reports: list[ExtractReport] = []
+    open_ends: list[Any] = list(children)
+    firsts: dict[Any, int] = {}
+    latest: dict[Any, int] = {}
+    said: set[str] = set()
+    while open_ends:
+        for end in list[Any](wait_for(open_ends)):
+            try:
+                message = end.recv()
+            except EOFError:
+                open_ends.remove(end)
+                continue
+            if isinstance(message, DragnCacheError):
+                raise message
+            if isinstance(message, ExtractReport):
+                reports.append(message)
+            elif isinstance(message, str) and message not in said:
+                said.add(message)
+                say(message)
+            elif isinstance(message, tuple):
+                firsts.setdefault(end, message[0])
+                latest[end] = message[0]
+                if progress is not None:
+                    grown = sum(latest[e] - firsts[e] for e in latest)
+                    progress(min(min(firsts.values()) + grown, message[1]), message[1])
+    if not reports:
+        raise DragnCacheError(
+            "extraction",
+            expected="a process for each device that lives",
+            got="none that lived to the end (out of memory?)",
+            remedy="run the same command again, with a smaller --batch-size if it repeats",
+        )
+    return reports
+
+
+# --- the plan ------------------------------------------------------------------------------------
 
 
 def open_backbone(config: ExtractConfig) -> Backbone:
@@ -127,8 +325,11 @@ def open_backbone(config: ExtractConfig) -> Backbone:
     )
 
 
-def describe(manifest: Manifest, config: ExtractConfig, backbone: Backbone) -> StoreDescription:
+def describe(
+    manifest: Manifest, config: ExtractConfig, backbone: Backbone, compute: str
+) -> StoreDescription:
     """What the store will say about itself: taps, and the provenance behind its three digests."""
+    precision = _precision(config)
     return StoreDescription(
         format=config.format,
         taps=_taps(backbone, config),
@@ -137,8 +338,8 @@ def describe(manifest: Manifest, config: ExtractConfig, backbone: Backbone) -> S
             "numerics": {
                 "dtype": config.dtype,
                 "device": torch.device(config.device).type,
-                "autocast": None,
-                "compute": "eager",
+                "autocast": None if precision == "float32" else precision,
+                "compute": compute,
                 "memory_format": "channels_last",
                 "batch_size": config.batch_size,
                 "torch": torch.__version__,
@@ -154,177 +355,13 @@ def describe(manifest: Manifest, config: ExtractConfig, backbone: Backbone) -> S
                 "part_bytes": PART_BYTES,
             },
         },
+        views=tuple(str(view) for view in range(1 + config.views)),
+        made_from={"dataset": manifest.name, "weights": Path(config.weights).name},
     )
 
 
-def batch_sizes(count: int, batch: int) -> list[int]:
-    """Sizes of the forward passes for ``count`` instances: full batches, then the smallest of
-    b, b/2, b/4, b/8 that holds the rest (filled up by repetition)."""
-    full, rest = divmod(count, batch)
-    sizes = [batch] * full
-    if rest:
-        sizes.append(min(s for k in (1, 2, 4, 8) if (s := max(1, batch // k)) >= rest))
-    return sizes
-
-
-class _Run:
-    """One extraction under way: the batch being filled, the timers, the report."""
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        config: ExtractConfig,
-        backbone: Backbone,
-        writer: StoreWriter,
-        progress: Progress | None,
-    ) -> None:
-        self.manifest, self.config, self.backbone, self.writer = manifest, config, backbone, writer
-        self.progress = progress or (lambda done, total: None)
-        self.report = ExtractReport()
-        self._pixels: list[np.ndarray[Any, Any]] = []
-        self._rows: list[int] = []
-        self._records: list[InstanceRecord] = []
-
-    def write_parts(
-        self,
-        missing: Sequence[PartPlan],
-        requests: dict[int, _PartRequests],
-        sizes: Sequence[int],
-    ) -> None:
-        todo = sum(requests[part.number].rows for part in missing)
-        self._done = self.report.instances_total - todo
-        self.progress(self._done, self.report.instances_total)
-        stream = decode(
-            (request for part in missing for request in requests[part.number].requests),
-            workers=self.config.workers if todo else 0,
-            ahead_crops=2 * self.config.batch_size,
-        )
-        with closing(stream):
-            for part in missing:
-                with self.writer.part(part) as target:
-                    self._fill(target, requests[part.number], stream)
-                    started = time.perf_counter()
-                self.report.write_seconds += time.perf_counter() - started
-                self.report.parts_written += 1
-
-    def _fill(
-        self,
-        target: PartWriter,
-        wanted: _PartRequests,
-        stream: Iterator[tuple[ImageRequest, Decoded]],
-    ) -> None:
-        for instances in wanted.instances:
-            started = time.perf_counter()
-            request, decoded = next(stream)
-            self.report.wait_seconds += time.perf_counter() - started
-            self.report.images_decoded += 1
-            self._take(target, request, decoded, instances)
-            while len(self._rows) >= self.config.batch_size:
-                self._forward(target, self.config.batch_size)
-        for size in batch_sizes(len(self._rows), self.config.batch_size):
-            self._forward(target, size)
-
-    def _take(
-        self,
-        target: PartWriter,
-        request: ImageRequest,
-        decoded: Decoded,
-        instances: Sequence[tuple[int, Instance]],
-    ) -> None:
-        if isinstance(decoded, ImageError):
-            for row, instance in instances:
-                self._fail(target, row, instance, decoded)
-            return
-        self.report.decode_seconds += decoded.seconds
-        crops = iter(decoded.pixels)
-        for (row, instance), box in zip(instances, decoded.boxes, strict=True):
-            if isinstance(box, str):
-                error = ImageError(
-                    f"{instance.file}:{instance.line} ({instance.image})",
-                    expected="a box inside the image",
-                    got=box,
-                    remedy="correct the box",
-                )
-                self._fail(target, row, instance, error)
-                continue
-            self._pixels.append(next(crops))
-            self._rows.append(row)
-            record = InstanceRecord(instance.image, box, instance.order, decoded.digest)
-            self._records.append(record)
-
-    def _fail(self, target: PartWriter, row: int, instance: Instance, error: ImageError) -> None:
-        if self.config.on_error == "stop":
-            raise ImageError(
-                f"bag {instance.bag_id!r}, {error.where}",
-                expected=error.expected,
-                got=error.got,
-                remedy=f"{error.remedy}, or extract with --on-error skip",
-            )
-        box = ",".join(map(str, instance.box)) if instance.box else ""
-        target.fail(row, Failure(instance.bag_id, instance.image, box, str(error)))
-        self._advance(1)
-
-    def _forward(self, target: PartWriter, size: int) -> None:
-        """Run one batch of a fixed size, filled up by repeating its last instance."""
-        count = min(size, len(self._rows))
-        started = time.perf_counter()
-        batch = np.stack(self._pixels[:count] + self._pixels[count - 1 : count] * (size - count))
-        outputs = self.backbone(torch.from_numpy(batch).to(self.config.device))
-        rows, records = self._rows[:count], self._records[:count]
-        values = {}
-        for name, output in outputs.items():
-            exact = output[:count]
-            stored = exact.to(getattr(torch, self.config.dtype))
-            if not torch.isfinite(stored).all():
-                self._refuse_values(target, name, exact, stored, rows)
-            values[name] = stored.cpu().numpy()
-        forwarded = time.perf_counter()
-        target.put(rows, records, values)
-        self.report.forward_seconds += forwarded - started
-        self.report.write_seconds += time.perf_counter() - forwarded
-        del self._pixels[:count], self._rows[:count], self._records[:count]
-        self.report.instances_done += count
-        self._advance(count)
-
-    def _refuse_values(
-        self,
-        target: PartWriter,
-        tap: str,
-        exact: torch.Tensor,
-        stored: torch.Tensor,
-        rows: Sequence[int],
-    ) -> None:
-        bad = ~torch.isfinite(stored)
-        first = int(bad.flatten(1).any(1).nonzero()[0, 0])
-        value = exact[first][bad[first]][0].item()
-        bag = target.bags[int(np.searchsorted(np.cumsum(target.sizes), rows[first], "right"))]
-        limit = torch.finfo(stored.dtype).max
-        too_large = np.isfinite(value)
-        raise DragnCacheError(
-            f"bag {bag!r}, tap {tap!r}",
-            expected=f"finite values up to {limit:g} ({self.config.dtype})",
-            got=f"{value:g}",
-            remedy="use --dtype float32" if too_large else "check the weights and --mean, --std",
-        )
-
-    def _advance(self, count: int) -> None:
-        self._done += count
-        self.progress(self._done, self.report.instances_total)
-
-
-@dataclass(frozen=True)
-class _PartRequests:
+def _wanted(manifest: Manifest, part: PartPlan, backbone: Backbone) -> list[Wanted]:
     """A part's images in order of first appearance, and which rows each one feeds."""
-
-    requests: tuple[ImageRequest, ...]
-    instances: tuple[tuple[tuple[int, Instance], ...], ...]
-
-    @property
-    def rows(self) -> int:
-        return sum(len(group) for group in self.instances)
-
-
-def _requests(manifest: Manifest, part: PartPlan, backbone: Backbone) -> _PartRequests:
     by_image: dict[str, list[tuple[int, Instance]]] = {}
     row = 0
     for bag in part.bags:
@@ -333,13 +370,14 @@ def _requests(manifest: Manifest, part: PartPlan, backbone: Backbone) -> _PartRe
             row += 1
     settings = backbone.preprocessing
     geometry = Geometry(settings.size, settings.resize_shorter, settings.interpolation)
-    requests = []
+    found = []
     for image, group in by_image.items():
         names, planes = plan_channels(image, manifest.channels, settings.rgb)
         files = image_files(manifest, image, names)
         boxes = tuple(instance.box for _, instance in group)
-        requests.append(ImageRequest(image, files, planes, boxes, geometry))
-    return _PartRequests(tuple(requests), tuple(tuple(group) for group in by_image.values()))
+        request = ImageRequest(image, files, planes, boxes, geometry)
+        found.append(Wanted(request, tuple(group)))
+    return found
 
 
 def image_files(manifest: Manifest, image: str, channels: Sequence[str] | None) -> tuple[Path, ...]:

@@ -113,5 +113,5 @@ def write_store(
                 ]
                 target.put(rows, records, {"layer4": maps, "gap": maps.mean((2, 3))})
                 row += len(maps)
-    writer.write_failures()
+    writer.finish()
     return open_store(path)

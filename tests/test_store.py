@@ -99,7 +99,7 @@ def write(
             for n in numbers:
                 if _lost(rows[n]):
                     w.fail(n, Failure(rows[n].bag_id, rows[n].image, "", "truncated"))
-    writer.write_failures()
+    writer.finish()
     return path
 
 

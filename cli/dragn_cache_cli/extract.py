@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from dragn_cache.extract import ExtractReport
+    from dragn_cache.report import ExtractReport
 
 
 def extract(
@@ -41,24 +42,46 @@ def extract(
     ] = 4096,
     batch_size: Annotated[int, typer.Option(help="Instances of a forward pass.")] = 32,
     workers: Annotated[int | None, typer.Option(help="Decoding processes. [cores, ≤ 8]")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda or cuda:N; several, as cuda:0,cuda:1, share the work.")
+    ] = "cpu",
+    compute: Annotated[
+        Literal["auto", "eager", "compiled"],
+        typer.Option(help="Whether torch.compile speeds up the network. [auto: large jobs]"),
+    ] = "auto",
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(help="Of the network. [auto: bfloat16 on a GPU, else float32]"),
+    ] = "auto",
     on_error: Annotated[
         Literal["stop", "skip"], typer.Option(help="What to do with an input that fails.")
     ] = "stop",
+    max_errors: Annotated[
+        int | None, typer.Option(help="With skip: stop after all when more inputs fail.")
+    ] = None,
+    update: Annotated[
+        bool,
+        typer.Option(
+            "--update", help="Compute what is new or has changed, drop what is gone, keep the rest."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Run a frozen backbone over every crop of every bag and store its features.
 
-    Killed at any point, the same command goes on; finished, it does nothing.
+    Killed at any point, the same command goes on; finished, it does nothing. Started several
+    times at once, on one machine or on several that see the store, the processes share the work.
     Exit code 0: everything is in the store; 1: done, but inputs were skipped; 2: error.
 
     Example: dragn-cache extract --dataset hpa --backbone resnet50 --size 224x224 --out hpa.features
     """
-    from dragn_cache.config import ExtractConfig
+    from dragn_cache.config import ExtractConfig, default_workers
     from dragn_cache.extract import extract as run
     from dragn_cache.manifest import read_manifest
     from dragn_cache_cli import parsing, screen
 
     config = ExtractConfig(
+        workers=default_workers() if workers is None else workers,
         backbone=backbone,
         weights=weights,
         taps=parsing.parse_names(taps),
@@ -73,17 +96,22 @@ def extract(
         part_instances=part_instances,
         batch_size=batch_size,
         device=device,
+        compute=compute,
+        precision=precision,
         on_error=on_error,
-        **({} if workers is None else {"workers": workers}),
+        max_errors=max_errors,
     )
     manifest = read_manifest(dataset, images=images)
     with screen.progress_bar("extracting", "images") as progress:
-        report = run(manifest, config, out, progress=progress)
-    _print_report(report, out)
+        report = run(manifest, config, out, update=update, progress=progress, say=screen.note)
+    if as_json:
+        screen.print_json({**asdict(report), "limit": report.limit, "advice": report.advice})
+    else:
+        _print_report(report, out)
     if report.failures:
         screen.warn(
-            f"{len(report.failures)} inputs were not used: see {out / 'failures.csv'}; to try them "
-            "again, mend them, remove their bags' parts (manifest/bags.csv says which), and repeat"
+            f"{len(report.failures)} inputs were not used: see {out / 'failures.csv'}; mend them "
+            "and repeat the command with --update"
         )
         raise typer.Exit(1)
 
@@ -91,20 +119,30 @@ def extract(
 def _print_report(report: ExtractReport, out: Path) -> None:
     from dragn_cache_cli import screen
 
+    def say(text: str) -> None:
+        screen.out.print(text, markup=False, soft_wrap=True)
+
+    if report.update is not None:
+        found = report.update
+        say(
+            f"update: {found.kept} bags kept, {len(found.changed)} changed, {len(found.new)} new, "
+            f"{len(found.removed)} removed, {len(found.waiting)} still to be written"
+        )
     if not report.parts_written:
-        screen.out.print(f"{out}: complete already, nothing to do", markup=False, soft_wrap=True)
+        say(f"{out}: complete, nothing to compute")
         return
-    rate = report.instances_done / report.total_seconds
-    screen.out.print(
+    rate = report.instances_done / max(1e-9, report.total_seconds - report.start_seconds)
+    say(
         f"{out}: {report.instances_done} instances of {report.images_decoded} images in "
-        f"{report.total_seconds:.1f} s ({rate:.1f}/s), parts {report.parts_written} "
-        f"of {report.parts_total}",
-        markup=False,
-        soft_wrap=True,
+        f"{report.total_seconds:.1f} s ({rate:.1f}/s after {report.start_seconds:.1f} s of "
+        f"starting), {report.compute} on {report.device}, parts {report.parts_written} of "
+        f"{report.parts_total}"
     )
-    screen.out.print(
-        f"time: forward {report.forward_seconds:.1f} s, waiting for images "
-        f"{report.wait_seconds:.1f} s, writing {report.write_seconds:.1f} s, starting "
-        f"{report.start_seconds:.1f} s; decoding took {report.decode_seconds:.1f} s in the workers",
-        soft_wrap=True,
+    each = 1000 * report.decode_seconds / max(1, report.images_decoded)
+    say(
+        f"time: network {report.forward_seconds + report.device_seconds:.1f} s, waiting for images "
+        f"{report.wait_seconds:.1f} s, for the disk {report.stall_seconds:.1f} s; decoding "
+        f"{report.decode_seconds:.1f} s in {report.workers} workers ({each:.1f} ms an image), "
+        f"writing {report.write_seconds:.1f} s beside"
     )
+    say(f"limit: {report.limit}; {report.advice}")

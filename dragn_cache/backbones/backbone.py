@@ -83,13 +83,22 @@ class Backbone(nn.Module):
         """
         self._check(images)
         with torch.inference_mode():
-            # As torchvision's evaluation transform: scaled to 0–1 first, then normalised.
-            scaled = images.to(torch.float32, memory_format=torch.channels_last) / 255
-            outputs = self.network((scaled - self.mean) / self.std)
-            return {tap.name: tap.read(outputs[tap.node], self.grid) for tap in self.taps}
+            return self.compute(images)
+
+    def compute(self, images: Tensor) -> dict[str, Tensor]:
+        """`forward` without its check and its mode: what `torch.compile` takes as one graph."""
+        # As torchvision's evaluation transform: scaled to 0–1 first, then normalised.
+        scaled = images.to(torch.float32, memory_format=torch.channels_last) / 255
+        outputs = self.network((scaled - self.mean) / self.std)
+        return {tap.name: tap.read(outputs[tap.node], self.grid) for tap in self.taps}
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """One image's shape: planes, height, width."""
+        return (3, *self.preprocessing.size)
 
     def _check(self, images: Tensor) -> None:
-        wanted = (3, *self.preprocessing.size)
+        wanted = self.input_shape
         if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != wanted:
             raise InputError(
                 f"images for backbone {self.name}",

@@ -7,7 +7,13 @@ from dragn_cache.store.formats import FORMATS
 from dragn_cache.store.part import Failure, PartIndex
 from dragn_cache.store.plan import PartPlan, instances_of, manifest_digest, plan_parts
 from dragn_cache.store.reader import Store, open_store
-from dragn_cache.store.schema import StoreDescription, Tap, differences, json_digest
+from dragn_cache.store.schema import (
+    StoreDescription,
+    Tap,
+    differences,
+    json_digest,
+    read_description,
+)
 from dragn_cache.store.writer import InstanceRecord, PartWriter, StoreWriter, open_writer
 
 __all__ = [
@@ -28,4 +34,5 @@ __all__ = [
     "open_store",
     "open_writer",
     "plan_parts",
+    "read_description",
 ]

@@ -294,11 +294,16 @@ class StoreWriter:
                     raise damaged_part(path, error) from error
         return found
 
-    def write_failures(self) -> list[Failure]:
-        """Write failures.csv, remove what dead processes have left, and return what it lists."""
+    def finish(self) -> list[Failure]:
+        """Write failures.csv and return what it lists; remove what is nobody's any more.
+
+        That is what dead processes have left, and parts that an update has replaced entirely.
+        """
         failures = self.failures()
         self.claims.wait(TABLES)
         remove_leftovers(self.path)
+        if self.description.revision and not self.missing():
+            self._remove_replaced_parts()
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(FAILURE_COLUMNS)
@@ -308,6 +313,12 @@ class StoreWriter:
             write_text(path, text.getvalue())
         self.claims.release(TABLES)
         return failures
+
+    def _remove_replaced_parts(self) -> None:
+        planned = {self.part_path(part) for part in self.parts}
+        for path in (self.path / "parts").glob(f"[!.]*{self.format.suffix}"):
+            if path not in planned:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def __enter__(self) -> StoreWriter:
         return self

@@ -1,0 +1,108 @@
+"""What an extraction did, where its time went, and what limits it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from dragn_cache.store import Failure
+from dragn_cache.store.update import UpdateReport
+
+Phase = Literal["decoding", "network", "writing"]
+
+
+@dataclass
+class ExtractReport:
+    """Counts and seconds of one call.
+
+    Attributes:
+        instances_done: rows written by this call; ``instances_total`` those of the manifest.
+        images_decoded: image requests decoded by this call.
+        parts_written, parts_total: parts written by this call, and planned.
+        decode_seconds: summed over workers; ``wait_seconds``: the network waiting for them.
+        forward_seconds: the network (on a GPU: giving it work); ``device_seconds``: the writing
+            thread waiting for the network's results; ``stall_seconds``: the network waiting for
+            the writing thread.
+        write_seconds: scratch, digests and parts, in the writing thread.
+        start_seconds: reading the weights, planning, compiling.
+        compute: ``eager`` or ``compiled``; ``device``: where the network ran.
+        workers, cores, batch_size: as they were.
+        failures: every input not used, in the whole store.
+        update: what an update found, None if none was asked for.
+    """
+
+    instances_total: int = 0
+    instances_done: int = 0
+    images_decoded: int = 0
+    parts_total: int = 0
+    parts_written: int = 0
+    decode_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    forward_seconds: float = 0.0
+    device_seconds: float = 0.0
+    stall_seconds: float = 0.0
+    write_seconds: float = 0.0
+    start_seconds: float = 0.0
+    total_seconds: float = 0.0
+    bags_total: int = 0
+    compute: str = "eager"
+    device: str = "cpu"
+    workers: int = 0
+    cores: int = 1
+    batch_size: int = 32
+    failures: list[Failure] = field(default_factory=list)
+    update: UpdateReport | None = None
+
+    @property
+    def limit(self) -> Phase:
+        """The phase that the others waited for."""
+        stalled = self.stall_seconds
+        busy = self.device_seconds + self.write_seconds
+        writing = stalled * self.write_seconds / busy if busy else 0.0
+        network = self.forward_seconds + stalled - writing
+        times: dict[Phase, float] = {
+            "decoding": self.wait_seconds,
+            "network": network,
+            "writing": writing,
+        }
+        return max(times, key=lambda phase: times[phase])
+
+    @property
+    def advice(self) -> str:
+        """What would make it faster."""
+        if self.limit == "decoding":
+            if self.workers < self.cores:
+                return f"raise --workers (now {self.workers}, the machine has {self.cores} cores)"
+            each = 1000 * self.decode_seconds / max(1, self.images_decoded)
+            return (
+                f"an image takes {each:.1f} ms to decode on one core and all {self.cores} are in "
+                "use: store smaller or faster image files, or use more cores"
+            )
+        if self.limit == "writing":
+            return "use a faster disk for --out, or store less: --grid, --taps, --dtype float16"
+        if self.device.startswith("cuda"):
+            return f"raise --batch-size (now {self.batch_size}) while GPU memory lasts"
+        return (
+            "the processor computes without a break: --device cuda, a lighter --backbone or a "
+            "smaller --size would help; --workers and --batch-size would not"
+        )
+
+    def add(self, other: ExtractReport) -> None:
+        """Add the work of another process on the same store."""
+        for item in fields(self):
+            if item.name in _SUMMED:
+                value = getattr(self, item.name) + getattr(other, item.name)
+                setattr(self, item.name, value)
+
+
+_SUMMED = {
+    "instances_done",
+    "images_decoded",
+    "parts_written",
+    "decode_seconds",
+    "wait_seconds",
+    "forward_seconds",
+    "device_seconds",
+    "stall_seconds",
+    "write_seconds",
+}
