@@ -117,7 +117,7 @@ def make_store(
                     if bags[k].bag_id in lost:
                         target.fail(row + size, Failure(bags[k].bag_id, "img/7.png", "", "torn"))
                     row += planned[k]
-        writer.write_failures()
+        writer.finish()
     return open_store(path)
 
 

@@ -126,7 +126,7 @@ def import_features(
                 _fill(target, part, source, survey)
             done, written = done + len(part.bags), written + 1
             progress(len(sizes) + done, 2 * len(sizes))
-        writer.write_failures()
+        writer.finish()
         missing = writer.missing()
     return ImportReport(
         layout=layout,
