@@ -6,6 +6,8 @@ import csv
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -379,6 +381,14 @@ def test_features_go_out_and_come_back(store: Path, tmp_path: Path) -> None:
     assert (facts["layout"], facts["bags"], facts["taps"]) == ("hdf5", 20, ["gap"])
     ok("verify", out)
     ok("train-agg", "--store", out, "--aggregator", "mean", "--epochs", 1, "--out", tmp_path / "r")
+    shutil.rmtree(out / "parts" / "00000.zarr" / "taps")
+    result = run("verify", out, "--repair")
+    assert result.exit_code == 1
+    command = re.search(r"^dragn-cache import clam (.*)$", result.stderr, re.MULTILINE)
+    assert command is not None
+    assert "--layout clam --encoder squeezenet1_1 --format zarr --dtype float16" in command[1]
+    ok("import", tmp_path / "clam", *shlex.split(command[1]))
+    ok("verify", out)
 
 
 def test_mistakes_in_and_out_are_one_line(store: Path, tmp_path: Path) -> None:

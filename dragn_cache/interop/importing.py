@@ -6,7 +6,7 @@ decides the parts is known. Then the parts that are missing are written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -114,7 +114,8 @@ def import_features(
     joined = join_table(source, bags_csv, config)
     survey = survey_source(source, joined.manifest.bags, config, progress)
     manifest = with_instances(joined.manifest, layout, survey)
-    description = describe(path, source, manifest, survey, config)
+    made_from = {"source": path.name} | ({"bags": bags_csv.name} if bags_csv else {})
+    description = describe(source, manifest, survey, config, made_from)
     sizes = [len(instances_of(manifest, k)) for k in range(len(manifest.bags))]
     parts = plan_parts(sizes, description.row_bytes, config.part_instances)
     with open_writer(out, description, parts, manifest) as writer:
@@ -285,7 +286,11 @@ def with_instances(manifest: Manifest, layout: str, survey: Survey) -> Manifest:
 
 
 def describe(
-    path: Path, source: Source, manifest: Manifest, survey: Survey, config: ImportConfig
+    source: Source,
+    manifest: Manifest,
+    survey: Survey,
+    config: ImportConfig,
+    made_from: Mapping[str, str],
 ) -> StoreDescription:
     """What the store will say about itself."""
     features = source.features or {
@@ -300,7 +305,7 @@ def describe(
         format=config.format,
         taps=survey.taps,
         views=source.views,
-        made_from={"source": path.name},
+        made_from=made_from,
         provenance={
             "features": features,
             "numerics": numerics,
