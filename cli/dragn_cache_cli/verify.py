@@ -71,8 +71,8 @@ def extract_command(description: StoreDescription, out: Path) -> str:
     features, numerics, plan = (
         description.provenance[kind] for kind in ("features", "numerics", "plan")
     )
-    if "backbone" not in features or "preprocessing" not in features or "imported" in numerics:
-        return f"dragn-cache import SOURCE --out {shlex.quote(str(out))}"
+    if "imported" in numerics:
+        return import_command(description, out)
     settings = features["preprocessing"]
     options: dict[str, Any] = {
         "dataset": description.made_from.get("dataset", "DATASET"),
@@ -105,3 +105,21 @@ def extract_command(description: StoreDescription, out: Path) -> str:
     options["out"] = out
     words = [f"--{name} {shlex.quote(str(v))}" for name, v in options.items() if v is not None]
     return " ".join(["dragn-cache extract", *words])
+
+
+def import_command(description: StoreDescription, out: Path) -> str:
+    """The command that makes a store of imported features; its source is known by name only."""
+    made_from, plan = description.made_from, description.provenance["plan"]
+    dtypes = {tap.dtype for tap in description.taps}
+    encoder = description.provenance["features"].get("backbone", "unknown")
+    options = {
+        "layout": plan["source_layout"],
+        "bags": made_from.get("bags"),
+        "encoder": None if encoder == "unknown" else encoder,
+        "format": description.format,
+        "dtype": dtypes.pop() if len(dtypes) == 1 else None,
+        "part-instances": plan["part_instances"],
+        "out": out,
+    }
+    words = [f"--{name} {shlex.quote(str(v))}" for name, v in options.items() if v is not None]
+    return " ".join(["dragn-cache import", shlex.quote(made_from.get("source", "SOURCE")), *words])
