@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from dragn_cache.errors import InputError
+from dragn_cache.intensity import Intensity
 
 OnError = Literal["stop", "skip"]
 
@@ -22,7 +23,10 @@ class ExtractConfig:
         taps: outputs to store, by module name; None is the last map and its spatial mean.
         size: height and width of the backbone's input in pixels.
         grid: pool maps to grid × grid before storing.
-        rgb: channels of the data set that feed the three inputs.
+        channels: ``rgb`` feeds three of them to the backbone, ``average`` any number through a
+            first convolution with averaged weights, ``each`` one after the other, concatenated.
+        rgb: channels of the data set that are used.
+        intensity: how pixels become 0 to 255, as `Intensity.parse` takes it.
         mean, std, interpolation: the backbone's preprocessing.
         format: how parts are written.
         dtype: how features are stored.
@@ -38,7 +42,9 @@ class ExtractConfig:
     taps: tuple[str, ...] | None = None
     size: tuple[int, int] | None = None
     grid: int | None = None
+    channels: str | None = None
     rgb: tuple[str, ...] | None = None
+    intensity: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     interpolation: str | None = None
@@ -52,6 +58,10 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         _one_of("--format", self.format, ("hdf5", "zarr"))
+        if self.channels is not None:
+            _one_of("--channels", self.channels, ("rgb", "average", "each"))
+        if self.intensity is not None:
+            Intensity.parse(self.intensity)
         _one_of("--dtype", self.dtype, ("float16", "float32"))
         _one_of("--on-error", self.on_error, ("stop", "skip"))
         _at_least("--part-instances", self.part_instances, 1)
@@ -74,7 +84,10 @@ class ExtractConfig:
             if key not in given
         }
         rgb = filled.get("rgb", self.rgb)
-        if rgb is not None and len(rgb) == 1:  # one channel feeds all three inputs
+        mode = filled.get("channels", self.channels) or "rgb"
+        if (
+            mode == "rgb" and rgb is not None and len(rgb) == 1
+        ):  # one channel feeds all three inputs
             filled["rgb"] = tuple(rgb) * 3
         filled.setdefault("backbone", given.get("backbone", "resnet50"))
         return replace(self, **filled)

@@ -24,7 +24,8 @@ from dragn_cache.backbones import Backbone, load_backbone
 from dragn_cache.config import ExtractConfig
 from dragn_cache.decode import Decoded, decode
 from dragn_cache.errors import DragnCacheError, ImageError, InputError, StoreError
-from dragn_cache.images import Geometry, ImageRequest, plan_channels
+from dragn_cache.images import COLOURS, Geometry, ImageRequest, plan_channels
+from dragn_cache.intensity import Intensity
 from dragn_cache.manifest import Instance, Manifest
 from dragn_cache.store import (
     Failure,
@@ -39,6 +40,8 @@ from dragn_cache.store import (
     plan_parts,
 )
 from dragn_cache.store.plan import PART_BYTES
+
+PREPROCESSING_KEYS = ("size", "mean", "std", "interpolation", "channels", "rgb", "intensity")
 
 Progress = Callable[[int, int], None]
 """Called with instances done (those in finished parts included) and instances in total."""
@@ -90,7 +93,7 @@ def extract(
     if config.on_error == "stop":
         _refuse_empty_bags(manifest)
     if config.rgb is None:
-        config = replace(config, rgb=_default_rgb(manifest))
+        config = replace(config, rgb=_default_rgb(manifest, config.channels or "rgb"))
     backbone = open_backbone(config)
     sizes = [len(manifest.instances.get(bag.bag_id, ())) for bag in manifest.bags]
     row_bytes = sum(tap.row_bytes for tap in _taps(backbone, config))
@@ -119,9 +122,7 @@ def open_backbone(config: ExtractConfig) -> Backbone:
         grid=config.grid,
         device=config.device,
         preprocessing={
-            key: value
-            for key in ("size", "mean", "std", "interpolation", "rgb")
-            if (value := getattr(config, key)) is not None
+            key: value for key in PREPROCESSING_KEYS if (value := getattr(config, key)) is not None
         },
     )
 
@@ -341,12 +342,15 @@ def _requests(manifest: Manifest, part: PartPlan, backbone: Backbone) -> _PartRe
             row += 1
     settings = backbone.preprocessing
     geometry = Geometry(settings.size, settings.resize_shorter, settings.interpolation)
+    intensity = Intensity.parse(settings.intensity)
     requests = []
     for image, group in by_image.items():
-        names, planes = plan_channels(image, manifest.channels, settings.rgb)
+        names, planes = plan_channels(image, manifest.channels, settings.rgb, settings.channels)
         files = image_files(manifest, image, names)
         boxes = tuple(instance.box for _, instance in group)
-        requests.append(ImageRequest(image, files, planes, boxes, geometry))
+        requests.append(
+            ImageRequest(image, files, planes, boxes, geometry, intensity, len(manifest.channels))
+        )
     return _PartRequests(tuple(requests), tuple(tuple(group) for group in by_image.values()))
 
 
@@ -375,8 +379,10 @@ def _require_image_root(manifest: Manifest) -> None:
         )
 
 
-def _default_rgb(manifest: Manifest) -> tuple[str, ...] | None:
+def _default_rgb(manifest: Manifest, mode: str) -> tuple[str, ...] | None:
     """The channels that feed the inputs when none are named, so that provenance can name them."""
+    if mode != "rgb":
+        return manifest.channels or COLOURS
     for rows in manifest.instances.values():
         for row in rows:
             names, _ = plan_channels(row.image, manifest.channels, None)

@@ -77,7 +77,7 @@ def read_picture(where: str, path: Path) -> Picture:
     except ImageError:
         raise
     # Decoders meet damage with any kind of error; whichever it is, it is about this file.
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         got = str(error) or type(error).__name__
         raise ImageError(
             where, expected="a whole image", got=got, remedy="replace the file"
@@ -130,12 +130,15 @@ def _decode(where: str, data: bytes) -> Decoded:
         ) from error
     if isinstance(image, TiffImageFile) and not _is_plain(image):
         return _decode_tiff(where, data)
-    _refuse_above(where, image.width * image.height, MAX_PIXELS, f"pixels ({image.width}×{image.height})")
-    if getattr(image, "n_frames", 1) > 1:
+    _refuse_above(
+        where, image.width * image.height, MAX_PIXELS, f"pixels ({image.width}×{image.height})"
+    )
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
         raise ImageError(
             where,
             expected="one picture",
-            got=f"{image.n_frames} in one file (an animation)",
+            got=f"{frames} in one file (an animation?)",
             remedy="save the one that counts as a file of its own",
         )
     image.load()
@@ -154,9 +157,7 @@ def _is_plain(image: TiffImageFile) -> bool:
     return image.n_frames == 1 and image.mode in _GREY_MODES + _COLOUR_MODES
 
 
-def _from_pillow(
-    where: str, image: Image.Image
-) -> Decoded:
+def _from_pillow(where: str, image: Image.Image) -> Decoded:
     if image.mode in _GREY_MODES:
         if image.mode.startswith("I"):
             return np.asarray(image).astype(np.uint16)[None], 65535.0, False
@@ -208,7 +209,7 @@ def _decode_tiff(where: str, data: bytes) -> Decoded:
         full = float(2 ** (bits if isinstance(bits, int) else 8 * planes.dtype.itemsize) - 1)
         planes = planes.astype(np.uint8) if planes.dtype.kind == "b" else planes
         if photometric == "MINISWHITE":
-            planes = planes.dtype.type(full) - planes
+            planes = (full - planes.astype(np.float64)).astype(planes.dtype)
     return turn(planes, orientation), full, colour
 
 
@@ -248,9 +249,7 @@ def _refuse_tiff(where: str, series: Any, length: int) -> None:
             )
 
 
-def _stack(
-    values: NDArray[np.generic], axes: str, alphas: int
-) -> tuple[NDArray[np.generic], int]:
+def _stack(values: NDArray[np.generic], axes: str, alphas: int) -> tuple[NDArray[np.generic], int]:
     """An array of any axes as (P, h, w), samples of a pixel fastest; and how many samples."""
     order = sorted(range(len(axes)), key=lambda k: "SYX".find(axes[k]))
     values = values.transpose(order)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from dragn_cache.errors import ImageError, InputError, UnknownNameError
 from dragn_cache.image_files import Picture, read_picture
-from dragn_cache.intensity import Intensity, scale_planes
+from dragn_cache.intensity import FULL, Intensity, scale_planes
 
 Box = tuple[int, int, int, int]
 
@@ -69,7 +69,7 @@ class ImageRequest:
     planes: tuple[int, ...]
     boxes: tuple[Box | None, ...]
     geometry: Geometry
-    intensity: Intensity = Intensity()
+    intensity: Intensity = FULL
     channels: int = 0
 
 
@@ -259,10 +259,8 @@ def _plane(image: str, picture: Picture, wanted: int) -> int:
 
 def _as_one(picture: Picture) -> NDArray[np.generic]:
     """A colour file used as one channel counts as the maximum over its planes."""
-    if len(picture.planes) == 1:
-        return picture.planes[0]
-    greatest: NDArray[np.generic] = picture.planes.max(axis=0)
-    return greatest
+    values = picture.planes
+    return values[0] if len(values) == 1 else np.maximum.reduce(values)
 
 
 def _one_size(

@@ -77,6 +77,9 @@ class Intensity:
         return numbers if self.kind == "range" else f"{self.kind}:{numbers}"
 
 
+FULL = Intensity()
+
+
 def scale_planes(
     planes: Sequence[NDArray[np.generic]], full: Sequence[float | None], intensity: Intensity
 ) -> list[NDArray[np.uint8]]:
@@ -104,7 +107,8 @@ def scale(values: NDArray[np.generic], low: float, high: float) -> NDArray[np.ui
     if high <= low:
         return np.zeros(values.shape, np.uint8)
     if values.dtype in (np.uint8, np.uint16):  # few numbers: a table is exact and quick
-        return _scaled(np.arange(np.iinfo(values.dtype).max + 1), low, high)[values]
+        table = _scaled(np.arange(256**values.dtype.itemsize), low, high)
+        return np.take(table, values.view(np.uint8 if values.itemsize == 1 else np.uint16))
     flat = values.reshape(-1)
     result = np.empty(flat.shape, np.uint8)
     for start in range(0, flat.size, _BLOCK):

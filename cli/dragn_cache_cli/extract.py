@@ -28,8 +28,22 @@ def extract(
     dtype: Annotated[
         Literal["float16", "float32"], typer.Option(help="How features are stored.")
     ] = "float16",
+    channels: Annotated[
+        Literal["rgb", "average", "each"] | None,
+        typer.Option(
+            help="Three feed the network; any number, averaged into its first layer; or each alone,"
+            " features concatenated. [rgb]"
+        ),
+    ] = None,
     rgb: Annotated[
-        str | None, typer.Option(help="Channels for the three inputs, as green,red,blue.")
+        str | None,
+        typer.Option(
+            help="Channels to use, as green,red,blue: three, unless --channels says else."
+        ),
+    ] = None,
+    intensity: Annotated[
+        str | None,
+        typer.Option(help="full, LOW:HIGH, percentile:LOW:HIGH or channel-percentile:LOW:HIGH."),
     ] = None,
     mean: Annotated[str | None, typer.Option(help="Mean of the input, one or three.")] = None,
     std: Annotated[str | None, typer.Option(help="Deviation of the input, one or three.")] = None,
@@ -64,7 +78,9 @@ def extract(
         taps=parsing.parse_names(taps),
         size=parsing.parse_size(size),
         grid=grid,
+        channels=channels,
         rgb=parsing.parse_names(rgb),
+        intensity=intensity,
         mean=parsing.parse_floats("--mean", mean),
         std=parsing.parse_floats("--std", std),
         interpolation=interpolation,
