@@ -63,7 +63,8 @@ def _look(manifest: Manifest, image: str) -> tuple[int, int] | ImageError:
     if "{channel}" in image:
         names = [image.replace("{channel}", channel) for channel in manifest.channels]
     try:
-        return check_image(image, [manifest.image_root / name for name in names])
+        files = [manifest.image_root / name for name in names]
+        return check_image(image, files, len(manifest.channels))
     except ImageError as error:
         return error
 

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from dragn_cache.augment import Augmentation
 from dragn_cache.errors import InputError
+from dragn_cache.intensity import Intensity
 
 OnError = Literal["stop", "skip"]
 
@@ -32,7 +34,10 @@ class ExtractConfig:
         taps: outputs to store, by module name; None is the last map and its spatial mean.
         size: height and width of the backbone's input in pixels.
         grid: pool maps to grid × grid before storing.
-        rgb: channels of the data set that feed the three inputs.
+        channels: ``rgb`` feeds three of them to the backbone, ``average`` any number through a
+            first convolution with averaged weights, ``each`` one after the other, concatenated.
+        rgb: channels of the data set that are used.
+        intensity: how pixels become 0 to 255, as `Intensity.parse` takes it.
         mean, std, interpolation: the backbone's preprocessing.
         format: how parts are written.
         dtype: how features are stored.
@@ -47,6 +52,8 @@ class ExtractConfig:
         precision: of the network: ``float32``, ``bfloat16`` (autocast), or ``auto``: bfloat16 on
             a GPU.
         views: augmented copies of every instance beside the clean one.
+        augment: what makes them differ, as ``flip,rotate90,crop:0.7``; see `Augmentation`.
+        seed: of the augmentation.
     """
 
     backbone: str | None = None
@@ -54,7 +61,9 @@ class ExtractConfig:
     taps: tuple[str, ...] | None = None
     size: tuple[int, int] | None = None
     grid: int | None = None
+    channels: str | None = None
     rgb: tuple[str, ...] | None = None
+    intensity: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     interpolation: str | None = None
@@ -69,21 +78,34 @@ class ExtractConfig:
     compute: Literal["auto", "eager", "compiled"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     views: int = 0
+    augment: str | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         _one_of("--format", self.format, ("hdf5", "zarr"))
+        if self.channels is not None:
+            _one_of("--channels", self.channels, ("rgb", "average", "each"))
+        if self.intensity is not None:
+            Intensity.parse(self.intensity)
         _one_of("--dtype", self.dtype, ("float16", "float32"))
         _one_of("--on-error", self.on_error, ("stop", "skip"))
         _at_least("--part-instances", self.part_instances, 1)
         _at_least("--batch-size", self.batch_size, 1)
         _at_least("--workers", self.workers, 0)
         _at_least("--views", self.views, 0)
+        _at_least("--seed", self.seed, 0)
+        Augmentation.parse(self.augment, self.views, self.seed)
         _one_of("--compute", self.compute, ("auto", "eager", "compiled"))
         _one_of("--precision", self.precision, ("auto", "float32", "bfloat16"))
         if self.grid is not None:
             _at_least("--grid", self.grid, 1)
         if self.max_errors is not None:
             _at_least("--max-errors", self.max_errors, 0)
+
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """What makes the augmented views; None without any."""
+        return Augmentation.parse(self.augment, self.views, self.seed)
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -104,7 +126,10 @@ class ExtractConfig:
             if key not in given
         }
         rgb = filled.get("rgb", self.rgb)
-        if rgb is not None and len(rgb) == 1:  # one channel feeds all three inputs
+        mode = filled.get("channels", self.channels) or "rgb"
+        if (
+            mode == "rgb" and rgb is not None and len(rgb) == 1
+        ):  # one channel feeds all three inputs
             filled["rgb"] = tuple(rgb) * 3
         filled.setdefault("backbone", given.get("backbone", "resnet50"))
         return replace(self, **filled)

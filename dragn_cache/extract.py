@@ -23,6 +23,7 @@ import PIL
 import torch
 import torchvision
 
+from dragn_cache.augment import Augmentation
 from dragn_cache.backbones import Backbone, load_backbone
 from dragn_cache.compute import Forward, choose_compute, require_compute
 from dragn_cache.config import ExtractConfig, usable_cores
@@ -30,7 +31,8 @@ from dragn_cache.decode import Decoder, follow_parent
 from dragn_cache.devices import find_device
 from dragn_cache.engine import Engine, Policy, Wanted
 from dragn_cache.errors import DragnCacheError, InputError, StoreError
-from dragn_cache.images import Geometry, ImageRequest, plan_channels
+from dragn_cache.images import COLOURS, Geometry, ImageRequest, plan_channels
+from dragn_cache.intensity import Intensity
 from dragn_cache.manifest import Instance, Manifest
 from dragn_cache.report import ExtractReport
 from dragn_cache.store import (
@@ -45,7 +47,10 @@ from dragn_cache.store import (
     read_description,
 )
 from dragn_cache.store.plan import PART_BYTES
+from dragn_cache.store.schema import CLEAN_VIEW
 from dragn_cache.update import update_plan
+
+PREPROCESSING_KEYS = ("size", "mean", "std", "interpolation", "channels", "rgb", "intensity")
 
 Progress = Callable[[int, int], None]
 """Called with instances done (those in finished parts included) and instances in total."""
@@ -85,7 +90,7 @@ def extract(
     if config.on_error == "stop":
         _refuse_empty_bags(manifest)
     if config.rgb is None:
-        config = replace(config, rgb=_default_rgb(manifest))
+        config = replace(config, rgb=_default_rgb(manifest, config.channels or "rgb"))
     try:
         if len(config.devices) > 1:
             report = _extract_on_devices(manifest, config, out, update, progress, say)
@@ -113,8 +118,9 @@ def _extract_here(
     parts = plan_parts(sizes, description.row_bytes, config.part_instances)
 
     def wanted(part: PartPlan) -> list[Wanted]:
-        return _wanted(manifest, part, backbone)
+        return _wanted(manifest, part, backbone, config.augmentation)
 
+    _check_channels(manifest, backbone)
     report = ExtractReport(compute=compute, device=config.device, workers=config.workers)
     report.cores, report.batch_size = usable_cores(), config.batch_size
     if update and (out / "store.json").exists():
@@ -223,7 +229,11 @@ def _extract_on_devices(
         compute = _decide_compute(out, first, backbone, sum(sizes))
         description = describe(manifest, first, backbone, compute)
         changes = update_plan(
-            out, description, manifest, lambda part: _wanted(manifest, part, backbone), config
+            out,
+            description,
+            manifest,
+            lambda part: _wanted(manifest, part, backbone, config.augmentation),
+            config,
         )
     else:
         changes = None
@@ -318,9 +328,7 @@ def open_backbone(config: ExtractConfig) -> Backbone:
         grid=config.grid,
         device=config.device,
         preprocessing={
-            key: value
-            for key in ("size", "mean", "std", "interpolation", "rgb")
-            if (value := getattr(config, key)) is not None
+            key: value for key in PREPROCESSING_KEYS if (value := getattr(config, key)) is not None
         },
     )
 
@@ -334,7 +342,10 @@ def describe(
         format=config.format,
         taps=_taps(backbone, config),
         provenance={
-            "features": {**backbone.provenance(), "augmentation": None},
+            "features": {
+                **backbone.provenance(),
+                "augmentation": config.augmentation and config.augmentation.to_dict(),
+            },
             "numerics": {
                 "dtype": config.dtype,
                 "device": torch.device(config.device).type,
@@ -355,12 +366,14 @@ def describe(
                 "part_bytes": PART_BYTES,
             },
         },
-        views=tuple(str(view) for view in range(1 + config.views)),
+        views=config.augmentation.view_names if config.augmentation else (CLEAN_VIEW,),
         made_from={"dataset": manifest.name, "weights": Path(config.weights).name},
     )
 
 
-def _wanted(manifest: Manifest, part: PartPlan, backbone: Backbone) -> list[Wanted]:
+def _wanted(
+    manifest: Manifest, part: PartPlan, backbone: Backbone, augmentation: Augmentation | None
+) -> list[Wanted]:
     """A part's images in order of first appearance, and which rows each one feeds."""
     by_image: dict[str, list[tuple[int, Instance]]] = {}
     row = 0
@@ -370,14 +383,35 @@ def _wanted(manifest: Manifest, part: PartPlan, backbone: Backbone) -> list[Want
             row += 1
     settings = backbone.preprocessing
     geometry = Geometry(settings.size, settings.resize_shorter, settings.interpolation)
+    intensity = Intensity.parse(settings.intensity)
     found = []
     for image, group in by_image.items():
-        names, planes = plan_channels(image, manifest.channels, settings.rgb)
+        names, planes = plan_channels(image, manifest.channels, settings.rgb, settings.channels)
         files = image_files(manifest, image, names)
         boxes = tuple(instance.box for _, instance in group)
-        request = ImageRequest(image, files, planes, boxes, geometry)
+        request = ImageRequest(
+            image,
+            files,
+            planes,
+            boxes,
+            geometry,
+            intensity,
+            len(manifest.channels),
+            augmentation,
+            tuple(instance.bag_id for _, instance in group),
+        )
         found.append(Wanted(request, tuple(group)))
     return found
+
+
+def _check_channels(manifest: Manifest, backbone: Backbone) -> None:
+    """Raise InputError if the channels asked for are not there, before anything is written."""
+    settings = backbone.preprocessing
+    split = {
+        "{channel}" in row.image: row.image for rows in manifest.instances.values() for row in rows
+    }
+    for image in split.values():
+        plan_channels(image, manifest.channels, settings.rgb, settings.channels)
 
 
 def image_files(manifest: Manifest, image: str, channels: Sequence[str] | None) -> tuple[Path, ...]:
@@ -405,8 +439,10 @@ def _require_image_root(manifest: Manifest) -> None:
         )
 
 
-def _default_rgb(manifest: Manifest) -> tuple[str, ...] | None:
+def _default_rgb(manifest: Manifest, mode: str) -> tuple[str, ...] | None:
     """The channels that feed the inputs when none are named, so that provenance can name them."""
+    if mode != "rgb":
+        return manifest.channels or COLOURS
     for rows in manifest.instances.values():
         for row in rows:
             names, _ = plan_channels(row.image, manifest.channels, None)

@@ -1,33 +1,31 @@
 """Image files → uint8 crops of one size. The only place where pixels are touched.
 
 A request names one image (one file, or one file per channel) and all boxes wanted from it, so an
-image with many boxes is decoded once. Decoding is strict: a file that ends before its last pixel is
-an error, never a half-grey picture. The result of `read_crops` depends on the request and the
-files' bytes alone.
+image with many boxes is decoded once. `dragn_cache.image_files` decodes, `dragn_cache.intensity`
+scales, both the whole image; then it is cut and resized. The result of `read_crops` depends on the
+request and the files' bytes alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
+from PIL import Image
 
+from dragn_cache.augment import Augmentation, augmented
 from dragn_cache.errors import ImageError, InputError, UnknownNameError
+from dragn_cache.image_files import Picture, read_picture
+from dragn_cache.intensity import FULL, Intensity, scale_planes
 
 Box = tuple[int, int, int, int]
 
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
-MAX_PIXELS = 2**30  # a larger image is refused before it is decoded
-Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS stands in for Pillow's own limit, which only warns
+COLOURS = ("red", "green", "blue")
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -60,16 +58,24 @@ class ImageRequest:
 
     Attributes:
         image: the path as the manifest writes it, for messages.
-        files: one file, or three (one per input of the backbone, repetitions allowed).
-        planes: for one file, which of its three colour planes feed the inputs.
-        boxes: x0, y0, x1, y1 in pixels, half-open; None is the whole image.
+        files: one file, or one per input of the backbone (repetitions allowed).
+        planes: for one file, which of its planes feed the inputs; empty where it is one channel.
+        boxes: x0, y0, x1, y1 in pixels of the image as displayed, half-open; None is all of it.
+        intensity: how its numbers become 0 to 255.
+        channels: how many channels the data set names: so many pages a file may have.
+        augmentation: what makes further views of each crop; None makes none.
+        bags: each box's bag, on which its augmentation depends; empty without any.
     """
 
     image: str
     files: tuple[Path, ...]
-    planes: tuple[int, int, int]
+    planes: tuple[int, ...]
     boxes: tuple[Box | None, ...]
     geometry: Geometry
+    intensity: Intensity = FULL
+    channels: int = 0
+    augmentation: Augmentation | None = None
+    bags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,8 @@ class Crops:
     """What one image gave.
 
     Attributes:
-        pixels: (k, 3, H, W) uint8, one for each box that could be cut.
+        pixels: (k, P, H, W) uint8, one for each box that could be cut, followed by its augmented
+            views; P inputs.
         boxes: for each requested box, the pixels' box in the image, or the reason (text) why it
             could not be cut.
         digest: sha256 of the file's bytes, or of the files' digests in order when several.
@@ -91,46 +98,46 @@ class Crops:
 
 
 def plan_channels(
-    image: str, channels: Sequence[str], rgb: Sequence[str] | None
-) -> tuple[tuple[str, ...] | None, tuple[int, int, int]]:
-    """Decide which files or planes of an image feed the backbone's three inputs.
+    image: str, channels: Sequence[str], rgb: Sequence[str] | None, mode: str = "rgb"
+) -> tuple[tuple[str, ...] | None, tuple[int, ...]]:
+    """Decide which files or planes of an image feed the backbone's inputs.
 
     Args:
         image: the manifest's path, with or without ``{channel}``.
-        channels: the data set's channels in order.
-        rgb: one or three of their names; by default red, green, blue if the data set has all
-            three, else its first three, or its only one.
+        channels: the data set's channels in order; without any, a colour file's three.
+        rgb: their names. Mode ``rgb``: one or three; by default red, green, blue if the data set
+            has all three, else its first three, or its only one. Else any number, by default all.
+        mode: ``rgb``, ``average`` or ``each``; see `Preprocessing`.
 
     Returns:
-        the three channel names to put into the path (None when the path has no ``{channel}``),
-        and the planes to take from a colour file.
+        the channel names to put into the path (None when the path has no ``{channel}``), and the
+        planes to take from one file (none: it is one channel).
     """
+    names = tuple(channels) or COLOURS
+    if mode != "rgb":
+        chosen = tuple(rgb or names)
+        _known(chosen, names)
+        if "{channel}" in image:
+            return chosen, ()
+        return None, () if len(channels) == 1 else tuple(names.index(c) for c in chosen)
     if "{channel}" not in image:
-        names = tuple(channels) or ("red", "green", "blue")
-        chosen = _three(rgb, names, names[:3]) if rgb else names[:3]
-        if rgb is None or len(names) < 3:
+        if rgb is None:
             return None, (0, 1, 2)
-        if max(names.index(c) for c in chosen) > 2:
-            raise InputError(
-                "--rgb",
-                expected=f"planes of a colour file, among {', '.join(names[:3])}",
-                got=",".join(chosen),
-                remedy="choose among these, or give one file per channel with {channel}",
-            )
-        r, g, b = (names.index(c) for c in chosen)
-        return None, (r, g, b)
-    colours = ("red", "green", "blue")
-    default = colours if set(colours) <= set(channels) else tuple(channels[:3])
-    return _three(rgb, channels, default), (0, 1, 2)
+        chosen = _three(rgb, names)
+        return None, (0, 1, 2) if len(names) == 1 else tuple(names.index(c) for c in chosen)
+    default = COLOURS if set(COLOURS) <= set(channels) else tuple(channels[:3])
+    return _three(rgb or default, channels), (0, 1, 2)
 
 
-def _three(
-    rgb: Sequence[str] | None, channels: Sequence[str], default: Sequence[str]
-) -> tuple[str, ...]:
-    chosen = tuple(rgb or default)
+def _known(chosen: Sequence[str], channels: Sequence[str]) -> None:
     for name in chosen:
         if name not in channels:
             raise UnknownNameError("channel", name, channels)
+
+
+def _three(rgb: Sequence[str], channels: Sequence[str]) -> tuple[str, ...]:
+    chosen = tuple(rgb)
+    _known(chosen, channels)
     if len(chosen) == 1:
         return chosen * 3
     if len(chosen) != 3:
@@ -138,118 +145,143 @@ def _three(
             "--rgb",
             expected="one or three channels",
             got=", ".join(chosen),
-            remedy=f"name the channels for the three inputs, among: {', '.join(channels)}",
+            remedy=f"name the channels for the three inputs, among: {', '.join(channels)}; "
+            "or give --channels average or each, for any number",
         )
     return chosen
 
 
 def read_crops(request: ImageRequest) -> Crops:
-    """Decode an image once and cut, resize and stack all crops wanted from it.
+    """Decode an image once, scale it, and cut, resize and stack all crops wanted from it.
 
     Raises:
-        ImageError: the image is missing, empty, truncated, not 8-bit, or no image at all; or
-            its channels' sizes differ. A box outside the image is a reason in the result.
+        ImageError: a file is missing, damaged, too large or no image; it has not the channels
+            asked for; its numbers cannot be scaled so; or its channels' sizes differ. A box
+            outside the image is a reason in the result.
     """
     started = time.perf_counter()
-    image, digest = _read_rgb(request)
+    planes, inputs, digest = _read_planes(request)
+    height, width = planes[0].shape
     crops: list[NDArray[np.uint8]] = []
     boxes: list[Box | str] = []
-    for wanted in request.boxes:
-        box = wanted or (0, 0, image.width, image.height)
-        if not (0 <= box[0] < box[2] <= image.width and 0 <= box[1] < box[3] <= image.height):
-            boxes.append(
-                f"box {box} lies outside the image of {image.width}×{image.height} pixels (w×h)"
-            )
+    for number, wanted in enumerate(request.boxes):
+        box = wanted or (0, 0, width, height)
+        if not (0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height):
+            boxes.append(f"box {box} lies outside the image of {width}×{height} pixels (w×h)")
             continue
-        crop = image if wanted is None else image.crop(box)
-        crops.append(np.asarray(_fit(crop, request.geometry)).transpose(2, 0, 1))
+        cut = [plane[box[1] : box[3], box[0] : box[2]] for plane in planes]
+        for view in _views(cut, request, number):
+            fitted = [np.asarray(_fit(Image.fromarray(plane), request.geometry)) for plane in view]
+            crops.append(np.stack([fitted[k] for k in inputs]))
         boxes.append(box)
-    h, w = request.geometry.size
-    pixels = np.stack(crops) if crops else np.empty((0, 3, h, w), np.uint8)
+    shape = (0, len(inputs), *request.geometry.size)
+    pixels = np.stack(crops) if crops else np.empty(shape, np.uint8)
     return Crops(pixels, tuple(boxes), digest, time.perf_counter() - started)
 
 
-def check_image(image: str, files: Sequence[Path]) -> tuple[int, int]:
-    """Decode an image fully and return its width and height, or raise `ImageError`."""
-    sizes = [_decode(image, path)[0].size for path in files]
+def _views(
+    cut: list[NDArray[np.uint8]], request: ImageRequest, number: int
+) -> Iterator[Sequence[NDArray[np.uint8]]]:
+    """The planes of a crop as they are, then of each of its augmented views."""
+    yield cut
+    augmentation = request.augmentation
+    if augmentation is not None:
+        crop, box = np.stack(cut), request.boxes[number]
+        for view in augmentation.view_names[1:]:
+            key = (request.bags[number], request.image, box, view)
+            yield list(augmented(crop, augmentation, key))
+
+
+def check_image(image: str, files: Sequence[Path], channels: int = 0) -> tuple[int, int]:
+    """Decode an image fully and return its width and height, or raise `ImageError`.
+
+    Args:
+        files: the file, or one for each channel.
+        channels: how many channels the data set names.
+    """
+    sizes = []
+    for path in files:
+        picture = read_picture(_where(image, path), path)
+        _refuse_channels(_where(image, path), picture, 1 if _is_split(image) else channels)
+        sizes.append(picture.size)
     return _one_size(image, files, sizes)
 
 
-def _read_rgb(request: ImageRequest) -> tuple[Image.Image, bytes]:
-    if len(request.files) == 1:
-        decoded, digest = _decode(request.image, request.files[0])
-        colour = _to_colour(decoded)
-        if request.planes != (0, 1, 2):
-            planes = colour.split()
-            colour = Image.merge("RGB", [planes[k] for k in request.planes])
-        return colour, digest
-    read = {path: _decode(request.image, path) for path in dict.fromkeys(request.files)}
-    _one_size(request.image, list(read), [image.size for image, _ in read.values()])
-    grey = {path: _to_grey(image) for path, (image, _) in read.items()}
-    digest = hashlib.sha256(b"".join(read[path][1] for path in request.files)).digest()
-    return Image.merge("RGB", [grey[path] for path in request.files]), digest
-
-
-def _decode(image: str, path: Path) -> tuple[Image.Image, bytes]:
-    where = image if "{channel}" not in image else f"{image} ({path.name})"
+def _read_planes(
+    request: ImageRequest,
+) -> tuple[list[NDArray[np.uint8]], list[int], bytes]:
+    """The different planes that feed inputs, which of them each input gets, and the digest."""
+    image, files = request.image, list(dict.fromkeys(request.files))
+    apart = len(request.files) > 1 or not request.planes
+    pictures: list[Picture] = []
+    for path in files:
+        pictures.append(read_picture(_where(image, path), path))
+        _refuse_channels(_where(image, path), pictures[-1], 1 if apart else request.channels)
+    _one_size(image, files, [picture.size for picture in pictures])
+    if apart:
+        planes = [_as_one(picture) for picture in pictures]
+        full = [picture.full for picture in pictures]
+        inputs = [files.index(path) for path in request.files]
+    else:
+        taken = [_plane(image, pictures[0], k) for k in request.planes]
+        different = list(dict.fromkeys(taken))
+        planes = [pictures[0].planes[k] for k in different]
+        full = [pictures[0].full] * len(planes)
+        inputs = [different.index(k) for k in taken]
+    digest = pictures[0].digest
+    if len(request.files) > 1:
+        joined = b"".join(pictures[files.index(path)].digest for path in request.files)
+        digest = hashlib.sha256(joined).digest()
     try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
+        return scale_planes(planes, full, request.intensity), inputs, digest
+    except InputError as error:
         raise ImageError(
-            where, expected="an image file", got="no such file", remedy="add it or correct the path"
+            image, expected=error.expected, got=error.got, remedy=error.remedy
         ) from error
-    except OSError as error:
-        raise ImageError(
-            where,
-            expected="a readable file",
-            got=error.strerror or str(error),
-            remedy="correct its rights or path",
-        ) from error
-    if not data:
-        raise ImageError(where, expected="an image", got="0 bytes", remedy="replace the file")
-    try:
-        decoded = Image.open(io.BytesIO(data), formats=FORMATS)
-        _refuse_unusual(where, decoded, data)
-        decoded.load()
-    except UnidentifiedImageError as error:
-        raise ImageError(
-            where,
-            expected=f"a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image",
-            got="another kind of file",
-            remedy="replace the file",
-        ) from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        raise ImageError(
-            where, expected="a whole image", got=str(error), remedy="replace the file"
-        ) from error
-    return decoded, hashlib.sha256(data).digest()
 
 
-def _refuse_unusual(where: str, image: Image.Image, data: bytes) -> None:
-    if image.width * image.height > MAX_PIXELS:
+def _is_split(image: str) -> bool:
+    return "{channel}" in image
+
+
+def _where(image: str, path: Path) -> str:
+    return f"{image} ({path.name})" if _is_split(image) else image
+
+
+def _refuse_channels(where: str, picture: Picture, channels: int) -> None:
+    """Refuse a file of several channels if they are not the data set's."""
+    count = len(picture.planes)
+    if picture.colour or count in (1, channels):
+        return
+    raise ImageError(
+        where,
+        expected=f"{channels} channels" if channels > 1 else "one channel, or red, green and blue",
+        got=f"{count} pages or samples",
+        remedy="name them all, in order, as channels in dataset.toml",
+    )
+
+
+def _plane(image: str, picture: Picture, wanted: int) -> int:
+    """Which of a picture's planes is the data set's channel of a number; a grey one is all three
+    of red, green and blue."""
+    count = len(picture.planes)
+    if count == 1 and wanted < 3:
+        return 0
+    if wanted >= count:
         raise ImageError(
-            where,
-            expected=f"at most {MAX_PIXELS} pixels",
-            got=f"{image.width}×{image.height}",
-            remedy="cut it into tiles first",
+            image,
+            expected=f"a file with channel {wanted + 1}",
+            got=f"{count} in the file",
+            remedy="choose others with --rgb, or give one file per channel with {channel}",
         )
-    bits = _bits(image, data)
-    if bits > 8 or image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
-        raise ImageError(
-            where,
-            expected="8-bit grey, RGB, RGBA or palette pixels",
-            got=f"{bits} bits" if bits > 8 else f"mode {image.mode}",
-            remedy="convert it to 8-bit grey or RGB",
-        )
+    return wanted
 
 
-def _bits(image: Image.Image, data: bytes) -> int:
-    """Bits of a sample in the file: Pillow silently narrows 16-bit colour to 8 bits."""
-    if image.format == "PNG":
-        return data[24]
-    if isinstance(image, TiffImageFile):
-        return int(max(image.tag_v2.get(BITSPERSAMPLE, (1,))))
-    return 8
+def _as_one(picture: Picture) -> NDArray[np.generic]:
+    """A colour file used as one channel counts as the maximum over its planes."""
+    values = picture.planes
+    one: NDArray[np.generic] = values[0] if len(values) == 1 else np.maximum.reduce(values)
+    return one
 
 
 def _one_size(
@@ -264,21 +296,6 @@ def _one_size(
                 remedy="make the channels' sizes equal",
             )
     return sizes[0]
-
-
-def _to_colour(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode in ("P", "PA") and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
-def _to_grey(image: Image.Image) -> Image.Image:
-    """A colour file used as one channel counts as the maximum over its planes."""
-    if image.mode in ("L", "1"):
-        return image.convert("L")
-    return Image.fromarray(np.asarray(_to_colour(image)).max(axis=2))
 
 
 def _fit(crop: Image.Image, geometry: Geometry) -> Image.Image:

@@ -19,7 +19,17 @@ KEYS = {
     *("name", "title", "task", "labels", "channels", "images"),
     *("source", "licence", "citation", "extract"),
 }
-EXTRACT_KEYS = {"backbone", "size", "taps", "rgb", "mean", "std", "interpolation"}
+EXTRACT_KEYS = {
+    "backbone",
+    "size",
+    "taps",
+    "rgb",
+    "mean",
+    "std",
+    "interpolation",
+    "channels",
+    "intensity",
+}
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

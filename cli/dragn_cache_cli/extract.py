@@ -29,14 +29,34 @@ def extract(
     dtype: Annotated[
         Literal["float16", "float32"], typer.Option(help="How features are stored.")
     ] = "float16",
+    channels: Annotated[
+        Literal["rgb", "average", "each"] | None,
+        typer.Option(
+            help="Three feed the network; any number, averaged into its first layer; or each alone,"
+            " features concatenated. [rgb]"
+        ),
+    ] = None,
     rgb: Annotated[
-        str | None, typer.Option(help="Channels for the three inputs, as green,red,blue.")
+        str | None,
+        typer.Option(
+            help="Channels to use, as green,red,blue: three, unless --channels says else."
+        ),
+    ] = None,
+    intensity: Annotated[
+        str | None,
+        typer.Option(help="full, LOW:HIGH, percentile:LOW:HIGH or channel-percentile:LOW:HIGH."),
     ] = None,
     mean: Annotated[str | None, typer.Option(help="Mean of the input, one or three.")] = None,
     std: Annotated[str | None, typer.Option(help="Deviation of the input, one or three.")] = None,
     interpolation: Annotated[
         str | None, typer.Option(help="nearest, bilinear, bicubic or lanczos.")
     ] = None,
+    views: Annotated[int, typer.Option(help="Augmented copies of every instance.")] = 0,
+    augment: Annotated[
+        str | None,
+        typer.Option(help="What makes them differ, as flip,rotate90,crop:0.7,noise:0.02."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the augmentation.")] = 0,
     part_instances: Annotated[
         int, typer.Option(help="At most so many instances a part: what a kill can cost.")
     ] = 4096,
@@ -87,12 +107,17 @@ def extract(
         taps=parsing.parse_names(taps),
         size=parsing.parse_size(size),
         grid=grid,
+        channels=channels,
         rgb=parsing.parse_names(rgb),
+        intensity=intensity,
         mean=parsing.parse_floats("--mean", mean),
         std=parsing.parse_floats("--std", std),
         interpolation=interpolation,
         format=format,
         dtype=dtype,
+        views=views,
+        augment=augment,
+        seed=seed,
         part_instances=part_instances,
         batch_size=batch_size,
         device=device,

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torchvision.models import Weights, WeightsEnum
 
 from dragn_cache.backbones.families import build, family
+from dragn_cache.backbones.inputs import average_inputs, check_channels
 from dragn_cache.backbones.preprocessing import Preprocessing, default_preprocessing
 from dragn_cache.backbones.taps import Tap, tap_graph, tap_network
 from dragn_cache.backbones.weights import (
@@ -33,12 +34,14 @@ class Backbone(nn.Module):
 
     Attributes:
         name: the backbone's name.
-        network: normalised images `(N, 3, h, w)` in, the taps' graph outputs by node out.
+        network: normalised images `(N, 3, h, w)` in (`(N, P, h, w)` where channels are averaged),
+            the taps' graph outputs by node out.
         taps: the taps in the order asked for.
         grid: side of the grid that maps are pooled to, or None.
         preprocessing: what its images must have gone through; `forward` does the normalisation.
         weights_digest: SHA-256 (hex) of the tensors that the taps depend on.
-        tap_shapes: one image's shape by tap, `(C, h, w)` or `(C,)`, after any grid.
+        tap_shapes: one image's shape by tap, `(C, h, w)` or `(C,)`, after any grid; where each of
+            P channels is run by itself, their P·C features are in channel order.
     """
 
     mean: Tensor
@@ -58,9 +61,15 @@ class Backbone(nn.Module):
         self.name, self.network, self.taps, self.grid = name, network, tuple(taps), grid
         self.preprocessing, self.weights_digest = preprocessing, digest
         self.tap_shapes = {tap.name: tap.grid_shape(grid) for tap in taps}
-        shape = (1, 3, 1, 1)
-        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(shape), persistent=False)
-        self.register_buffer("std", torch.tensor(preprocessing.std).view(shape), persistent=False)
+        mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+        if preprocessing.channels == "each":
+            p = preprocessing.planes
+            self.tap_shapes = {name: (p * s[0], *s[1:]) for name, s in self.tap_shapes.items()}
+        if preprocessing.channels == "average":
+            average_inputs(name, network, preprocessing.planes)
+            mean, std = mean.mean(0, keepdim=True), std.mean(0, keepdim=True)
+        self.register_buffer("mean", mean.view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", std.view(1, -1, 1, 1), persistent=False)
         self.requires_grad_(False)
         self.eval()
 
@@ -72,7 +81,8 @@ class Backbone(nn.Module):
         """Normalise images, run the network once, and read all taps, in inference mode.
 
         Args:
-            images: `(N, 3, h, w)` uint8 of the preprocessing's size, on the backbone's device.
+            images: `(N, P, h, w)` uint8 of the preprocessing's size, on the backbone's device;
+                P = 3 unless channels are averaged or run each by itself.
 
         Returns:
             By tap, in the order asked for: `(N, C, h, w)` or `(N, C)` float32, contiguous. An
@@ -87,6 +97,13 @@ class Backbone(nn.Module):
 
     def compute(self, images: Tensor) -> dict[str, Tensor]:
         """`forward` without its check and its mode: what `torch.compile` takes as one graph."""
+        if self.preprocessing.channels != "each":
+            return self._run(images)
+        planes = range(self.preprocessing.planes)
+        alone = [self._run(images[:, k : k + 1].expand(-1, 3, -1, -1)) for k in planes]
+        return {tap.name: torch.cat([one[tap.name] for one in alone], 1) for tap in self.taps}
+
+    def _run(self, images: Tensor) -> dict[str, Tensor]:
         # As torchvision's evaluation transform: scaled to 0–1 first, then normalised.
         scaled = images.to(torch.float32, memory_format=torch.channels_last) / 255
         outputs = self.network((scaled - self.mean) / self.std)
@@ -95,7 +112,7 @@ class Backbone(nn.Module):
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """One image's shape: planes, height, width."""
-        return (3, *self.preprocessing.size)
+        return (self.preprocessing.planes, *self.preprocessing.size)
 
     def _check(self, images: Tensor) -> None:
         wanted = self.input_shape
@@ -145,7 +162,8 @@ def load_backbone(
     Raises:
         UnknownNameError: no such backbone, weights, tap or preprocessing setting.
         InputError: an image size that the network cannot take, a tap that is neither map nor
-            vector, or a grid larger than a map.
+            vector, a grid larger than a map, or channels averaged where the network itself
+            takes its inputs apart.
         WeightsError: weights that cannot be downloaded, read or fitted.
     """
     spec, source = family(name), resolve_weights(name, weights)
@@ -153,6 +171,7 @@ def load_backbone(
     target = find_device(device)
     if not isinstance(preprocessing, Preprocessing):
         preprocessing = default_preprocessing(name, weights).override(**(preprocessing or {}))
+    check_channels(name, preprocessing.channels)
     names = _tap_names(spec.default_taps if taps is None else taps)
     side = image_size(name, source)
     graph = tap_graph(name, preprocessing.size, side)

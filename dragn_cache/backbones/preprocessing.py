@@ -18,8 +18,10 @@ from torchvision.models import Weights, WeightsEnum
 from dragn_cache.backbones.families import family
 from dragn_cache.backbones.weights import PublishedWeights, resolve_weights
 from dragn_cache.errors import InputError, UnknownNameError
+from dragn_cache.intensity import Intensity
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos")
+CHANNEL_MODES = ("rgb", "average", "each")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -39,7 +41,11 @@ class Preprocessing:
         mean: subtracted from each channel, on a scale of 0 to 1.
         std: what each channel is then divided by, on the same scale.
         interpolation: one of bilinear, bicubic, nearest, lanczos.
-        rgb: the manifest's channels that feed the three inputs; None where an image is in colour.
+        channels: `rgb` feeds three channels to the network's three inputs; `average` feeds any
+            number to a first convolution whose weights are the mean over those three inputs;
+            `each` feeds one channel after the other to all three, and concatenates the features.
+        rgb: the manifest's channels that are fed; None where three are and an image is in colour.
+        intensity: how an image's numbers become 0 to 255, as `Intensity.parse` takes it.
 
     Raises:
         InputError: a value that no image could be prepared with.
@@ -50,7 +56,9 @@ class Preprocessing:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     interpolation: str = "bilinear"
+    channels: str = "rgb"
     rgb: tuple[str, ...] | None = None
+    intensity: str = "full"
 
     def __post_init__(self) -> None:
         _require(_is_ints(self.size, 2), "size", "two whole numbers ≥ 1 (h, w)", self.size)
@@ -77,11 +85,14 @@ class Preprocessing:
             f"one of {', '.join(INTERPOLATIONS)}",
             self.interpolation,
         )
+        modes = ", ".join(CHANNEL_MODES)
+        _require(self.channels in CHANNEL_MODES, "channels", f"one of {modes}", self.channels)
         _require(
-            self.rgb is None
-            or (_is_sequence(self.rgb, 3) and all(isinstance(c, str) and c for c in self.rgb)),
+            _are_names(self.rgb, 3) or self.rgb is None
+            if self.channels == "rgb"
+            else _are_names(self.rgb, None),
             "rgb",
-            "None or three channel names",
+            "None or three channel names" if self.channels == "rgb" else "channel names",
             self.rgb,
         )
         # From JSON and TOML come lists, and whole numbers where fractions are meant.
@@ -89,6 +100,13 @@ class Preprocessing:
         object.__setattr__(self, "mean", tuple(float(m) for m in self.mean))
         object.__setattr__(self, "std", tuple(float(s) for s in self.std))
         object.__setattr__(self, "rgb", None if self.rgb is None else tuple(self.rgb))
+        # One text for each setting, so that what is recorded can be compared.
+        object.__setattr__(self, "intensity", str(Intensity.parse(self.intensity)))
+
+    @property
+    def planes(self) -> int:
+        """How many planes an image has when it comes to the backbone."""
+        return 3 if self.channels == "rgb" or self.rgb is None else len(self.rgb)
 
     def override(self, **changes: Any) -> Preprocessing:
         """A copy with some settings changed.
@@ -170,8 +188,14 @@ def _require(holds: bool, setting: str, expected: str, got: object) -> None:
         )
 
 
-def _is_sequence(value: object, length: int) -> bool:
-    return isinstance(value, tuple | list) and len(value) == length
+def _are_names(value: object, length: int | None) -> bool:
+    """Whether a value is a list of names: so many, or None for any number but zero."""
+    return (
+        isinstance(value, tuple | list)
+        and len(value) > 0
+        and length in (None, len(value))
+        and all(isinstance(name, str) and name for name in value)
+    )
 
 
 def _is_ints(value: object, length: int) -> bool:

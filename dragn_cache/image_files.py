@@ -1,0 +1,331 @@
+"""Image file → planes of numbers as the file has them, or an `ImageError` that says why not.
+
+Pillow reads whatever it reads exactly; tifffile and imagecodecs read the rest (deep colour PNG,
+TIFF with deep pixels, several channels or several pages) and are imported when a file needs them.
+Decoding is strict: a file that ends before its last pixel is an error, never a half-grey picture.
+What a file would take in memory is known from its header, and refused there if absurd.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import io
+import stat
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT, TiffImageFile
+
+from dragn_cache.errors import ImageError
+
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+MAX_PIXELS = 2**28  # of a plane, as 16384 × 16384; a larger image is refused before it is decoded
+MAX_BYTES = 2**31  # of a file, and of all its planes decoded
+Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS stands in for Pillow's own limit, which only warns
+
+Decoded = tuple[NDArray[np.generic], float | None, bool]
+"""Planes, the most that a number can be, and whether they are red, green and blue."""
+
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_GREY_MODES = ("1", "L", "LA", "I;16", "I")
+_COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+# How many of a PNG's samples are no alpha, by its colour type.
+_PNG_SAMPLES = {0: 1, 2: 3, 4: 1, 6: 3}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded file, the way up that it is displayed.
+
+    Attributes:
+        planes: (P, h, w) in the file's own numbers, without alpha; all finite.
+        full: the most that a number can be; None for signed and floating-point pixels.
+        colour: the three planes are red, green and blue; else each is a channel of its own.
+        digest: sha256 of the file's bytes.
+    """
+
+    planes: NDArray[np.generic]
+    full: float | None
+    colour: bool
+    digest: bytes
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.planes.shape[2], self.planes.shape[1]
+
+
+def read_picture(where: str, path: Path) -> Picture:
+    """Decode a file whole.
+
+    Args:
+        where: how errors name it.
+
+    Raises:
+        ImageError: it is missing, no regular file, no image, damaged, too large, or of a kind
+            whose pixels would have to be guessed at.
+    """
+    data = _read_bytes(where, path)
+    try:
+        planes, full, colour = _decode(where, data)
+    except ImageError:
+        raise
+    # Decoders meet damage with any kind of error; whichever it is, it is about this file.
+    except Exception as error:
+        got = str(error) or type(error).__name__
+        raise ImageError(
+            where, expected="a whole image", got=got, remedy="replace the file"
+        ) from error
+    _refuse_non_finite(where, planes)
+    return Picture(planes, full, colour, hashlib.sha256(data).digest())
+
+
+def _read_bytes(where: str, path: Path) -> bytes:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+            raise ImageError(
+                where,
+                expected="an image file",
+                got=f"{kind}, not a regular file",
+                remedy="correct the path",
+            )
+        _refuse_above(where, status.st_size, MAX_BYTES, "bytes in the file")
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ImageError(
+            where, expected="an image file", got="no such file", remedy="add it or correct the path"
+        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise ImageError(
+            where,
+            expected="a readable file",
+            got=reason or str(error),
+            remedy="correct its rights or path",
+        ) from error
+    if not data:
+        raise ImageError(where, expected="an image", got="0 bytes", remedy="replace the file")
+    return data
+
+
+def _decode(where: str, data: bytes) -> Decoded:
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        if data.startswith(_TIFF_MAGIC):
+            return _decode_tiff(where, data)
+        raise ImageError(
+            where,
+            expected=f"a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image",
+            got="another kind of file",
+            remedy="replace the file",
+        ) from error
+    if isinstance(image, TiffImageFile) and not _is_plain(image):
+        return _decode_tiff(where, data)
+    _refuse_above(
+        where, image.width * image.height, MAX_PIXELS, f"pixels ({image.width}×{image.height})"
+    )
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise ImageError(
+            where,
+            expected="one picture",
+            got=f"{frames} in one file (an animation?)",
+            remedy="save the one that counts as a file of its own",
+        )
+    image.load()
+    orientation = image.getexif().get(274, 1)
+    if image.format == "PNG" and data[24] == 16 and data[25] != 0:
+        deep = _decode_deep_png(where, data)
+        return turn(deep, orientation), 65535.0, len(deep) == 3
+    return _from_pillow(where, ImageOps.exif_transpose(image))
+
+
+def _is_plain(image: TiffImageFile) -> bool:
+    """Whether Pillow reads this TIFF exactly: one page of at most 8 unsigned bits a sample."""
+    tags = image.tag_v2
+    if max(tags.get(BITSPERSAMPLE, (1,))) > 8 or set(tags.get(SAMPLEFORMAT, (1,))) - {1, 4}:
+        return False
+    return image.n_frames == 1 and image.mode in _GREY_MODES + _COLOUR_MODES
+
+
+def _from_pillow(where: str, image: Image.Image) -> Decoded:
+    if image.mode in _GREY_MODES:
+        if image.mode.startswith("I"):
+            return np.asarray(image).astype(np.uint16)[None], 65535.0, False
+        return np.asarray(image.convert("L"))[None], 255.0, False
+    if image.mode not in _COLOUR_MODES:
+        raise ImageError(
+            where,
+            expected="grey, RGB(A), palette or CMYK pixels",
+            got=f"mode {image.mode}",
+            remedy="convert it to grey or RGB",
+        )
+    if image.mode in ("P", "PA") and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.asarray(image.convert("RGB")).transpose(2, 0, 1), 255.0, True
+
+
+def _decode_deep_png(where: str, data: bytes) -> NDArray[np.generic]:
+    """A 16-bit PNG with more than grey, which Pillow would narrow to 8 bits."""
+    samples: NDArray[np.generic] = _import(where, "imagecodecs").png_decode(data)
+    return samples[:, :, : _PNG_SAMPLES[data[25]]].transpose(2, 0, 1)
+
+
+def _decode_tiff(where: str, data: bytes) -> Decoded:
+    """A TIFF of any number of pages, channels and bits, all of one picture."""
+    _refuse_endless(where, data)
+    tifffile = _import(where, "tifffile")
+    # Other files that OME metadata may name are never opened.
+    with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:
+        whole = [s for s in file.series if not s.keyframe.is_reduced]
+        if len(whole) != 1:
+            raise ImageError(
+                where,
+                expected="one picture, its pages of one size",
+                got=f"{len(whole)} pictures in one file",
+                remedy="save the one that counts as a file of its own",
+            )
+        series = whole[0]
+        _refuse_tiff(where, series, len(data))
+        values = series.asarray()
+        page = series.keyframe
+        photometric, bits = page.photometric.name, page.bitspersample
+        alphas = sum(int(extra) in (1, 2) for extra in page.extrasamples)
+        tag = page.tags.get(274)
+        orientation = 1 if tag is None else int(tag.value)
+    planes, samples = _stack(values, series.axes, alphas)
+    colour = photometric in ("RGB", "YCBCR") and len(planes) == samples == 3
+    full: float | None = None
+    if planes.dtype.kind in "ub":
+        full = float(2 ** (bits if isinstance(bits, int) else 8 * planes.dtype.itemsize) - 1)
+        planes = planes.astype(np.uint8) if planes.dtype.kind == "b" else planes
+        if photometric == "MINISWHITE":
+            planes = (full - planes.astype(np.float64)).astype(planes.dtype)
+    return turn(planes, orientation), full, colour
+
+
+def _refuse_tiff(where: str, series: Any, length: int) -> None:
+    """Refuse what would be too large, what has other axes than channels, and what is cut short."""
+    sizes = dict(zip(series.axes, series.shape, strict=True))
+    height, width = sizes.get("Y", 0), sizes.get("X", 0)
+    _refuse_above(where, height * width, MAX_PIXELS, f"pixels ({width}×{height})")
+    _refuse_above(where, series.size * series.dtype.itemsize, MAX_BYTES, "bytes of pixels")
+    for axis, size in sizes.items():
+        if axis not in "CQISYX" and size > 1:
+            name = {"Z": "depths (Z)", "T": "times (T)"}.get(axis, f"along its axis {axis}")
+            raise ImageError(
+                where,
+                expected="one picture, of one or more channels",
+                got=f"{size} {name}",
+                remedy="project them, or save each as a file of its own",
+            )
+    page = series.keyframe
+    photometric, kind = page.photometric.name, series.dtype.kind
+    jpeg = photometric == "YCBCR" and page.compression == 7  # its decoder makes it RGB
+    if kind not in "biuf" or not (jpeg or photometric in ("MINISBLACK", "MINISWHITE", "RGB")):
+        raise ImageError(
+            where,
+            expected="grey or RGB pixels, of whole or floating-point numbers",
+            got=f"{photometric} of {series.dtype}",
+            remedy="convert it to grey or RGB",
+        )
+    for part in series.pages:
+        parts = zip(part.dataoffsets, part.databytecounts, strict=True) if part else ((0, 0),)
+        if any(count <= 0 or start + count > length for start, count in parts):
+            raise ImageError(
+                where,
+                expected="a whole image",
+                got="one of which pixels are missing (truncated?)",
+                remedy="replace the file",
+            )
+
+
+def _stack(values: NDArray[np.generic], axes: str, alphas: int) -> tuple[NDArray[np.generic], int]:
+    """An array of any axes as (P, h, w), samples of a pixel fastest; and how many samples."""
+    order = sorted(range(len(axes)), key=lambda k: "SYX".find(axes[k]))
+    values = values.transpose(order)
+    samples = 1
+    if "S" in axes:
+        samples = values.shape[-3] - alphas
+        values = values[..., :samples, :, :]
+    planes = values.reshape(-1, *values.shape[-2:])
+    kind = "f4" if planes.dtype == np.float16 else planes.dtype.newbyteorder("=")
+    return planes.astype(kind, copy=False), samples
+
+
+def _refuse_endless(where: str, data: bytes) -> None:
+    """Refuse a TIFF whose pages go round in a circle, for readers that would follow them."""
+    end = "<" if data[:1] == b"I" else ">"
+    big = data[2:4] in (b"+\0", b"\0+")
+    count, entry, offset = ("Q", 20, "Q") if big else ("H", 12, "I")
+    n, k = struct.calcsize(count), struct.calcsize(offset)
+    seen: set[int] = set()
+    (at,) = struct.unpack_from(end + offset, data, 8 if big else 4)
+    while at and at + n <= len(data):
+        if at in seen:
+            raise ImageError(
+                where,
+                expected="pages that end",
+                got=f"pages in a circle, after {len(seen)}",
+                remedy="replace the file",
+            )
+        seen.add(at)
+        after = at + n + entry * struct.unpack_from(end + count, data, at)[0]
+        if after + k > len(data):
+            return
+        (at,) = struct.unpack_from(end + offset, data, after)
+
+
+def turn(planes: NDArray[np.generic], orientation: int) -> NDArray[np.generic]:
+    """Planes (P, h, w) the way up that an EXIF or TIFF orientation of 1 to 8 says."""
+    if orientation in (5, 6, 7, 8):
+        planes = planes.transpose(0, 2, 1)
+    if orientation in (3, 4, 7, 8):
+        planes = planes[:, ::-1]
+    if orientation in (2, 3, 6, 7):
+        planes = planes[:, :, ::-1]
+    return planes
+
+
+def _import(where: str, name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImageError(
+            where,
+            expected=f"the package {name}, which reads this kind of image",
+            got="none",
+            remedy="install it: pip install tifffile imagecodecs",
+        ) from error
+
+
+def _refuse_above(where: str, got: int, most: int, unit: str) -> None:
+    if got > most:
+        raise ImageError(
+            where,
+            expected=f"at most {most} {unit.split(' (')[0]}",
+            got=unit.partition("(")[2].rstrip(")") or str(got),
+            remedy="cut it into tiles first",
+        )
+
+
+def _refuse_non_finite(where: str, planes: NDArray[np.generic]) -> None:
+    if planes.dtype.kind != "f":
+        return
+    bad = sum(int(plane.size - np.isfinite(plane).sum()) for plane in planes)
+    if bad:
+        raise ImageError(
+            where,
+            expected="finite pixels",
+            got=f"{bad} that are NaN or infinite",
+            remedy="replace them, or the file",
+        )

@@ -1,0 +1,171 @@
+"""How a file's numbers become 0 to 255: one setting, written as text.
+
+====================================  ===========================================================
+``full``                              0 → 0, the most that the file's bits can hold → 255
+``LOW:HIGH``                          LOW → 0, HIGH → 255, in the file's own units
+``percentile:LOW:HIGH``               those percentiles over all of an image's channels together
+``channel-percentile:LOW:HIGH``       those percentiles of each channel by its own
+====================================  ===========================================================
+
+A range is found on the whole image, before anything is cut from it, so crops of one image agree.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dragn_cache.errors import InputError
+
+Kind = Literal["full", "range", "percentile", "channel-percentile"]
+
+_FORMS = "full, LOW:HIGH, percentile:LOW:HIGH or channel-percentile:LOW:HIGH"
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_BLOCK = 2**20  # pixels that are computed with at a time
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """Which numbers become 0 and 255; ``low`` and ``high`` are percentiles or the file's units."""
+
+    kind: Kind = "full"
+    low: float = 0.0
+    high: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> Intensity:
+        """The setting that a text writes down.
+
+        Raises:
+            InputError: it is none of the four forms, or its numbers are no range.
+        """
+        if text == "full":
+            return cls()
+        match = re.fullmatch(
+            rf"(?:(percentile|channel-percentile):)?({_NUMBER}):({_NUMBER})", str(text)
+        )
+        if match is None:
+            raise InputError(
+                "--intensity",
+                expected=_FORMS,
+                got=repr(text),
+                remedy="write 0:4095 or percentile:1:99.8, say",
+            )
+        low, high = float(match[2]), float(match[3])
+        percent = match[1] is not None
+        fits = low < high and math.isfinite(255 * (high - low))
+        if not fits or (percent and not 0 <= low < high <= 100):
+            raise InputError(
+                "--intensity",
+                expected="LOW below HIGH" + (", both of 0 to 100" if percent else ""),
+                got=repr(text),
+                remedy="correct the numbers",
+            )
+        return cls(match[1] or "range", low, high)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        """The text that `parse` takes; one for each setting."""
+        if self.kind == "full":
+            return "full"
+        numbers = f"{_short(self.low)}:{_short(self.high)}"
+        return numbers if self.kind == "range" else f"{self.kind}:{numbers}"
+
+
+FULL = Intensity()
+
+
+def scale_planes(
+    planes: Sequence[NDArray[np.generic]], full: Sequence[float | None], intensity: Intensity
+) -> list[NDArray[np.uint8]]:
+    """The planes (each (h, w), finite numbers) as uint8.
+
+    Args:
+        full: for each plane, the most that its bits can hold; None where nothing says that.
+
+    Raises:
+        InputError: the setting cannot be applied to these planes.
+    """
+    return [
+        scale(plane, low, high)
+        for plane, (low, high) in zip(planes, _ranges(planes, full, intensity), strict=True)
+    ]
+
+
+def scale(values: NDArray[np.generic], low: float, high: float) -> NDArray[np.uint8]:
+    """255 · (v − low) / (high − low), clipped, to the nearest (even) whole number; uint8.
+
+    Where ``low`` equals ``high`` (a constant image) all is 0.
+    """
+    if values.dtype == np.uint8 and (low, high) == (0, 255):
+        return values.view(np.uint8)
+    if high <= low:
+        return np.zeros(values.shape, np.uint8)
+    if values.dtype in (np.uint8, np.uint16):  # few numbers: a table is exact and quick
+        table = _scaled(np.arange(256**values.dtype.itemsize), low, high)
+        return np.take(table, values.view(np.uint8 if values.itemsize == 1 else np.uint16))
+    flat = values.reshape(-1)
+    result = np.empty(flat.shape, np.uint8)
+    for start in range(0, flat.size, _BLOCK):
+        result[start : start + _BLOCK] = _scaled(flat[start : start + _BLOCK], low, high)
+    return result.reshape(values.shape)
+
+
+def _scaled(values: NDArray[np.generic], low: float, high: float) -> NDArray[np.uint8]:
+    clipped = np.clip(values.astype(np.float64), low, high)
+    return np.rint(255 * (clipped - low) / (high - low)).astype(np.uint8)
+
+
+def _ranges(
+    planes: Sequence[NDArray[np.generic]], full: Sequence[float | None], intensity: Intensity
+) -> list[tuple[float, float]]:
+    if intensity.kind == "full":
+        return [(0.0, _full(plane, most)) for plane, most in zip(planes, full, strict=True)]
+    if intensity.kind == "range":
+        return [(intensity.low, intensity.high)] * len(planes)
+    if intensity.kind == "channel-percentile":
+        return [_percentiles([plane], intensity) for plane in planes]
+    return [_percentiles(planes, intensity)] * len(planes)
+
+
+def _full(plane: NDArray[np.generic], most: float | None) -> float:
+    if most is None:
+        raise InputError(
+            "--intensity",
+            expected="a range, as these pixels have no full range",
+            got=f"full, for {plane.dtype} pixels",
+            remedy="give --intensity LOW:HIGH or percentile:LOW:HIGH",
+        )
+    return most
+
+
+def _percentiles(
+    planes: Sequence[NDArray[np.generic]], intensity: Intensity
+) -> tuple[float, float]:
+    kinds = sorted({str(plane.dtype) for plane in planes})
+    if len(kinds) > 1:
+        raise InputError(
+            "--intensity",
+            expected="channels of one kind of pixels, to take percentiles of all together",
+            got=f"{' and '.join(kinds)} pixels",
+            remedy="give --intensity channel-percentile:LOW:HIGH",
+        )
+    values = planes[0] if len(planes) == 1 else np.stack(list(planes))
+    low, high = np.percentile(values, (intensity.low, intensity.high))
+    if not math.isfinite(255 * (float(high) - float(low))):
+        raise InputError(
+            "--intensity",
+            expected="percentiles of a range that can be computed with",
+            got=f"{low:g} to {high:g}",
+            remedy="give --intensity LOW:HIGH",
+        )
+    return float(low), float(high)
+
+
+def _short(number: float) -> str:
+    return str(int(number)) if number.is_integer() and abs(number) < 2**53 else repr(number)
