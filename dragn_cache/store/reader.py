@@ -81,7 +81,7 @@ class Store:
                 str(self.path),
                 expected=f"{len(self.parts)} parts",
                 got=f"{len(self.parts) - len(missing)}",
-                remedy="run the same extract command again (or import): it goes on where it stopped",
+                remedy="run the same extract command again (or import); it goes on from there",
             )
 
     def tap(self, name: str | None = None) -> Tap:
