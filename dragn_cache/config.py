@@ -111,6 +111,34 @@ class ExtractConfig:
 
 
 @dataclass(frozen=True)
+class ImportConfig:
+    """Settings of an import.
+
+    Attributes:
+        layout: of the source; None is recognised.
+        format: how parts are written.
+        dtype: how features are stored; None keeps the source's, exactly.
+        encoder: name of the network, where the source does not say it.
+        unmatched: ``refuse`` or ``drop`` bags that only the table or only the source has.
+        part_instances: the most instances of a part.
+    """
+
+    layout: str | None = None
+    format: Literal["hdf5", "zarr"] = "hdf5"
+    dtype: Literal["float16", "float32"] | None = None
+    encoder: str | None = None
+    unmatched: Literal["refuse", "drop"] = "refuse"
+    part_instances: int = 4096
+
+    def __post_init__(self) -> None:
+        _one_of("--format", self.format, ("hdf5", "zarr"))
+        if self.dtype is not None:
+            _one_of("--dtype", self.dtype, ("float16", "float32"))
+        _one_of("--unmatched", self.unmatched, ("refuse", "drop"))
+        _at_least("--part-instances", self.part_instances, 1)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Settings of stage two's training.
 

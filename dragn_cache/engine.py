@@ -197,9 +197,10 @@ class Engine:
         self.advance(count)
 
 
-def _crop(decoded: Crops, view: int, k: int, views: int) -> NDArray[Any]:
+def _crop(decoded: Crops, view: int, k: int, views: int) -> Pixels:
     """The k-th crop's pixels (P, H, W) in a view; all views of a crop follow each other."""
-    return decoded.pixels[k * views + view]
+    pixels: Pixels = decoded.pixels[k * views + view]
+    return pixels
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ Ids are text from beginning to end: leading zeros, ``NA`` and ``nan`` survive.
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -527,21 +528,27 @@ def write_bags(
     bags: Sequence[Bag], path: Path, *, added: Mapping[str, Sequence[object]] | None = None
 ) -> None:
     """Write a table of bags with all its columns; ``added`` maps further columns to values."""
+    path.write_text(bags_text(bags, added=added), encoding="utf-8", newline="")
+
+
+def bags_text(bags: Sequence[Bag], *, added: Mapping[str, Sequence[object]] | None = None) -> str:
+    """The text that `write_bags` writes."""
     added = added or {}
     extra = list(dict.fromkeys(c for bag in bags for c in bag.extra if c not in added))
     labelled = any(bag.labels is not None for bag in bags)
     head = ["bag_id", *(["labels"] if labelled else []), "split", "group", *extra, *added]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(head)
-        for k, bag in enumerate(bags):
-            writer.writerow(
-                [
-                    bag.bag_id,
-                    *([join_cell(bag.labels or ())] if labelled else []),
-                    bag.split,
-                    bag.group,
-                    *(bag.extra.get(column, "") for column in extra),
-                    *(values[k] for values in added.values()),
-                ]
-            )
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    for k, bag in enumerate(bags):
+        writer.writerow(
+            [
+                bag.bag_id,
+                *([join_cell(bag.labels or ())] if labelled else []),
+                bag.split,
+                bag.group,
+                *(bag.extra.get(column, "") for column in extra),
+                *(values[k] for values in added.values()),
+            ]
+        )
+    return text.getvalue()

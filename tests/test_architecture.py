@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 # module → what importing it must not bring in
 FORBIDDEN = {
     "dragn_cache.store": ("torch", "torchvision", "PIL", "dragn_cache.images"),
+    "dragn_cache.interop": ("torch", "torchvision", "PIL", "anndata", "dragn_cache.runs"),
     "dragn_cache.manifest": ("torch", "PIL"),
     "dragn_cache.decode": ("torch", "h5py", "zarr", "pandas"),
     "dragn_cache.augment": ("torch", "h5py", "zarr", "pandas", "dragn_cache.store"),

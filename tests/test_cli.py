@@ -6,6 +6,8 @@ import csv
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,7 +96,7 @@ def test_check_tells_a_clean_set_from_a_faulty_one(tmp_path: Path) -> None:
 
 def test_extract_reports_goes_on_and_refuses(data: Path, store: Path) -> None:
     again = ok("extract", "--dataset", data, "--out", store, *EXTRACT)
-    assert "complete already, nothing to do" in again
+    assert "complete, nothing to compute" in again
     line = refused("extract", "--dataset", data, "--out", store, *EXTRACT, "--dtype", "float32")
     assert "numerics.dtype" in line
 
@@ -134,14 +136,18 @@ def test_verify_names_damage(data: Path, tmp_path: Path) -> None:
     found = json.loads(result.stdout)
     assert {row["part"] for row in found["damaged"]} == {"00001.h5"}
     assert "damaged: bag '008' in 00001.h5" in run("verify", out).stdout
-    part.unlink()
+    result = run("verify", out, "--repair")
+    assert result.exit_code == 1
+    assert f"moved aside: {out / 'damaged' / '00001.1.h5'}" in result.stdout
+    command = result.stderr.strip().splitlines()[-1].replace("--dataset tiny", f"--dataset {data}")
+    assert sorted(p.name for p in (out / "parts").iterdir()) == ["00000.h5", "00002.h5"]
     result = run("verify", out)
     assert result.exit_code == 1
     assert "missing: 00001.h5" in result.stdout
     assert "run the same extract command again" in refused(
         "train-agg", "--store", out, "--out", tmp_path / "r"
     )
-    ok("extract", "--dataset", data, "--out", out, *EXTRACT, "--part-instances", 20)
+    assert "parts 1 of 3" in ok(*shlex.split(command)[1:])
     ok("verify", out)
 
 
@@ -363,3 +369,40 @@ def test_training_needs_a_label(store: Path, tmp_path: Path) -> None:
     table.write_text("bag_id,labels\n" + "".join(f"0{k:02d},\n" for k in range(12)))
     line = refused("train-agg", "--store", store, "--bags", table, "--out", tmp_path / "r")
     assert "empty labels for all 12 bags" in line
+
+
+def test_features_go_out_and_come_back(store: Path, tmp_path: Path) -> None:
+    text = ok("export", store, "--layout", "clam", "--out", tmp_path / "clam")
+    assert re.search(r"clam: 20 bags as clam, tap gap, view 0$", text.strip())
+    out = tmp_path / "again.features"
+    text = ok("import", tmp_path / "clam", "--out", out, "--format", "zarr")
+    assert "20 bags, 49 instances from clam, gap 512 float16; parts 1 of 1" in text
+    assert "complete already" in ok("import", tmp_path / "clam", "--out", out, "--format", "zarr")
+    facts = json.loads(ok("import", tmp_path / "clam", "--out", tmp_path / "b", "--json"))
+    assert (facts["layout"], facts["bags"], facts["labelled"]) == ("clam", 20, True)
+    assert facts["taps"] == [{"name": "gap", "shape": [512], "dtype": "float16"}]
+    facts = json.loads(ok("export", out, "--layout", "hdf5", "--out", tmp_path / "x.h5", "--json"))
+    assert (facts["layout"], facts["bags"], facts["taps"]) == ("hdf5", 20, ["gap"])
+    ok("verify", out)
+    ok("train-agg", "--store", out, "--aggregator", "mean", "--epochs", 1, "--out", tmp_path / "r")
+    shutil.rmtree(out / "parts" / "00000.zarr" / "taps")
+    result = run("verify", out, "--repair")
+    assert result.exit_code == 1
+    command = re.search(r"^dragn-cache import clam (.*)$", result.stderr, re.MULTILINE)
+    assert command is not None
+    assert "--layout clam --encoder squeezenet1_1 --format zarr --dtype float16" in command[1]
+    ok("import", tmp_path / "clam", *shlex.split(command[1]))
+    ok("verify", out)
+
+
+def test_mistakes_in_and_out_are_one_line(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "a.h5").write_bytes(b"no HDF5")
+    assert "a.h5: expected a whole clam file" in refused(
+        "import", tmp_path / "t", "--out", tmp_path / "s"
+    )
+    assert "got a store" in refused("import", store, "--out", tmp_path / "s")
+    assert "expected a path where nothing is" in refused(
+        "export", store, "--layout", "clam", "--out", tmp_path
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["t"]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -369,60 +367,6 @@ def workers_of(parent: int) -> list[int]:
         return [int(child) for child in text.split()]
 
     return [grandchild for child in children(parent) for grandchild in children(child)]
-
-
-KILLS = 20  # in each format
-
-
-@pytest.mark.parametrize("format", list(FORMATS))
-def test_killed_at_random_moments_it_resumes_to_the_same_bytes(tmp_path: Path, format: str) -> None:
-    """SIGKILL between the first and the last part's appearance; counted only if parts existed
-    and parts were missing. The child is forked after the imports, so that a kill costs little."""
-    manifest = read_manifest(write_dataset(tmp_path / "d", [7, 31, 23, 12, 29, 38, 3, 35]))
-    wanted = config(format=format, part_instances=40, batch_size=8)
-    torch.set_num_threads(1)
-    started = time.perf_counter()
-    moments: list[float] = []
-
-    def watch(done: int, total: int) -> None:
-        parts = list((tmp_path / "whole" / "parts").glob("0*"))
-        if parts:
-            moments.append(time.perf_counter() - started)
-
-    extract(manifest, wanted, tmp_path / "whole", progress=watch)
-    whole = tree(tmp_path / "whole")
-    rng = random.Random(format)
-    counted = tried = 0
-    while counted < KILLS:
-        tried += 1
-        assert tried < 20 * KILLS, "the kills do not land between the first and the last part"
-        out = tmp_path / f"killed{tried}"
-        killed_between = kill_during(
-            manifest, wanted, out, rng.uniform(0, moments[-1] - moments[0])
-        )
-        extract(manifest, wanted, out)
-        assert tree(out) == whole
-        counted += killed_between
-        shutil.rmtree(out)
-
-
-def kill_during(manifest: Manifest, wanted: ExtractConfig, out: Path, after_first: float) -> bool:
-    """Extract in a forked child and kill it ``after_first`` seconds after its first part.
-
-    Returns whether at least one part existed and one was missing.
-    """
-    child = os.fork()
-    if child == 0:
-        try:
-            extract(manifest, wanted, out)
-        finally:
-            os._exit(0)
-    while not list((out / "parts").glob("0*")):
-        time.sleep(0.0005)
-    time.sleep(after_first)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return bool(open_store(out).missing_parts())
 
 
 def test_the_report_adds_up(tmp_path: Path, dataset: MakeDataset) -> None:

@@ -119,30 +119,27 @@ def extract(
 def _print_report(report: ExtractReport, out: Path) -> None:
     from dragn_cache_cli import screen
 
-    def say(text: str) -> None:
-        screen.out.print(text, markup=False, soft_wrap=True)
-
     if report.update is not None:
         found = report.update
-        say(
+        screen.say(
             f"update: {found.kept} bags kept, {len(found.changed)} changed, {len(found.new)} new, "
             f"{len(found.removed)} removed, {len(found.waiting)} still to be written"
         )
     if not report.parts_written:
-        say(f"{out}: complete, nothing to compute")
+        screen.say(f"{out}: complete, nothing to compute")
         return
     rate = report.instances_done / max(1e-9, report.total_seconds - report.start_seconds)
-    say(
+    screen.say(
         f"{out}: {report.instances_done} instances of {report.images_decoded} images in "
         f"{report.total_seconds:.1f} s ({rate:.1f}/s after {report.start_seconds:.1f} s of "
         f"starting), {report.compute} on {report.device}, parts {report.parts_written} of "
         f"{report.parts_total}"
     )
     each = 1000 * report.decode_seconds / max(1, report.images_decoded)
-    say(
+    screen.say(
         f"time: network {report.forward_seconds + report.device_seconds:.1f} s, waiting for images "
         f"{report.wait_seconds:.1f} s, for the disk {report.stall_seconds:.1f} s; decoding "
         f"{report.decode_seconds:.1f} s in {report.workers} workers ({each:.1f} ms an image), "
         f"writing {report.write_seconds:.1f} s beside"
     )
-    say(f"limit: {report.limit}; {report.advice}")
+    screen.say(f"limit: {report.limit}; {report.advice}")

@@ -42,6 +42,11 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[object]], title: st
     out.print(table)
 
 
+def say(text: str) -> None:
+    """A line on stdout, as it is."""
+    out.print(text, markup=False, soft_wrap=True)
+
+
 def note(text: str) -> None:
     """A line on stderr."""
     err.print(text, markup=False, soft_wrap=True)

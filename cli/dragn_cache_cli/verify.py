@@ -2,51 +2,124 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from dragn_cache.store import StoreDescription
 
 
 def verify(
     store: Annotated[Path, typer.Argument(help="A feature store.")],
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Move damaged parts aside and print how to rewrite them."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Read every bag of a store and compare it with its digest; name the damaged ones.
 
     Exit code 0: complete and whole; 1: bags are damaged or parts are missing.
 
-    Example: dragn-cache verify hpa.features
+    Example: dragn-cache verify hpa.features --repair
     """
     from dragn_cache.store import open_store
+    from dragn_cache.store.repair import move_aside
     from dragn_cache_cli import screen
 
     opened = open_store(store)
     missing = opened.missing_parts()
     present = [number for number in opened.parts if number not in missing]
-    damaged = []
+    damaged: list[tuple[int, str, str]] = []
     with screen.progress_bar("verifying", "parts") as progress:
         for done, number in enumerate(present, start=1):
-            part = opened.part_path(number).name
-            damaged += [(bag, part, what) for bag, what in opened.verify_part(number)]
+            damaged += [(number, bag, what) for bag, what in opened.verify_part(number)]
             progress(done, len(present))
+    names = {number: opened.part_path(number).name for number in opened.parts}
+    faulty = sorted({number for number, _, _ in damaged})
+    moved = move_aside(opened, faulty) if repair else []
+    command = extract_command(opened.description, store)
     if as_json:
-        rows = [{"bag_id": b, "part": p, "fault": w} for b, p, w in damaged]
-        screen.print_json({"damaged": rows, "missing_parts": missing, "parts": len(opened.parts)})
+        rows = [{"bag_id": b, "part": names[n], "fault": w} for n, b, w in damaged]
+        record: dict[str, Any] = {"damaged": rows, "missing_parts": missing}
+        record |= {"parts": len(opened.parts), "moved": [str(path) for path in moved]}
+        screen.print_json({**record, "command": command})
     else:
-        for bag, part, what in damaged:
-            screen.out.print(
-                f"damaged: bag {bag!r} in {part}: {what}", markup=False, soft_wrap=True
-            )
+        for number, bag, what in damaged:
+            screen.say(f"damaged: bag {bag!r} in {names[number]}: {what}")
         for number in missing:
-            screen.out.print(f"missing: {opened.part_path(number).name}", soft_wrap=True)
-        screen.out.print(
-            f"{store}: {len(present)} of {len(opened.parts)} parts, {len(damaged)} damaged bags",
-            markup=False,
-            soft_wrap=True,
+            screen.say(f"missing: {names[number]}")
+        for path in moved:
+            screen.say(f"moved aside: {path}")
+        screen.say(
+            f"{store}: {len(present)} of {len(opened.parts)} parts, {len(damaged)} damaged bags"
         )
-        if damaged:
-            paths = " ".join(str(store / "parts" / part) for part in {p for _, p, _ in damaged})
-            screen.note(f"to rewrite: rm -r {paths}, then the same extract command again")
+        if damaged and not repair:
+            screen.note(f"to rewrite them: dragn-cache verify {shlex.quote(str(store))} --repair")
+        elif damaged or missing:
+            screen.note("to rewrite what is missing, from the same data set and weights:")
+            screen.note(command)
     if damaged or missing:
         raise typer.Exit(1)
+
+
+def extract_command(description: StoreDescription, out: Path) -> str:
+    """The command that makes such a store; its data set and weights are known by name only."""
+    features, numerics, plan = (
+        description.provenance[kind] for kind in ("features", "numerics", "plan")
+    )
+    if "imported" in numerics:
+        return import_command(description, out)
+    settings = features["preprocessing"]
+    options: dict[str, Any] = {
+        "dataset": description.made_from.get("dataset", "DATASET"),
+        "backbone": features["backbone"],
+        "weights": description.made_from.get("weights", "WEIGHTS"),
+        "taps": ",".join(features["taps"]),
+        "grid": features["grid"],
+        "size": None if settings["resize_shorter"] else "x".join(map(str, settings["size"])),
+        "mean": ",".join(map(str, settings["mean"])),
+        "std": ",".join(map(str, settings["std"])),
+        "interpolation": settings["interpolation"],
+        "rgb": ",".join(settings["rgb"]) if settings["rgb"] else None,
+        "channels": settings.get("channels"),
+        "intensity": settings.get("intensity"),
+        "format": description.format,
+        "dtype": numerics["dtype"],
+        "device": numerics["device"],
+        "precision": numerics["autocast"] or "float32",
+        "compute": numerics["compute"],
+        "batch-size": numerics["batch_size"],
+        "part-instances": plan["part_instances"],
+    }
+    augmentation = features["augmentation"]
+    if augmentation:
+        options |= {
+            "views": augmentation["views"],
+            "augment": ",".join(augmentation["steps"]),
+            "seed": augmentation["seed"],
+        }
+    options["out"] = out
+    words = [f"--{name} {shlex.quote(str(v))}" for name, v in options.items() if v is not None]
+    return " ".join(["dragn-cache extract", *words])
+
+
+def import_command(description: StoreDescription, out: Path) -> str:
+    """The command that makes a store of imported features; its source is known by name only."""
+    made_from, plan = description.made_from, description.provenance["plan"]
+    dtypes = {tap.dtype for tap in description.taps}
+    encoder = description.provenance["features"].get("backbone", "unknown")
+    options = {
+        "layout": plan["source_layout"],
+        "bags": made_from.get("bags"),
+        "encoder": None if encoder == "unknown" else encoder,
+        "format": description.format,
+        "dtype": dtypes.pop() if len(dtypes) == 1 else None,
+        "part-instances": plan["part_instances"],
+        "out": out,
+    }
+    words = [f"--{name} {shlex.quote(str(v))}" for name, v in options.items() if v is not None]
+    return " ".join(["dragn-cache import", shlex.quote(made_from.get("source", "SOURCE")), *words])

@@ -81,7 +81,7 @@ class Store:
                 str(self.path),
                 expected=f"{len(self.parts)} parts",
                 got=f"{len(self.parts) - len(missing)}",
-                remedy="run the same extract command again; it goes on where it stopped",
+                remedy="run the same extract command again (or import); it goes on where it stopped",
             )
 
     def tap(self, name: str | None = None) -> Tap:
@@ -101,6 +101,22 @@ class Store:
                 check_index(index, self._planned[number])
                 self._index[number] = index
         return self._index[number]
+
+    def instances(self, bag_id: str) -> PartIndex:
+        """Everything but the features of one bag: its piece of its part's index."""
+        part, first, last = self._place(bag_id)
+        index, k = self.index(part), self._position(part)[bag_id]
+        return PartIndex(
+            ids=(bag_id,),
+            offsets=np.array([0, last - first], np.int64),
+            digests=index.digests[k : k + 1],
+            plans=index.plans[k : k + 1],
+            images=index.images[first:last],
+            boxes=index.boxes[first:last],
+            order=index.order[first:last],
+            image_digests=index.image_digests[first:last],
+            failures=tuple(f for f in index.failures if f.bag_id == bag_id),
+        )
 
     def failures(self) -> list[Failure]:
         """Inputs that could not be used, over all parts that exist."""

@@ -93,7 +93,7 @@ def read_description(store: Path) -> StoreDescription:
     """
     path = store / "store.json"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         got = "no such folder" if not store.exists() else "no store.json in it"
         raise StoreError(
@@ -102,7 +102,16 @@ def read_description(store: Path) -> StoreDescription:
             got=got,
             remedy="correct the path, or make one with dragn-cache extract",
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise _damaged(path, str(error)) from error
+    return parse_description(text, path)
+
+
+def parse_description(text: str, path: Path) -> StoreDescription:
+    """The description that the text of a ``store.json`` gives; ``path`` is for messages."""
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
         raise _damaged(path, str(error)) from error
     try:
         version = record["schema_version"]
@@ -182,6 +191,8 @@ def refuse_differences(store: Path, have: StoreDescription, want: StoreDescripti
         remedy = "give the store's settings, or another --out, or remove this store"
         if all(text.startswith("plan.") for text in found):
             remedy = "extract with --update to bring it up to date, or give another --out"
+            if want.provenance["numerics"].get("imported"):
+                remedy = "the sources have changed: import them with another --out"
         raise StoreMismatchError(
             str(store),
             expected="a store of the same settings",

@@ -1,0 +1,196 @@
+"""AnnData ``.h5ad``: one row per instance, ``X`` its vector, ``obs`` its bag. Needs ``anndata``."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from dragn_cache.errors import InputError
+from dragn_cache.interop.bag_files import checked_corners
+from dragn_cache.interop.source import (
+    TAP,
+    UNKNOWN,
+    BagFeatures,
+    MadeBy,
+    Source,
+    file_digest,
+    make_records,
+    manifest_from_tables,
+    manifest_from_texts,
+    reading,
+)
+from dragn_cache.interop.target import Target, corner_coords, encoder_name, own_bags
+from dragn_cache.manifest import (
+    BAG_COLUMNS,
+    BOX_COLUMNS,
+    GROUP_COLUMNS,
+    LABEL_COLUMNS,
+    Manifest,
+    bags_text,
+)
+from dragn_cache.store import InstanceRecord, Store, Tap
+from dragn_cache.store.part import Array
+from dragn_cache.store.schema import CLEAN_VIEW
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OWN = "dragn_cache"
+
+
+class AnnDataSource(Source):
+    """Rows of ``X`` by the bag that ``obs`` names. ``X`` stays on disk and is read bag by bag."""
+
+    layout = "anndata"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        anndata = _import_anndata()
+        with reading(path, "an AnnData file"):
+            self._data = anndata.read_h5ad(path, backed="r")
+            self._obs: pd.DataFrame = self._data.obs
+        self._own: Mapping[str, Any] = self._data.uns.get(OWN, {})
+        column = next((c for c in BAG_COLUMNS if c in self._obs), None)
+        if column is None:
+            raise InputError(
+                str(path),
+                expected=f"a column of bag ids in obs, one of {', '.join(BAG_COLUMNS)}",
+                got=", ".join(map(str, self._obs.columns)) or "no column",
+                remedy="rename the column",
+            )
+        if self._obs[column].isna().any():
+            raise InputError(
+                str(path),
+                expected=f"a bag id for every row of obs[{column!r}]",
+                got=f"none in row {int(self._obs[column].isna().to_numpy().argmax())}",
+                remedy="fill it in, or leave the row out",
+            )
+        bags = self._obs[column].astype(str).str.strip().to_numpy()
+        with reading(path, "the tables of a data set in obs or uns"):
+            self.manifest = self._read_manifest()
+        self.ids = list(dict.fromkeys([*self._own_ids(), *bags.tolist()]))
+        self._rows = _rows_by_bag(bags)
+        self._digest = file_digest(path)
+
+    def _own_ids(self) -> list[str]:
+        """Bags of an export, among them those without a row."""
+        return [bag.bag_id for bag in self.manifest.bags] if self._own else []
+
+    def _read_manifest(self) -> Manifest:
+        name = self.path.stem
+        if self._own:
+            return manifest_from_texts(self._own["bags_csv"], self._own["dataset_toml"], name)
+        columns = dict.fromkeys((*BAG_COLUMNS, *LABEL_COLUMNS, "split", *GROUP_COLUMNS))
+        table = self._obs[[c for c in columns if c in self._obs]].assign(image="")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, f"{self.path.name}-obs.csv")
+            table.to_csv(path, index=False)
+            return manifest_from_tables(path, None, name)
+
+    def read(self, bag_id: str) -> BagFeatures:
+        rows = self._rows.get(bag_id, np.empty(0, np.int64))
+        with reading(self.path, "an AnnData file"):
+            values = _read_rows(self._data.X, rows)
+            records = self._records(rows)
+        tap = str(self._own.get("tap", TAP))
+        made_by = MadeBy(str(self._own.get("encoder", UNKNOWN)), self._own.get("features_sha256"))
+        values_of = {(tap, CLEAN_VIEW): values}
+        return BagFeatures(str(self.path), values_of, records, self._digest, made_by)
+
+    def _records(self, rows: Array) -> list[InstanceRecord]:
+        """Image, order and box of each row, as far as ``obs`` and ``obsm['spatial']`` say."""
+        obs = self._obs.iloc[rows]
+        corners = None
+        if "spatial" in self._data.obsm:
+            spatial = np.asarray(self._data.obsm["spatial"])[rows, :2]
+            corners = checked_corners(self.path, spatial, len(rows))
+        records = make_records(len(rows), self.path.name, self._digest, corners)
+        images = obs["image"].astype(str).tolist() if "image" in obs else [""] * len(rows)
+        boxes = [record.box for record in records]
+        if all(column in obs for column in BOX_COLUMNS):
+            x0, y0, x1, y1 = (obs[column].astype(int).tolist() for column in BOX_COLUMNS)
+            boxes = list(zip(x0, y0, x1, y1, strict=True))
+        orders = obs["order"].astype(int).tolist() if "order" in obs else range(len(rows))
+        return [
+            InstanceRecord(image or record.image, box, order, record.digest)
+            for record, image, box, order in zip(records, images, boxes, orders, strict=True)
+        ]
+
+
+def _rows_by_bag(bags: Array) -> dict[str, Array]:
+    order = np.argsort(bags, kind="stable")
+    ids, starts = np.unique(bags[order], return_index=True)
+    pieces = np.split(order, starts[1:])
+    return {str(bag_id): rows for bag_id, rows in zip(ids, pieces, strict=True)}
+
+
+def _read_rows(matrix: Any, rows: Array) -> Array:
+    """Rows of a matrix on disk, dense or sparse, as a dense array; neighbours as one piece."""
+    if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
+        piece = matrix[int(rows[0]) : int(rows[-1]) + 1]
+    else:
+        piece = matrix[rows] if len(rows) else matrix[0:0]
+    return np.asarray(piece.toarray() if hasattr(piece, "toarray") else piece)
+
+
+class AnnDataTarget(Target):
+    """One ``.h5ad``. ``X`` is in memory while it is written."""
+
+    layout = "anndata"
+    is_folder = False
+    named_files = False
+    holds_maps = False
+
+    def write(self, store: Store, tap: Tap, path: Path, advance: Callable[[], None]) -> None:
+        anndata = _import_anndata()
+        values, _ = store.load(tap.name)
+        obs, spatial = _observations(store, advance)
+        own = {
+            "bags_csv": bags_text(own_bags(store)),
+            "dataset_toml": (store.path / "manifest" / "dataset.toml").read_text("utf-8"),
+            "store_json": store.description.to_json(),
+            "tap": tap.name,
+            "encoder": encoder_name(store),
+            "features_sha256": store.description.digest("features"),
+        }
+        data = anndata.AnnData(values, obs=obs, obsm={"spatial": spatial}, uns={OWN: own})
+        data.write_h5ad(path)
+
+
+def _observations(store: Store, advance: Callable[[], None]) -> tuple[Any, Array]:
+    """The table of instances, and the coords (N, 2)."""
+    import pandas as pd
+
+    columns: dict[str, list[Any]] = {"bag_id": [], "image": [], "order": []}
+    boxes, spatial = [], []
+    for bag in store.bags:
+        index = store.instances(bag.bag_id)
+        columns["bag_id"] += [bag.bag_id] * index.rows
+        columns["image"] += index.images
+        columns["order"] += index.order.tolist()
+        boxes.append(index.boxes)
+        spatial.append(corner_coords(index))
+        advance()
+    table = pd.DataFrame(columns)
+    table[list(BOX_COLUMNS)] = np.concatenate(boxes)
+    table.index = pd.Index(
+        [f"{b}:{k}" for b, k in zip(columns["bag_id"], columns["order"], strict=True)]
+    )
+    return table, np.concatenate(spatial)
+
+
+def _import_anndata() -> Any:
+    try:
+        import anndata
+    except ImportError as error:
+        raise InputError(
+            "layout anndata",
+            expected="the package anndata",
+            got="none",
+            remedy="pip install 'dragn-cache[anndata]'",
+        ) from error
+    return cast(Any, anndata)

@@ -1,0 +1,126 @@
+"""A store → another layout, written beside the target and renamed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dragn_cache.errors import InputError
+from dragn_cache.files import sync_folder, sync_tree
+from dragn_cache.interop.layouts import TARGETS, require_layout
+from dragn_cache.interop.target import Target, refuse_bad_names
+from dragn_cache.store import Store, Tap
+from dragn_cache.store.claims import Claims
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export wrote: the taps and views, and of how many bags."""
+
+    layout: str
+    bags: int
+    taps: tuple[str, ...]
+    views: tuple[str, ...]
+
+
+def export_features(
+    store: Store,
+    out: Path,
+    layout: str,
+    *,
+    tap: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ExportReport:
+    """Write a store's features in another layout.
+
+    Args:
+        tap: for layouts that hold one array per bag; None is the first vector, else the first map.
+        progress: called with bags done and in total.
+
+    Raises:
+        InputError: ``out`` holds something, a bag id cannot be a file's name, or the layout cannot
+            hold the tap.
+        StoreError: the store is incomplete or damaged.
+    """
+    require_layout(layout, TARGETS)
+    target = TARGETS[layout]()
+    chosen = choose_tap(store, target, tap)
+    store.require_complete()
+    if target.named_files:
+        refuse_bad_names(store.bag_ids)
+    _refuse_existing(out, target)
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        progress(done, len(store.bags))
+
+    _write_beside(out, lambda path: target.write(store, chosen, path, advance))
+    taps = [t.name for t in store.description.taps] if target.holds_all else [chosen.name]
+    views = store.description.views if target.holds_all else store.description.views[:1]
+    return ExportReport(layout, len(store.bags), tuple(taps), tuple(views))
+
+
+def choose_tap(store: Store, target: Target, name: str | None) -> Tap:
+    """The tap asked for, else the first vector, else the first map.
+
+    Raises:
+        InputError: the layout holds all taps and one was asked for, or it holds no maps.
+    """
+    if name is not None and target.holds_all:
+        raise InputError(
+            "--tap",
+            expected=f"none: layout {target.layout} holds every tap",
+            got=repr(name),
+            remedy="leave it out",
+        )
+    taps = store.description.taps
+    vectors = [tap for tap in taps if len(tap.shape) == 1]
+    tap = store.tap(name) if name is not None else (vectors or list(taps))[0]
+    if len(tap.shape) == 3 and not (target.holds_maps or target.holds_all):
+        raise InputError(
+            f"layout {target.layout}",
+            expected="a vector for each instance",
+            got=f"tap {tap.name!r}, maps of {'×'.join(map(str, tap.shape))}",
+            remedy="give another --tap, or export to --layout hdf5 or zarr",
+        )
+    return tap
+
+
+def _refuse_existing(out: Path, target: Target) -> None:
+    empty = out.is_dir() and not any(out.iterdir()) and target.is_folder
+    if (out.exists() or out.is_symlink()) and not empty:
+        raise InputError(
+            str(out),
+            expected="a path where nothing is",
+            got="a folder" if out.is_dir() else "a file",
+            remedy="give another --out, or remove it",
+        )
+
+
+def _write_beside(out: Path, write: Callable[[Path], None]) -> None:
+    """Write into a hidden folder next to the target, sync, and rename."""
+    parent = out.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    scratch = parent / f".{out.name}.export"
+    with Claims(parent) as claims:
+        if not claims.acquire(f"{out.name}.export"):
+            raise InputError(
+                str(out),
+                expected="a path that nobody else writes to",
+                got="another export at work",
+                remedy="let it finish, or give another --out",
+            )
+        shutil.rmtree(scratch, ignore_errors=True)  # what a killed export has left
+        try:
+            scratch.mkdir()
+            growing = scratch / out.name
+            write(growing)
+            sync_tree(growing)
+            growing.rename(out)
+            sync_folder(parent)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)

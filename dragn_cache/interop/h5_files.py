@@ -1,0 +1,167 @@
+"""One ``.h5`` per bag: CLAM and TRIDENT (``features``, ``coords``) and STAMP (``feats``)."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import h5py
+import numpy as np
+
+from dragn_cache.errors import InputError
+from dragn_cache.interop.bag_files import BagFiles, FileFeatures
+from dragn_cache.interop.source import UNKNOWN, MadeBy
+from dragn_cache.interop.target import (
+    ExportedBag,
+    Target,
+    encoder_name,
+    exported_bags,
+    write_tables,
+)
+from dragn_cache.manifest import Bag
+from dragn_cache.store import Store, Tap, json_digest
+from dragn_cache.store.part import Array
+
+CHUNK_BYTES = 256 * 2**10
+
+
+class _H5Files(BagFiles):
+    suffix = ".h5"
+    dataset: ClassVar[str] = "features"
+
+    def read_file(self, path: Path) -> FileFeatures:
+        with h5py.File(path, "r") as file:
+            values = np.asarray(file[self.dataset][...])
+            corners = np.asarray(file["coords"][...]) if "coords" in file else None
+            return self.describe(file, values, corners)
+
+    def describe(self, file: Any, values: Array, corners: Array | None) -> FileFeatures:
+        """What the layout's attributes add to the two arrays."""
+        return FileFeatures(values, corners)
+
+
+class ClamSource(_H5Files):
+    """A CLAM tree: ``h5_files/BAG.h5`` (its ``pt_files/`` hold the same features)."""
+
+    layout = "clam"
+    folder_name = "h5_files"
+
+
+class TridentSource(_H5Files):
+    """TRIDENT's ``features_ENCODER/BAG.h5``, with the encoder in the attributes of ``features``."""
+
+    layout = "trident"
+
+    def find_folder(self, path: Path) -> Path:
+        if path.is_file() or path.name.startswith("features_"):
+            return path
+        found = sorted(p for p in path.rglob("features_*") if p.is_dir())
+        if len(found) > 1:
+            raise InputError(
+                str(path),
+                expected="one folder features_ENCODER",
+                got=", ".join(str(p.relative_to(path)) for p in found),
+                remedy="give one of them as the source",
+            )
+        return found[0] if found else path
+
+    def describe(self, file: Any, values: Array, corners: Array | None) -> FileFeatures:
+        encoder = _text(file[self.dataset].attrs.get("encoder", UNKNOWN))
+        extent = file["coords"].attrs.get("patch_size_level0", 0) if corners is not None else 0
+        return FileFeatures(values, corners, int(extent), MadeBy(encoder))
+
+
+class StampSource(_H5Files):
+    """STAMP's ``feats``; coordinates in µm become pixels of its tiles."""
+
+    layout = "stamp"
+    dataset = "feats"
+
+    def describe(self, file: Any, values: Array, corners: Array | None) -> FileFeatures:
+        facts = {key: _text(value) for key, value in file.attrs.items()}
+        extent_px = float(facts.get("tile_size_px", 0))
+        extent_um = float(facts.get("tile_size_um", 0))
+        if corners is not None and facts.get("unit") == "um" and extent_px and extent_um:
+            corners = corners.astype(np.float64) * (extent_px / extent_um)
+        return FileFeatures(values, corners, round(extent_px), _made_by_stamp(facts))
+
+
+def _made_by_stamp(facts: Mapping[str, str]) -> MadeBy:
+    """The extractor, and a digest of the settings that STAMP's attributes give."""
+    known = ("extractor", "code_hash", "unit", "tile_size_um", "tile_size_px")
+    settings = {key: facts[key] for key in known if key in facts}
+    encoder = settings.get("extractor", UNKNOWN)
+    return MadeBy(encoder, json_digest(settings) if settings else None)
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+class ClamTarget(Target):
+    """A CLAM tree: ``h5_files/`` and ``pt_files/``, and ``slides.csv`` with CLAM's column names."""
+
+    layout = "clam"
+
+    def write(self, store: Store, tap: Tap, path: Path, advance: Callable[[], None]) -> None:
+        import torch
+
+        for name in ("h5_files", "pt_files"):
+            path.joinpath(name).mkdir(parents=True)
+        for exported in exported_bags(store, tap):
+            bag_id = exported.bag.bag_id
+            with h5py.File(path / "h5_files" / f"{bag_id}.h5", "x") as file:
+                write_arrays(file, exported)
+            torch.save(torch.from_numpy(exported.values), path / "pt_files" / f"{bag_id}.pt")
+            advance()
+        write_tables(store, tap, path)
+        with path.joinpath("slides.csv").open("w", newline="", encoding="utf-8") as table:
+            rows = csv.writer(table, lineterminator="\n")
+            rows.writerow(["case_id", "slide_id", "label"])
+            rows.writerows(_slide_row(bag) for bag in store.bags)
+
+
+def _slide_row(bag: Bag) -> list[str]:
+    return [bag.group or bag.bag_id, bag.bag_id, ";".join(bag.labels or ())]
+
+
+class TridentTarget(Target):
+    """``features_ENCODER/BAG.h5`` with TRIDENT's attributes."""
+
+    layout = "trident"
+
+    def write(self, store: Store, tap: Tap, path: Path, advance: Callable[[], None]) -> None:
+        encoder = encoder_name(store)
+        folder = path / f"features_{re.sub(r'[^A-Za-z0-9_.-]+', '_', encoder)}"
+        folder.mkdir(parents=True)
+        for exported in exported_bags(store, tap):
+            with h5py.File(folder / f"{exported.bag.bag_id}.h5", "x") as file:
+                write_arrays(file, exported)
+                file["features"].attrs.update(name=exported.bag.bag_id, encoder=encoder)
+                extent = square_extent(exported)
+                if extent:
+                    file["coords"].attrs["patch_size_level0"] = extent
+            advance()
+        write_tables(store, tap, path)
+
+
+def write_arrays(file: Any, exported: ExportedBag) -> None:
+    """``features`` and ``coords``; more than one chunk of rows is chunked, less is contiguous."""
+    row_bytes = exported.values[:1].nbytes or 1
+    chunk = -(-CHUNK_BYTES // row_bytes)
+    rows, *shape = exported.values.shape
+    chunks = (chunk, *shape) if rows > chunk else None
+    file.create_dataset("features", data=exported.values, chunks=chunks)
+    file.create_dataset("coords", data=exported.coords)
+
+
+def square_extent(exported: ExportedBag) -> int:
+    """Width and height of all boxes if they are squares of one size, else 0."""
+    extents = np.unique(exported.index.boxes[:, 2:] - exported.index.boxes[:, :2])
+    return int(extents[0]) if len(extents) == 1 else 0

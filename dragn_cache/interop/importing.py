@@ -1,0 +1,353 @@
+"""Features of another layout → a store, bag by bag, resumable like an extraction.
+
+First the whole source is read once: every bag is checked before anything is written, and what
+decides the parts is known. Then the parts that are missing are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dragn_cache.config import ImportConfig
+from dragn_cache.errors import InputError
+from dragn_cache.interop.layouts import SOURCES, find_layout, require_layout
+from dragn_cache.interop.source import (
+    UNKNOWN,
+    BagFeatures,
+    MadeBy,
+    Source,
+    exact_dtype,
+    refuse_other_kinds,
+    row_values,
+    stored_values,
+)
+from dragn_cache.manifest import Bag, Instance, Manifest, read_bags
+from dragn_cache.store import (
+    Failure,
+    PartPlan,
+    PartWriter,
+    StoreDescription,
+    Tap,
+    instances_of,
+    manifest_digest,
+    open_writer,
+    plan_parts,
+)
+from dragn_cache.store.part import Array
+from dragn_cache.store.plan import PART_BYTES
+from dragn_cache.store.schema import DType
+
+Progress = Callable[[int, int], None]
+"""Called with bags done and in total; each is counted twice, when checked and when written."""
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What an import did.
+
+    Attributes:
+        bags, instances: in the store.
+        without_features: bags of the table that the source lacks; ``without_row`` the reverse.
+        parts_written, parts_total: parts written by this call, and planned.
+        parts_missing: those that another process is writing.
+    """
+
+    layout: str
+    bags: int
+    instances: int
+    labelled: bool
+    taps: tuple[Tap, ...]
+    without_features: tuple[str, ...]
+    without_row: tuple[str, ...]
+    parts_written: int
+    parts_missing: int
+    parts_total: int
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The bags to import, and those that only the table or only the source has."""
+
+    manifest: Manifest
+    without_features: tuple[str, ...]
+    without_row: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a reading of the whole source found out: all that decides the store's parts.
+
+    Attributes:
+        sizes: rows of each bag; ``lost`` its images that the source records as not used.
+        digests: hex sha256 of what each bag is read from.
+    """
+
+    sizes: tuple[int, ...]
+    lost: tuple[int, ...]
+    digests: tuple[str, ...]
+    taps: tuple[Tap, ...]
+    made_by: MadeBy
+
+
+def import_features(
+    path: Path,
+    out: Path,
+    config: ImportConfig | None = None,
+    *,
+    bags_csv: Path | None = None,
+    progress: Progress = lambda done, total: None,
+) -> ImportReport:
+    """Bring features that another tool has made into a store.
+
+    The same call goes on after a kill and does nothing when the store is complete.
+
+    Raises:
+        InputError: the source, or the join with the table, cannot be used; it names the file.
+        StoreMismatchError: there is a store of other settings or of other sources at ``out``.
+    """
+    config = config or ImportConfig()
+    layout = config.layout or find_layout(path)
+    require_layout(layout, SOURCES)
+    source = SOURCES[layout](path)
+    joined = join_table(source, bags_csv, config)
+    survey = survey_source(source, joined.manifest.bags, config, progress)
+    manifest = with_instances(joined.manifest, layout, survey)
+    made_from = {"source": path.name} | ({"bags": bags_csv.name} if bags_csv else {})
+    description = describe(source, manifest, survey, config, made_from)
+    sizes = [len(instances_of(manifest, k)) for k in range(len(manifest.bags))]
+    parts = plan_parts(sizes, description.row_bytes, config.part_instances)
+    with open_writer(out, description, parts, manifest) as writer:
+        missing = writer.missing()
+        done = len(sizes) - sum(len(part.bags) for part in missing)
+        written = 0
+        for part in writer.claim_missing():
+            with writer.part(part) as target:
+                _fill(target, part, source, survey)
+            done, written = done + len(part.bags), written + 1
+            progress(len(sizes) + done, 2 * len(sizes))
+        writer.finish()
+        missing = writer.missing()
+    return ImportReport(
+        layout=layout,
+        bags=len(sizes),
+        instances=sum(survey.sizes),
+        labelled=all(bag.labels is not None for bag in manifest.bags),
+        taps=survey.taps,
+        without_features=joined.without_features,
+        without_row=joined.without_row,
+        parts_written=written,
+        parts_missing=len(missing),
+        parts_total=len(parts),
+    )
+
+
+# --- joining -----------------------------------------------------------------------------------
+
+
+def join_table(source: Source, bags_csv: Path | None, config: ImportConfig) -> Joined:
+    """The bags that the table and the source both have, in the table's order.
+
+    Raises:
+        InputError: they do not have the same bags, and ``config.unmatched`` is ``refuse``.
+    """
+    manifest, where = source.manifest, "the source's table"
+    if bags_csv is not None:
+        bags, labels, task = read_bags(bags_csv)
+        manifest = replace(manifest, bags=bags, labels=labels, task=task)
+        where = str(bags_csv)
+    found, listed = set(source.ids), {bag.bag_id for bag in manifest.bags}
+    without_features = tuple(b.bag_id for b in manifest.bags if b.bag_id not in found)
+    without_row = tuple(bag_id for bag_id in source.ids if bag_id not in listed)
+    kept = tuple(bag for bag in manifest.bags if bag.bag_id in found)
+    if config.unmatched == "refuse" or not kept:
+        _refuse_unmatched(where, without_features, without_row)
+    return Joined(replace(manifest, bags=kept), without_features, without_row)
+
+
+def _refuse_unmatched(
+    where: str, without_features: Sequence[str], without_row: Sequence[str]
+) -> None:
+    found = []
+    if without_features:
+        found.append(f"{len(without_features)} rows without features ({_some(without_features)})")
+    if without_row:
+        found.append(f"{len(without_row)} bags of features without a row ({_some(without_row)})")
+    if found:
+        raise InputError(
+            where,
+            expected="one row for each bag of features",
+            got=" and ".join(found),
+            remedy="correct the table, or give --unmatched drop to leave them out",
+        )
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:5]) + (", …" if len(ids) > 5 else "")
+
+
+# --- the first reading -------------------------------------------------------------------------
+
+
+def survey_source(
+    source: Source, bags: Sequence[Bag], config: ImportConfig, progress: Progress
+) -> Survey:
+    """Read every bag once, and refuse what a store cannot hold before anything is written."""
+    sizes, lost, digests = [], [], []
+    shapes: dict[str, tuple[int, ...]] | None = None
+    dtypes: dict[str, DType] = {}
+    made_by, first = MadeBy(), ""
+    for k, bag in enumerate(bags):
+        features = source.read(bag.bag_id)
+        rows = _rows(features)
+        found = {tap: values.shape[1:] for (tap, _), values in rows.items()}
+        if shapes is None:
+            shapes, made_by, first = found, features.made_by, features.where
+        _refuse_other(features, found, shapes, made_by, first)
+        for (tap, view), values in rows.items():
+            dtype = config.dtype or exact_dtype(features.where, values)
+            refuse_other_kinds(features.where, values)
+            stored_values(f"{features.where}, tap {tap!r}, view {view}", bag.bag_id, values, dtype)
+            dtypes[tap] = "float32" if "float32" in (dtype, dtypes.get(tap)) else "float16"
+        sizes.append(len(features.records))
+        lost.append(len(_lost_images(features)))
+        digests.append(features.digest.hex())
+        progress(k + 1, 2 * len(bags))
+    taps = tuple(Tap(name, shape, dtypes[name]) for name, shape in (shapes or {}).items())
+    if config.encoder is not None:
+        made_by = _named(made_by, config.encoder, first)
+    return Survey(tuple(sizes), tuple(lost), tuple(digests), taps, made_by)
+
+
+def _rows(features: BagFeatures) -> dict[tuple[str, str], Array]:
+    rows = {key: row_values(features.where, values) for key, values in features.values.items()}
+    counts = {len(values) for values in rows.values()}
+    if counts != {len(features.records)}:
+        raise InputError(
+            features.where,
+            expected=f"{len(features.records)} rows of features",
+            got=", ".join(map(str, sorted(counts))),
+            remedy="make the file again",
+        )
+    return rows
+
+
+def _refuse_other(
+    features: BagFeatures,
+    found: dict[str, tuple[int, ...]],
+    shapes: dict[str, tuple[int, ...]],
+    made_by: MadeBy,
+    first: str,
+) -> None:
+    """Raise unless a bag's features are of the shape and the network of the first bag's."""
+    if found != shapes or features.made_by != made_by:
+        same = found != shapes
+        expected, got = (shapes, found) if same else (made_by, features.made_by)
+        raise InputError(
+            features.where,
+            expected=f"what {first} has, {_facts(expected)}",
+            got=_facts(got),
+            remedy="import features of one network at a time",
+        )
+
+
+def _facts(value: dict[str, tuple[int, ...]] | MadeBy) -> str:
+    if isinstance(value, MadeBy):
+        return f"encoder {value.encoder}" + (f" ({value.sha256[:12]})" if value.sha256 else "")
+    return ", ".join(f"{name} of {'×'.join(map(str, s))}" for name, s in value.items())
+
+
+def _named(made_by: MadeBy, encoder: str, first: str) -> MadeBy:
+    if made_by.encoder not in (UNKNOWN, encoder):
+        raise InputError(
+            first,
+            expected=f"features of {encoder} (--encoder)",
+            got=f"features of {made_by.encoder}",
+            remedy="leave --encoder out, or correct it",
+        )
+    return replace(made_by, encoder=encoder)
+
+
+# --- the store ---------------------------------------------------------------------------------
+
+
+def with_instances(manifest: Manifest, layout: str, survey: Survey) -> Manifest:
+    """The manifest with what the plan takes each bag to consist of: rows of a source of a digest.
+
+    The rows of a bag are one object, however many they are.
+    """
+    instances = {}
+    counts = zip(manifest.bags, survey.sizes, survey.lost, survey.digests, strict=True)
+    for bag, rows, lost, digest in counts:
+        row = Instance(bag.bag_id, f"{layout}:{digest}", 0)
+        instances[bag.bag_id] = (row,) * (rows + lost)
+    return replace(manifest, instances=instances)
+
+
+def describe(
+    source: Source,
+    manifest: Manifest,
+    survey: Survey,
+    config: ImportConfig,
+    made_from: Mapping[str, str],
+) -> StoreDescription:
+    """What the store will say about itself."""
+    features = source.features or {
+        "backbone": survey.made_by.encoder,
+        "taps": [tap.name for tap in survey.taps],
+        "source_layout": source.layout,
+        "source_features_sha256": survey.made_by.sha256,
+    }
+    dtypes = sorted({tap.dtype for tap in survey.taps})
+    numerics = {**(source.numerics or {}), "dtype": "+".join(dtypes), "imported": True}
+    return StoreDescription(
+        format=config.format,
+        taps=survey.taps,
+        views=source.views,
+        made_from=made_from,
+        provenance={
+            "features": features,
+            "numerics": numerics,
+            "plan": {
+                "source_layout": source.layout,
+                "sources_sha256": manifest_digest(manifest),
+                "bags": len(manifest.bags),
+                "instances": sum(survey.sizes),
+                "part_instances": config.part_instances,
+                "part_bytes": PART_BYTES,
+            },
+        },
+    )
+
+
+def _fill(target: PartWriter, part: PartPlan, source: Source, survey: Survey) -> None:
+    """Write the bags of one part: each one's rows, then its inputs that were not used."""
+    dtypes = {tap.name: tap.dtype for tap in survey.taps}
+    row = 0
+    for k, bag_id, size in zip(part.bags, target.bags, target.sizes, strict=True):
+        features = source.read(bag_id)
+        if features.digest.hex() != survey.digests[k]:
+            raise InputError(
+                features.where,
+                expected="the bytes of a moment ago",
+                got="others",
+                remedy="repeat the command when no other program writes to it",
+            )
+        values = _rows(features)
+        lost = _lost_images(features)
+        rows = range(row, row + len(features.records))
+        for view in source.views:
+            stored = {
+                tap: stored_values(features.where, bag_id, values[tap, view], dtype)
+                for tap, dtype in dtypes.items()
+            }
+            target.put(rows, features.records, stored, view)
+        for place, failure in enumerate(lost, start=rows.stop):
+            target.fail(place, failure)
+        row += size
+
+
+def _lost_images(features: BagFeatures) -> list[Failure]:
+    """Failures of single inputs; that a bag has none at all, the writer says itself."""
+    return [failure for failure in features.failures if failure.image]

@@ -1,0 +1,149 @@
+"""The layouts by name, and how one is recognised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import h5py
+
+from dragn_cache.errors import InputError, UnknownNameError
+from dragn_cache.interop.anndata_file import AnnDataSource, AnnDataTarget
+from dragn_cache.interop.h5_files import (
+    ClamSource,
+    ClamTarget,
+    StampSource,
+    TridentSource,
+    TridentTarget,
+)
+from dragn_cache.interop.npy_files import NpySource, TorchmilSource, TorchmilTarget
+from dragn_cache.interop.npz_file import NpzSource
+from dragn_cache.interop.source import SOURCE_DAMAGE, Source
+from dragn_cache.interop.target import Target
+from dragn_cache.interop.tensor_files import TensorSource
+from dragn_cache.interop.whole_file import Hdf5Source, Hdf5Target, ZarrSource, ZarrTarget
+
+SOURCES: dict[str, type[Source]] = {
+    "clam": ClamSource,
+    "trident": TridentSource,
+    "stamp": StampSource,
+    "pt": TensorSource,
+    "npy": NpySource,
+    "torchmil": TorchmilSource,
+    "npz": NpzSource,
+    "anndata": AnnDataSource,
+    "hdf5": Hdf5Source,
+    "zarr": ZarrSource,
+}
+TARGETS: dict[str, type[Target]] = {
+    "clam": ClamTarget,
+    "trident": TridentTarget,
+    "torchmil": TorchmilTarget,
+    "hdf5": Hdf5Target,
+    "zarr": ZarrTarget,
+    "anndata": AnnDataTarget,
+}
+# By a single file's ending, or by the only ending in a folder.
+ENDINGS = {".npz": "npz", ".h5ad": "anndata", ".pt": "pt", ".npy": "npy"}
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """What is seen of a source without reading a feature.
+
+    Attributes:
+        files: paths below the source, ``/``-separated; of a single file its name.
+        keys: names at the top of the first ``.h5``; ``features@encoder`` is an attribute.
+    """
+
+    is_folder: bool
+    files: tuple[str, ...]
+    keys: frozenset[str] = frozenset()
+
+
+def recognise(seen: Glimpse) -> str | None:
+    """The layout of a source, or None if it is none or not clear."""
+    folders = {PurePosixPath(file).parts[0] for file in seen.files if "/" in file}
+    endings = {PurePosixPath(file).suffix for file in seen.files} & {".h5", *ENDINGS}
+    if not seen.is_folder:
+        return _by_keys(seen.keys) if endings == {".h5"} else _by_ending(endings)
+    if "zarr.json" in seen.files and {"taps", "store"} <= folders:
+        return "zarr"
+    if "h5_files" in folders and any(f.startswith("h5_files/") for f in seen.files):
+        return "clam"
+    if any(f.startswith("features/") and f.endswith(".npy") for f in seen.files):
+        return "torchmil"
+    return _by_keys(seen.keys) if endings == {".h5"} else _by_ending(endings - {".npz", ".h5ad"})
+
+
+def _by_ending(endings: set[str]) -> str | None:
+    return ENDINGS.get(next(iter(endings))) if len(endings) == 1 else None
+
+
+def _by_keys(keys: frozenset[str]) -> str | None:
+    if {"taps", "store"} <= keys:
+        return "hdf5"
+    if "feats" in keys:
+        return "stamp"
+    if "features" in keys:
+        return "trident" if "features@encoder" in keys else "clam"
+    return None
+
+
+def find_layout(path: Path) -> str:
+    """Look at a source and name its layout.
+
+    Raises:
+        InputError: there is nothing, or it is no layout that can be read.
+    """
+    seen = _look(path)
+    layout = recognise(seen)
+    if layout is not None:
+        return layout
+    got = "no such file or folder"
+    if path.exists():
+        endings = sorted({PurePosixPath(f).suffix or f for f in seen.files})
+        got = "a store" if "store.json" in seen.files else f"files {', '.join(endings[:5])}"
+    raise InputError(
+        str(path),
+        expected=f"features in one of the layouts {', '.join(SOURCES)}",
+        got=got if seen.files or not path.exists() else "an empty folder",
+        remedy="correct the path, or say which with --layout",
+    )
+
+
+def _look(path: Path) -> Glimpse:
+    if not path.is_dir():
+        return Glimpse(False, (path.name,), _h5_keys(path) if path.is_file() else frozenset())
+    if (path / "zarr.json").is_file():
+        names = [p.name + ("/" if p.is_dir() else "") for p in path.iterdir()]
+        return Glimpse(True, tuple(sorted(names)))
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    shown = [p.relative_to(path).as_posix() for p in files]
+    shown = [f for f in shown if not any(part.startswith(".") for part in f.split("/"))]
+    first = next((f for f in sorted(shown, key=_features_first) if f.endswith(".h5")), None)
+    return Glimpse(True, tuple(shown), _h5_keys(path / first) if first else frozenset())
+
+
+def _features_first(file: str) -> tuple[bool, str]:
+    """A TRIDENT job has patches/*.h5 as well, which hold no features."""
+    return (not any(part.startswith("features_") for part in file.split("/")), file)
+
+
+def _h5_keys(path: Path) -> frozenset[str]:
+    if path.suffix != ".h5":
+        return frozenset()
+    try:
+        with h5py.File(path, "r") as file:
+            keys = set(file)
+            if "features" in keys and "encoder" in file["features"].attrs:
+                keys.add("features@encoder")
+            return frozenset(keys)
+    except SOURCE_DAMAGE:  # which file is damaged is said when it is read
+        return frozenset({"features"})
+
+
+def require_layout(layout: str, known: dict[str, type[Source]] | dict[str, type[Target]]) -> None:
+    """Raise `UnknownNameError` unless a registry has a layout."""
+    if layout not in known:
+        raise UnknownNameError("layout", layout, known)

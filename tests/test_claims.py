@@ -1,0 +1,139 @@
+"""Claims: one holder at a time, the dead lose theirs, and nothing is renewed that was lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from dragn_cache.store import claims as module
+from dragn_cache.store.claims import Claims, is_alive, living_tokens, read_claim, started
+
+
+def test_a_name_has_one_holder_until_it_is_released(tmp_path: Path) -> None:
+    with Claims(tmp_path) as mine, Claims(tmp_path) as yours:
+        assert mine.acquire("00007")
+        assert not yours.acquire("00007")
+        assert yours.acquire("00011")
+        mine.release("00007")
+        assert yours.acquire("00007")
+        assert (mine.holds("00007"), yours.holds("00007")) == (False, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_says_who_holds_it(tmp_path: Path) -> None:
+    with Claims(tmp_path) as claims:
+        claims.acquire("00003")
+        found = json.loads((tmp_path / ".00003.claim").read_text())
+        assert found["pid"] == os.getpid()
+        assert found["token"] == claims.token
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        assert found["start"] == fields[22 - 3]  # starttime is field 22, counted from 1
+
+
+def claim_by_another(folder: Path, then: str) -> None:
+    program = (
+        "import os, pathlib, sys; from dragn_cache.store.claims import Claims\n"
+        f"Claims(pathlib.Path(sys.argv[1])).acquire('00003'); {then}"
+    )
+    subprocess.run([sys.executable, "-c", program, str(folder)], check=True)
+
+
+def test_the_claim_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
+    claim_by_another(tmp_path, "os._exit(0)")
+    assert not is_alive(tmp_path / ".00003.claim")
+    with Claims(tmp_path) as claims:
+        assert claims.acquire("00003")
+
+
+def test_a_process_number_that_came_again_is_another_process(tmp_path: Path) -> None:
+    path = tmp_path / ".00003.claim"
+    with Claims(tmp_path) as claims:
+        claims.acquire("00003")
+        record = json.loads(path.read_text())
+        assert is_alive(path)
+        path.write_text(json.dumps({**record, "start": "12"}))
+        assert not is_alive(path)
+        path.write_text(json.dumps(record))
+
+
+def test_another_hosts_claim_lives_as_long_as_it_is_renewed(tmp_path: Path) -> None:
+    path = tmp_path / ".00003.claim"
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "start": "5", "token": "t"}))
+    now = time.time()
+    os.utime(path, (now, now - 119))
+    assert living_tokens(tmp_path) == {"t"}
+    os.utime(path, (now, now - 121))
+    assert not is_alive(path)
+    assert living_tokens(tmp_path) == set()
+    assert not path.exists()
+
+
+def test_a_claim_that_is_being_written_counts_as_alive(tmp_path: Path) -> None:
+    path = tmp_path / ".00003.claim"
+    path.write_bytes(b"")
+    with Claims(tmp_path) as claims:
+        assert not claims.acquire("00003")
+    os.utime(path, (1, 1))
+    assert not is_alive(path)
+
+
+def test_held_claims_are_renewed_and_lost_ones_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RENEW_SECONDS", 0.01)
+    with Claims(tmp_path) as claims:
+        for name in ("00002", "00005"):
+            claims.acquire(name)
+        lost = tmp_path / ".00005.claim"
+        lost.write_text(json.dumps({"host": "elsewhere", "token": "other"}))
+        for path in tmp_path.iterdir():
+            os.utime(path, (1, 1))
+        deadline = time.monotonic() + 20
+        while (tmp_path / ".00002.claim").stat().st_mtime < 2 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert (tmp_path / ".00002.claim").stat().st_mtime > 2
+        assert lost.stat().st_mtime == 1
+    assert [p.name for p in tmp_path.iterdir()] == [".00005.claim"]
+    assert (read_claim(lost) or {})["token"] == "other"
+
+
+def test_of_many_that_want_a_dead_ones_claim_one_gets_it(tmp_path: Path) -> None:
+    for _ in range(10):
+        claim_by_another(tmp_path, "os._exit(0)") if _ == 0 else dead_claim(tmp_path)
+        everyone = [Claims(tmp_path) for _ in range(8)]
+        won: list[bool] = []
+        start = threading.Barrier(len(everyone))
+
+        def take(claims: Claims, start: threading.Barrier, won: list[bool]) -> None:
+            start.wait()
+            won.append(claims.acquire("00003"))
+
+        threads = [threading.Thread(target=take, args=(c, start, won)) for c in everyone]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(won) == [False] * 7 + [True]
+        for claims in everyone:
+            claims.close()
+
+
+def dead_claim(folder: Path) -> None:
+    record = {**module.myself(), "pid": 2**22 + 3, "token": "dead"}
+    (folder / ".00003.claim").write_text(json.dumps(record))
+
+
+def test_a_zombie_is_dead() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    deadline = time.monotonic() + 20
+    while started(child.pid) is not None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert started(child.pid) is None
+    child.wait()
