@@ -1,6 +1,8 @@
-"""RaggedBags: the layout, what it refuses, and the laws of selecting and shuffling."""
+"""RaggedBags: the layout, what it refuses, and the laws of selecting, mixing and shuffling."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import pytest
 import torch
@@ -87,6 +89,39 @@ def test_permuted_gives_all_orders_equally_often() -> None:
     assert len(counts) == 6
     # Binomial(6000, 1/6): standard deviation 28.9; five of them.
     assert (counts - draws / 6).abs().max() < 145
+
+
+def test_mixed_bags_take_each_instance_from_a_bag_of_its_column() -> None:
+    values = torch.arange(17.0)[:, None]  # bags 0..2 | 3..7 | 8..10 | 11..15 | 16
+    bags = RaggedBags(values, torch.tensor([0, 3, 8, 11, 16, 17]))
+    generator = torch.Generator().manual_seed(3)
+    seen = Counter()
+    for _ in range(500):
+        mixed = bags.mixed(torch.tensor([[1, 0, 1], [3, 2, 1]]), generator)
+        assert mixed.offsets.tolist() == [0, 5, 8, 13]
+        drawn = mixed.values.flatten().tolist()
+        choices = [*zip(range(3, 8), range(11, 16), strict=True)]
+        choices += [*zip(range(3), range(8, 11), strict=True)]
+        assert all(value in pair for value, pair in zip(drawn, choices, strict=False))
+        assert drawn[8:] == [3, 4, 5, 6, 7]
+        seen.update(enumerate(drawn[:8]))
+    assert len(seen) == 16
+    assert all(180 < count < 320 for count in seen.values())
+
+
+def test_bags_of_other_sizes_cannot_be_mixed() -> None:
+    bags = RaggedBags(torch.zeros(5, 2), torch.tensor([0, 3, 5]))
+    message = r"mixed, bags \[0, 1\]: expected equally many instances, got \[3, 2\]; mix views of"
+    with pytest.raises(InputError, match=message):
+        bags.mixed(torch.tensor([[0], [1]]), torch.Generator())
+
+
+def test_the_first_bags_are_the_same_memory() -> None:
+    bags = RaggedBags(torch.rand(5, 2), torch.tensor([0, 3, 3, 5]))
+    first = bags.first(2)
+    assert first.offsets.tolist() == [0, 3, 3]
+    assert first.values.data_ptr() == bags.values.data_ptr()
+    assert len(first.values) == 3
 
 
 def test_to_changes_the_values_only() -> None:
