@@ -89,8 +89,7 @@ def extract(
     _require_image_root(manifest)
     if config.on_error == "stop":
         _refuse_empty_bags(manifest)
-    if config.rgb is None:
-        config = replace(config, rgb=_default_rgb(manifest, config.channels or "rgb"))
+    config = with_channels(manifest, config)
     try:
         if len(config.devices) > 1:
             report = _extract_on_devices(manifest, config, out, update, progress, say)
@@ -118,7 +117,7 @@ def _extract_here(
     parts = plan_parts(sizes, description.row_bytes, config.part_instances)
 
     def wanted(part: PartPlan) -> list[Wanted]:
-        return _wanted(manifest, part, backbone, config.augmentation)
+        return plan_images(manifest, part, backbone, config.augmentation)
 
     _check_channels(manifest, backbone)
     report = ExtractReport(compute=compute, device=config.device, workers=config.workers)
@@ -232,7 +231,7 @@ def _extract_on_devices(
             out,
             description,
             manifest,
-            lambda part: _wanted(manifest, part, backbone, config.augmentation),
+            lambda part: plan_images(manifest, part, backbone, config.augmentation),
             config,
         )
     else:
@@ -319,6 +318,13 @@ def _follow(children: dict[Any, Any], progress: Progress | None, say: Say) -> li
 # --- the plan ------------------------------------------------------------------------------------
 
 
+def with_channels(manifest: Manifest, config: ExtractConfig) -> ExtractConfig:
+    """The settings with the channels named, so that provenance can name them."""
+    if config.rgb is not None:
+        return config
+    return replace(config, rgb=_default_rgb(manifest, config.channels or "rgb"))
+
+
 def open_backbone(config: ExtractConfig) -> Backbone:
     """Load the backbone that a (filled) config asks for."""
     return load_backbone(
@@ -371,7 +377,7 @@ def describe(
     )
 
 
-def _wanted(
+def plan_images(
     manifest: Manifest, part: PartPlan, backbone: Backbone, augmentation: Augmentation | None
 ) -> list[Wanted]:
     """A part's images in order of first appearance, and which rows each one feeds."""

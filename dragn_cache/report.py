@@ -70,21 +70,13 @@ class ExtractReport:
     @property
     def advice(self) -> str:
         """What would make it faster."""
-        if self.limit == "decoding":
-            if self.workers < self.cores:
-                return f"raise --workers (now {self.workers}, the machine has {self.cores} cores)"
-            each = 1000 * self.decode_seconds / max(1, self.images_decoded)
-            return (
-                f"an image takes {each:.1f} ms to decode on one core and all {self.cores} are in "
-                "use: store smaller or faster image files, or use more cores"
-            )
-        if self.limit == "writing":
-            return "use a faster disk for --out, or store less: --grid, --taps, --dtype float16"
-        if self.device.startswith("cuda"):
-            return f"raise --batch-size (now {self.batch_size}) while GPU memory lasts"
-        return (
-            "the processor computes without a break: --device cuda, a lighter --backbone or a "
-            "smaller --size would help; --workers and --batch-size would not"
+        return advice_for(
+            self.limit,
+            device=self.device,
+            workers=self.workers,
+            cores=self.cores,
+            decode_ms=1000 * self.decode_seconds / max(1, self.images_decoded),
+            batch_size=self.batch_size,
         )
 
     def add(self, other: ExtractReport) -> None:
@@ -106,3 +98,24 @@ _SUMMED = {
     "stall_seconds",
     "write_seconds",
 }
+
+
+def advice_for(
+    limit: Phase, *, device: str, workers: int, cores: int, decode_ms: float, batch_size: int
+) -> str:
+    """What to change where a phase limits an extraction; ``decode_ms`` is an image's on a core."""
+    if limit == "decoding":
+        if workers < cores:
+            return f"raise --workers (now {workers}, the machine has {cores} cores)"
+        return (
+            f"an image takes {decode_ms:.1f} ms to decode on one core and all {cores} are in use: "
+            "store smaller or faster image files, or use more cores"
+        )
+    if limit == "writing":
+        return "use a faster disk for --out, or store less: --grid, --taps, --dtype float16"
+    if device.startswith("cuda"):
+        return f"raise --batch-size (now {batch_size}) while GPU memory lasts"
+    return (
+        "the processor computes without a break: --device cuda, a lighter --backbone or a "
+        "smaller --size would help; --workers and --batch-size would not"
+    )

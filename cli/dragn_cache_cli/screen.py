@@ -95,6 +95,13 @@ def size_text(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def time_text(seconds: float) -> str:
+    """A duration for people: 3.4 s, 12 min, 5.2 h."""
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def score_text(value: float | None, interval: Sequence[float] | None = None) -> str:
     """A score with its 95 % interval, or a dash where it is undefined."""
     if value is None:
