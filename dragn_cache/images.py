@@ -238,8 +238,8 @@ def _refuse_channels(where: str, picture: Picture, channels: int) -> None:
         where,
         expected=f"{channels} channels" if channels > 1 else "one channel, or red, green and blue",
         got=f"{count} pages or samples",
-        remedy="name a file's channels, in order, as channels in dataset.toml, or give one file per "
-        "channel with {channel}",
+        remedy="name a file's channels, in order, as channels in dataset.toml, or give one file "
+        "per channel with {channel}",
     )
 
 

@@ -101,5 +101,5 @@ def test_what_cannot_be_scaled() -> None:
     with pytest.raises(InputError, match=r"got uint16 and uint8 pixels; give .*channel-percentile"):
         scale_planes(mixed, [255.0, 65535.0], Intensity.parse("percentile:1:99"))
     huge = np.array([[-1e308, 1e308]])
-    with pytest.raises(InputError, match=r"can be computed with, got -1e\+308 to 1e\+308"):
+    with pytest.raises(InputError, match=r"can be computed with, got .* to 1e\+308; give"):
         scale_planes([huge], [None], Intensity.parse("percentile:0:100"))
