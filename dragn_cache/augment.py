@@ -12,13 +12,17 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
 
 from dragn_cache.errors import InputError, UnknownNameError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+BILINEAR = 2  # PIL.Image.Resampling.BILINEAR
 
 Pixels = NDArray[np.uint8]
 """A crop (P, h, w) of values 0..255."""
@@ -57,7 +61,7 @@ def _rotate(crop: Pixels, draw: np.random.Generator, degrees: float) -> Pixels:
     top = int(np.ceil(max(0.0, h * cos + w * sin - h) / 2)) + 2
     left = int(np.ceil(max(0.0, w * cos + h * sin - w) / 2)) + 2
     wide = np.pad(crop, ((0, 0), (top, top), (left, left)), mode="symmetric")
-    turned = _each_plane(wide, lambda plane: plane.rotate(angle, Image.Resampling.BILINEAR))
+    turned = _each_plane(wide, lambda plane: plane.rotate(angle, BILINEAR))
     return turned[:, top : top + h, left : left + w]
 
 
@@ -94,6 +98,8 @@ def _gamma(crop: Pixels, draw: np.random.Generator, strength: float) -> Pixels:
 
 
 def _blur(crop: Pixels, draw: np.random.Generator, sigma_max_px: float) -> Pixels:
+    from PIL import ImageFilter
+
     gaussian = ImageFilter.GaussianBlur(draw.uniform(0, sigma_max_px))
     return _each_plane(crop, lambda plane: plane.filter(gaussian))
 
@@ -106,6 +112,8 @@ def _grey(crop: Pixels, draw: np.random.Generator, probability: float) -> Pixels
 
 
 def _each_plane(crop: Pixels, change: Callable[[Image.Image], Image.Image]) -> Pixels:
+    from PIL import Image  # here: settings import this module, and training must not load images
+
     planes = [change(Image.fromarray(np.ascontiguousarray(plane))) for plane in crop]
     return np.stack([np.asarray(plane) for plane in planes])
 

@@ -78,7 +78,7 @@ def read_picture(where: str, path: Path) -> Picture:
         raise
     # Decoders meet damage with any kind of error; whichever it is, it is about this file.
     except Exception as error:
-        got = str(error) or type(error).__name__
+        got = str(error)[:200] or type(error).__name__
         raise ImageError(
             where, expected="a whole image", got=got, remedy="replace the file"
         ) from error

@@ -249,15 +249,17 @@ def _where(image: str, path: Path) -> str:
 
 
 def _refuse_channels(where: str, picture: Picture, channels: int) -> None:
-    """Refuse a file of several channels if they are not the data set's."""
+    """Refuse a file whose channels are not the data set's. One grey plane is also red, green and
+    blue."""
     count = len(picture.planes)
-    if picture.colour or count in (1, channels):
+    if picture.colour or count == channels or (count == 1 and channels in (0, 3)):
         return
     raise ImageError(
         where,
         expected=f"{channels} channels" if channels > 1 else "one channel, or red, green and blue",
         got=f"{count} pages or samples",
-        remedy="name them all, in order, as channels in dataset.toml",
+        remedy="name a file's channels, in order, as channels in dataset.toml, or give one file "
+        "per channel with {channel}",
     )
 
 
@@ -280,8 +282,7 @@ def _plane(image: str, picture: Picture, wanted: int) -> int:
 def _as_one(picture: Picture) -> NDArray[np.generic]:
     """A colour file used as one channel counts as the maximum over its planes."""
     values = picture.planes
-    one: NDArray[np.generic] = values[0] if len(values) == 1 else np.maximum.reduce(values)
-    return one
+    return values[0] if len(values) == 1 else np.asarray(values.max(axis=0))
 
 
 def _one_size(

@@ -156,7 +156,8 @@ def _percentiles(
             remedy="give --intensity channel-percentile:LOW:HIGH",
         )
     values = planes[0] if len(planes) == 1 else np.stack(list(planes))
-    low, high = np.percentile(values, (intensity.low, intensity.high))
+    with np.errstate(over="ignore", invalid="ignore"):  # it shows in the result
+        low, high = np.percentile(values, (intensity.low, intensity.high))
     if not math.isfinite(255 * (float(high) - float(low))):
         raise InputError(
             "--intensity",

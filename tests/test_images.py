@@ -6,7 +6,6 @@ import hashlib
 import io
 import struct
 import warnings
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -173,6 +172,8 @@ CHANNELS = ("blue", "red", "green", "yellow")
         ("x.png", (), ("blue", "red", "blue"), None, (2, 0, 2)),
         ("x.png", CHANNELS, ("green", "blue", "red"), None, (2, 0, 1)),
         ("x.png", ("protein",), ("protein",), None, (0, 1, 2)),
+        ("x.tif", CHANNELS, ("yellow", "red", "red"), None, (3, 1, 1)),
+        ("x.tif", ("a", "b"), ("a", "b", "b"), None, (0, 1, 1)),
         ("{channel}.png", CHANNELS, None, ("red", "green", "blue"), (0, 1, 2)),
         ("{channel}.png", CHANNELS, ("yellow",), ("yellow",) * 3, (0, 1, 2)),
         ("{channel}.png", CHANNELS, ("yellow", "red", "red"), ("yellow", "red", "red"), (0, 1, 2)),
@@ -190,10 +191,34 @@ def test_the_inputs_are_planned(
     assert plan_channels(image, channels, rgb) == (names, planes)
 
 
+@pytest.mark.parametrize("mode", ["average", "each"])
+@pytest.mark.parametrize(
+    ("image", "channels", "rgb", "names", "planes"),
+    [
+        ("x.tif", (), None, None, (0, 1, 2)),
+        ("x.tif", CHANNELS, None, None, (0, 1, 2, 3)),
+        ("x.tif", CHANNELS, ("yellow", "blue"), None, (3, 0)),
+        ("x.tif", ("protein",), None, None, ()),
+        ("{channel}.tif", CHANNELS, None, CHANNELS, ()),
+        ("{channel}.tif", CHANNELS, ("yellow",), ("yellow",), ()),
+    ],
+)
+def test_any_number_of_inputs_is_planned(
+    image: str,
+    channels: tuple[str, ...],
+    rgb: tuple[str, ...] | None,
+    names: tuple[str, ...] | None,
+    planes: tuple[int, ...],
+    mode: str,
+) -> None:
+    assert plan_channels(image, channels, rgb, mode) == (names, planes)
+    with pytest.raises(UnknownNameError, match="did you mean green"):
+        plan_channels(image, ("green", *channels), ("grean",), mode)
+
+
 @pytest.mark.parametrize(
     ("image", "channels", "rgb", "error", "message"),
     [
-        ("x.png", CHANNELS, ("yellow",), InputError, "planes of a colour file, among blue, red"),
         ("x.png", (), ("grean",), UnknownNameError, "channel: .* did you mean green"),
         ("{channel}", CHANNELS, ("grean",), UnknownNameError, "channel: .* did you mean green"),
         (
@@ -337,40 +362,6 @@ def encoded(format: str, mode: str = "RGB") -> bytes:
     return target.getvalue()
 
 
-def deep_png(colour: int) -> bytes:
-    """A 16-bit PNG by hand: colour 0 is grey, 2 is RGB."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        )
-
-    row = b"\0" + bytes(2 * (3 if colour else 1) * 5)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", 5, 3, 16, colour, 0, 0, 0))
-        + chunk(b"IDAT", zlib.compress(row * 3))
-        + chunk(b"IEND", b"")
-    )
-
-
-def deep_tiff(samples: int) -> bytes:
-    """An uncompressed 16-bit TIFF by hand: 1 sample is grey, 3 are RGB."""
-    strip = bytes(2 * samples * 5 * 3)
-    bits_at = 8 + len(strip)
-    bits = (3, samples, bits_at) if samples > 1 else (3, 1, 16)
-    entries = [
-        (256, 3, 1, 5), (257, 3, 1, 3), (258, *bits), (259, 3, 1, 1),
-        (262, 3, 1, 2 if samples > 1 else 1), (273, 4, 1, 8), (277, 3, 1, samples),
-        (278, 3, 1, 3), (279, 4, 1, len(strip)),
-    ]  # fmt: skip
-    directory = struct.pack("<H", len(entries)) + b"".join(
-        struct.pack("<HHII", *entry) for entry in entries
-    )
-    head = struct.pack("<2sHI", b"II", 42, bits_at + 6)
-    return head + strip + struct.pack("<3H", 16, 16, 16) + directory + struct.pack("<I", 0)
-
-
 UNUSABLE: dict[str, tuple[bytes | None, str]] = {
     "missing": (None, r"expected an image file, got no such file; add it or correct the path"),
     "empty": (b"", r"expected an image, got 0 bytes; replace the file"),
@@ -385,11 +376,6 @@ UNUSABLE: dict[str, tuple[bytes | None, str]] = {
         encoded("PNG").replace(b"IDAT", b"IDAT\xff", 1),
         r"expected a whole image, got",
     ),
-    "16-bit grey png": (deep_png(0), r"expected 8-bit grey, .* got 16 bits; convert it to 8-bit"),
-    "16-bit rgb png": (deep_png(2), r"expected 8-bit grey, .* got 16 bits; convert it to 8-bit"),
-    "16-bit grey tiff": (deep_tiff(1), r"expected 8-bit grey, .* got 16 bits"),
-    "16-bit rgb tiff": (deep_tiff(3), r"expected 8-bit grey, .* got 16 bits"),
-    "cmyk jpeg": (encoded("JPEG", "CMYK"), r"got mode CMYK; convert it to 8-bit grey or RGB"),
 }
 
 
@@ -410,7 +396,7 @@ def test_what_cannot_be_used_is_refused_in_one_line_without_the_machines_path(
 
 def test_a_folder_is_not_readable(tmp_path: Path) -> None:
     with pytest.raises(
-        ImageError, match=r"^img/x\.png: expected a readable file, got Is a directory"
+        ImageError, match=r"^img/x\.png: expected an image file, got a folder, not a regular file"
     ):
         read(tmp_path)
 
@@ -425,7 +411,7 @@ def test_an_image_too_large_is_refused_before_it_is_decoded(tmp_path: Path) -> N
     data = bytearray(encoded("BMP"))
     data[18:26] = struct.pack("<ii", 40_000, 40_000)
     (tmp_path / "x.bmp").write_bytes(data)
-    with pytest.raises(ImageError, match=r"expected at most 1073741824 pixels, got 40000×40000"):
+    with pytest.raises(ImageError, match=r"expected at most 268435456 pixels, got 40000×40000"):
         read(tmp_path / "x.bmp")
 
 
