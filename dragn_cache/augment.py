@@ -22,8 +22,6 @@ from dragn_cache.errors import InputError, UnknownNameError
 if TYPE_CHECKING:
     from PIL import Image
 
-BILINEAR = 2  # PIL.Image.Resampling.BILINEAR
-
 Pixels = NDArray[np.uint8]
 """A crop (P, h, w) of values 0..255."""
 
@@ -61,7 +59,9 @@ def _rotate(crop: Pixels, draw: np.random.Generator, degrees: float) -> Pixels:
     top = int(np.ceil(max(0.0, h * cos + w * sin - h) / 2)) + 2
     left = int(np.ceil(max(0.0, w * cos + h * sin - w) / 2)) + 2
     wide = np.pad(crop, ((0, 0), (top, top), (left, left)), mode="symmetric")
-    turned = _each_plane(wide, lambda plane: plane.rotate(angle, BILINEAR))
+    from PIL.Image import Resampling
+
+    turned = _each_plane(wide, lambda plane: plane.rotate(angle, Resampling.BILINEAR))
     return turned[:, top : top + h, left : left + w]
 
 
