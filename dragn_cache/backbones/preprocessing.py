@@ -87,13 +87,15 @@ class Preprocessing:
         )
         modes = ", ".join(CHANNEL_MODES)
         _require(self.channels in CHANNEL_MODES, "channels", f"one of {modes}", self.channels)
+        three = self.channels == "rgb"
         _require(
-            _are_names(self.rgb, 3) or self.rgb is None
-            if self.channels == "rgb"
-            else _are_names(self.rgb, None),
+            (three and self.rgb is None) or _are_names(self.rgb, 3 if three else None),
             "rgb",
-            "None or three channel names" if self.channels == "rgb" else "channel names",
+            "None or three channel names" if three else "channel names",
             self.rgb,
+            "change it, or take any number with --channels average or each"
+            if three
+            else "name them",
         )
         # From JSON and TOML come lists, and whole numbers where fractions are meant.
         object.__setattr__(self, "size", tuple(self.size))
@@ -181,10 +183,12 @@ def _check_names(values: Mapping[str, Any]) -> None:
             raise UnknownNameError("preprocessing setting", name, known)
 
 
-def _require(holds: bool, setting: str, expected: str, got: object) -> None:
+def _require(
+    holds: bool, setting: str, expected: str, got: object, remedy: str = "change it"
+) -> None:
     if not holds:
         raise InputError(
-            f"preprocessing {setting}", expected=expected, got=repr(got), remedy="change it"
+            f"preprocessing {setting}", expected=expected, got=repr(got), remedy=remedy
         )
 
 
