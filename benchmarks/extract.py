@@ -138,7 +138,7 @@ def main() -> None:
         workers=args.workers,
         device=args.device,
         compute=args.compute,
-        dtype="float32",  # random weights overflow half precision in some networks
+        dtype="float16",
     )
     backbone = open_backbone(config)
     precision = "bfloat16" if args.device.startswith("cuda") else "float32"
@@ -167,6 +167,11 @@ def main() -> None:
             "of_bound": bound / whole,
             "of_forward": t_forward / whole,
             "start_s": report.start_seconds,
+            "wait_s": report.wait_seconds,
+            "network_s": report.forward_seconds,
+            "stall_s": report.stall_seconds,
+            "write_s": report.write_seconds,
+            "total_s": report.total_seconds,
             "limit": report.limit,
         }
         if args.plain:

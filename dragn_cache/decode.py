@@ -10,12 +10,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from types import TracebackType
+from contextlib import contextmanager
+from types import ModuleType, TracebackType
 from typing import TypeVar
 
 from dragn_cache.errors import DragnCacheError, ImageError
@@ -87,13 +89,19 @@ class Decoder:
         for tags, future, _ in waiting:
             yield from zip(tags, [None] if future is None else future.result(), strict=True)
 
-    def _submit(self, group: Sequence[ImageRequest]) -> Future[list[Decoded]]:
-        if self._pool is None:
+    def start(self) -> None:
+        """Start the workers, so that they are ready when the first image is wanted."""
+        if self.workers and self._pool is None:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["dragn_cache.decode"])
-            self._pool = ProcessPoolExecutor(
-                self.workers, context, _begin_worker, (NICENESS if self.give_way else 0,)
-            )
+            niceness = NICENESS if self.give_way else 0
+            self._pool = ProcessPoolExecutor(self.workers, context, _begin_worker, (niceness,))
+            with _light_main():  # the first call starts all of them
+                self._pool.submit(_attempt_all, [])
+
+    def _submit(self, group: Sequence[ImageRequest]) -> Future[list[Decoded]]:
+        self.start()
+        assert self._pool is not None
         return self._pool.submit(_attempt_all, group)
 
     def __enter__(self) -> Decoder:
@@ -107,6 +115,20 @@ class Decoder:
     ) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _light_main() -> Iterator[None]:
+    """Keep new processes from importing the main program, which they do not need.
+
+    It may be anybody's script that imports torch: half a gigabyte and seconds for each worker.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _grouped(

@@ -135,6 +135,7 @@ def _extract_here(
         report.instances_total, report.parts_total = sum(sizes), len(writer.parts)
         report.bags_total = len(manifest.bags)
         if writer.missing():
+            decoder.start()
             run = _Run(writer, sizes, progress)
             forward = _open_forward(backbone, config, compute, say)
             policy = Policy(config.on_error, config.max_errors)
