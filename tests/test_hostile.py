@@ -25,7 +25,7 @@ from PIL import Image
 
 from dragn_cache.check import check_dataset
 from dragn_cache.config import ExtractConfig
-from dragn_cache.decode import decode
+from dragn_cache.decode import Decoder
 from dragn_cache.errors import ImageError
 from dragn_cache.extract import extract
 from dragn_cache.images import Crops, Geometry, ImageRequest
@@ -277,7 +277,8 @@ def results(hostile: Manifest) -> dict[str, Crops | ImageError]:
         size = (H, W) if isinstance(case.expected, str) else case.expected.shape[:2]
         path = hostile.image_root / case.name
         requests.append(ImageRequest(case.name, (path,), (0, 1, 2), (None,), Geometry(size)))
-    return {r.image: result for r, result in decode(requests, workers=2, ahead_crops=16)}
+    with Decoder(workers=2, ahead_crops=16) as decoder:
+        return {r.image: found for r, found in decoder.stream((r, r) for r in requests) if found}
 
 
 def test_there_are_many() -> None:
