@@ -8,6 +8,7 @@ decodes, computes and writes is in `dragn_cache.engine`.
 
 from __future__ import annotations
 
+import importlib.metadata
 import multiprocessing
 import os
 import re
@@ -363,6 +364,9 @@ def describe(
                 "torch": torch.__version__,
                 "torchvision": torchvision.__version__,
                 "pillow": PIL.__version__,
+                **{name: _version(name) for name in ("tifffile", "imagecodecs")},
+                # numpy's random distributions may change between versions.
+                "numpy": _version("numpy") if config.augmentation else None,
             },
             "plan": {
                 "manifest_sha256": manifest_digest(manifest),
@@ -419,6 +423,13 @@ def _check_channels(manifest: Manifest, backbone: Backbone) -> None:
     }
     for image in split.values():
         plan_channels(image, manifest.channels, settings.rgb, settings.channels)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def image_files(manifest: Manifest, image: str, channels: Sequence[str] | None) -> tuple[Path, ...]:
