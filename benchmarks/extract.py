@@ -92,6 +92,7 @@ def plain_loop(manifest: Manifest, backbone: Backbone, out: Path, images: int) -
     """Seconds an image of the loop that users write."""
     out.mkdir()
     height, width = backbone.preprocessing.size
+    network = backbone.network.to(memory_format=torch.contiguous_format)  # as one gets it
     mean, std = backbone.mean, backbone.std
     done = 0
     started = time.perf_counter()
@@ -102,7 +103,7 @@ def plain_loop(manifest: Manifest, backbone: Backbone, out: Path, images: int) -
             crops.append(np.asarray(picture.resize((width, height))))
         values = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous().float() / 255
         with torch.no_grad():
-            outputs = backbone.network((values.to(mean.device) - mean) / std)
+            outputs = network((values.to(mean.device) - mean) / std)
         with h5py.File(out / f"{bag.bag_id}.h5", "w") as file:
             for tap in backbone.taps:
                 file[tap.name] = tap.read(outputs[tap.node], backbone.grid).cpu().numpy()
