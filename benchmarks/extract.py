@@ -12,6 +12,7 @@ t_forward + t_decode / cores an image. Starting (weights, compiling) is reported
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import json
 import os
@@ -92,7 +93,7 @@ def plain_loop(manifest: Manifest, backbone: Backbone, out: Path, images: int) -
     """Seconds an image of the loop that users write."""
     out.mkdir()
     height, width = backbone.preprocessing.size
-    network = backbone.network.to(memory_format=torch.contiguous_format)  # as one gets it
+    network = copy.deepcopy(backbone.network).to(memory_format=torch.contiguous_format)
     mean, std = backbone.mean, backbone.std
     done = 0
     started = time.perf_counter()
