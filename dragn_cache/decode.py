@@ -15,11 +15,13 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from types import ModuleType, TracebackType
 from typing import TypeVar
 
+from dragn_cache.config import usable_cores
 from dragn_cache.errors import DragnCacheError, ImageError
 from dragn_cache.images import Crops, ImageRequest, read_crops
 
@@ -27,7 +29,8 @@ Decoded = Crops | ImageError
 Tag = TypeVar("Tag")
 
 GROUP_CROPS = 8  # crops of one message, unless a single image has more
-NICENESS = 19  # on the CPU: the network goes first, decoding fills its gaps
+NICENESS = 19  # on the CPU: the network goes first
+SETTLE_FACTOR, SETTLE_SECONDS = 2.0, 0.05  # see `Decoder.settle`
 
 
 class Decoder:
@@ -43,6 +46,8 @@ class Decoder:
     def __init__(self, *, workers: int, ahead_crops: int, give_way: bool = False) -> None:
         self.workers, self.ahead_crops, self.give_way = workers, ahead_crops, give_way
         self._pool: ProcessPoolExecutor | None = None
+        self._under_way: deque[Future[list[Decoded]]] = deque()
+        self._crops, self._cpu_seconds = 0, 0.0  # of what has come back
 
     def stream(
         self, requests: Iterable[tuple[Tag, ImageRequest | None]]
@@ -85,9 +90,9 @@ class Decoder:
             while ahead > self.ahead_crops and len(waiting) > self.workers:
                 tags, future, crops = waiting.popleft()
                 ahead -= crops
-                yield from zip(tags, [None] if future is None else future.result(), strict=True)
+                yield from zip(tags, self._result(future), strict=True)
         for tags, future, _ in waiting:
-            yield from zip(tags, [None] if future is None else future.result(), strict=True)
+            yield from zip(tags, self._result(future), strict=True)
 
     def start(self) -> None:
         """Start the workers, so that they are ready when the first image is wanted."""
@@ -96,13 +101,37 @@ class Decoder:
             context.set_forkserver_preload(["dragn_cache.decode"])
             niceness = NICENESS if self.give_way else 0
             self._pool = ProcessPoolExecutor(self.workers, context, _begin_worker, (niceness,))
-            with _light_main():  # the first call starts all of them
-                self._pool.submit(_attempt_all, [])
+            for _ in range(self.workers):  # a call that finds none idle starts one
+                self._submit([])
+
+    def settle(self) -> None:
+        """Wait until what is under way is decoded, so that the network has the cores to itself.
+
+        No longer than that should take the processor: what is late waits for its files, and can
+        do so while the network runs.
+        """
+        while self._under_way and self._under_way[0].done():
+            self._under_way.popleft()
+        if self._under_way and self._crops:
+            crops = len(self._under_way) * GROUP_CROPS
+            seconds = crops * self._cpu_seconds / self._crops / min(self.workers, usable_cores())
+            wait_for(self._under_way, timeout=SETTLE_FACTOR * seconds + SETTLE_SECONDS)
 
     def _submit(self, group: Sequence[ImageRequest]) -> Future[list[Decoded]]:
         self.start()
         assert self._pool is not None
-        return self._pool.submit(_attempt_all, group)
+        with _light_main():
+            self._under_way.append(self._pool.submit(_attempt_all, group))
+        return self._under_way[-1]
+
+    def _result(self, future: Future[list[Decoded]] | None) -> Sequence[Decoded | None]:
+        if future is None:
+            return [None]
+        for decoded in future.result():
+            if isinstance(decoded, Crops):
+                self._crops += len(decoded.boxes)
+                self._cpu_seconds += decoded.cpu_seconds
+        return future.result()
 
     def __enter__(self) -> Decoder:
         return self

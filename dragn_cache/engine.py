@@ -1,9 +1,11 @@
 """The inside of an extraction: decode ahead, run the network, write behind, all at once.
 
-Three things go on together: worker processes decode the next images, this thread fills batches and
-runs the network, a writing thread takes features back, digests them and completes parts. What lies
-between them is bounded, so memory depends on the batch size and not on the data. Batches are filled
-across bags but never across parts, so that a part's bytes depend on the plan alone.
+Worker processes decode the next images, this thread fills batches and runs the network, a writing
+thread takes features back, digests them and completes parts. Beside a GPU all three go on together.
+Where the network runs on the same cores they take turns: its threads wait for each other, so
+whatever holds up one of them holds up all. What lies between them is bounded, so memory depends on
+the batch size and not on the data. Batches are filled across bags but never across parts, so that
+a part's bytes depend on the plan alone.
 """
 
 from __future__ import annotations
@@ -97,6 +99,7 @@ class Engine:
         self.wanted, self.forward, self.writer, self.decoder = wanted, forward, writer, decoder
         self.policy, self.report, self.advance = policy, report, advance
         self.size = forward.batch_size
+        self.takes_turns = forward.device.type == "cpu"
         self.failed = 0
 
     def write(self, parts: Iterator[PartPlan]) -> int:
@@ -185,6 +188,8 @@ class Engine:
         """Run one batch of a fixed size, filled up by repeating its last instance."""
         count = min(size, len(batch.rows))
         for view, pixels in zip(self.writer.description.views, batch.pixels, strict=True):
+            if self.takes_turns:
+                self._settle(behind)
             started = time.perf_counter()
             images = np.stack(pixels[:count] + pixels[count - 1 : count] * (size - count))
             pending = self.forward(images)
@@ -195,6 +200,13 @@ class Engine:
         del batch.rows[:count], batch.records[:count]
         self.report.instances_done += count
         self.advance(count)
+
+    def _settle(self, behind: _Behind) -> None:
+        """Let workers and the writing thread come to rest."""
+        started = time.perf_counter()
+        self.decoder.settle()
+        self.report.wait_seconds += time.perf_counter() - started
+        behind.settle()
 
 
 def _crop(decoded: Crops, view: int, k: int, views: int) -> Pixels:
@@ -220,6 +232,8 @@ class _Behind:
     def __init__(self, writer: StoreWriter, report: ExtractReport) -> None:
         self._writer, self._report = writer, report
         self._queue: queue.Queue[Any] = queue.Queue(BEHIND)
+        self._put, self._written = 0, 0  # batches
+        self._progress = threading.Condition()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="writing")
 
@@ -227,7 +241,15 @@ class _Behind:
         self._give(part)
 
     def put(self, written: _Written, forward: Forward) -> None:
+        self._put += 1
         self._give((written, forward))
+
+    def settle(self) -> None:
+        """Wait until the batches given so far are digested and on their way to the disk."""
+        started = time.perf_counter()
+        with self._progress:
+            self._progress.wait_for(lambda: self._written == self._put or self._error is not None)
+        self._report.stall_seconds += time.perf_counter() - started
 
     def fail(self, row: int, failure: Failure) -> None:
         self._give((row, failure))
@@ -261,7 +283,9 @@ class _Behind:
         except _StopError:
             return
         except BaseException as error:  # noqa: BLE001 - raised in the calling thread
-            self._error = error
+            with self._progress:
+                self._error = error
+                self._progress.notify()
 
     def _write(self, target: PartWriter, what: Any, more: Any) -> None:
         if isinstance(more, Failure):
@@ -276,6 +300,9 @@ class _Behind:
         target.put(what.rows, what.records, {n: v[:count] for n, v in values.items()}, what.view)
         self._report.device_seconds += ready - started
         self._report.write_seconds += time.perf_counter() - ready
+        with self._progress:
+            self._written += 1
+            self._progress.notify()
 
     def __enter__(self) -> _Behind:
         self._thread.start()

@@ -343,6 +343,62 @@ def test_a_read_only_disk_is_said(dataset: MakeDataset, small_disk: Path) -> Non
         extract(manifest, CONFIG, small_disk / "s")
 
 
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_a_disk_turned_read_only_in_the_middle_is_said_and_the_run_goes_on_after_it(
+    tmp_path: Path, dataset: MakeDataset, small_disk: Path, format: str
+) -> None:
+    manifest = dataset([3, 4, 2, 5, 6, 1, 3, 4, 5, 2])
+    wanted = config(format=format, part_instances=3, batch_size=2)
+    with subprocess.Popen([sys.executable, "-c", TURN_READ_ONLY, str(small_disk)]) as turning:
+        with pytest.raises(StoreError, match=r"Read-only file system.*finished parts are kept"):
+            extract(manifest, wanted, small_disk / "s")
+        turning.wait(60)
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    store = open_store(small_disk / "s")
+    assert 0 < len(store.missing_parts()) < len(store.parts)
+    extract(manifest, wanted, small_disk / "s")
+    extract(manifest, wanted, tmp_path / "whole")
+    assert tree(small_disk / "s") == tree(tmp_path / "whole")
+
+
+# The kernel refuses while a file is being written: tried, from the second part on, until it falls
+# between two files.
+TURN_READ_ONLY = """
+import ctypes, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+parts = folder / "s" / "parts"
+while not parts.exists() or len([p for p in parts.iterdir() if p.name[0] != "."]) < 2:
+    pass
+mount = ctypes.CDLL(None).mount
+while mount(b"tmpfs", str(folder).encode(), b"tmpfs", 33, None):
+    pass
+"""
+
+
+def test_workers_do_not_import_the_program_that_calls(tmp_path: Path) -> None:
+    """They would import its torch as well: half a gigabyte and two seconds each."""
+    write_dataset(tmp_path / "data", [9, 11])
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"""
+from pathlib import Path
+if __name__ != "__main__":
+    Path({str(tmp_path / "imported")!r}).touch()
+else:
+    from dragn_cache.config import ExtractConfig
+    from dragn_cache.extract import extract
+    from dragn_cache.manifest import read_manifest
+    settings = ExtractConfig(
+        backbone="squeezenet1_1", weights="random", size=(32, 48), workers=3, batch_size=4
+    )
+    extract(read_manifest(Path({str(tmp_path / "data")!r})), settings, Path({str(tmp_path / "s")!r}))
+"""
+    )
+    subprocess.run([sys.executable, str(program)], check=True)
+    assert open_store(tmp_path / "s").missing_parts() == []
+    assert not (tmp_path / "imported").exists()
+
+
 def test_a_worker_that_dies_is_said(tmp_path: Path, dataset: MakeDataset) -> None:
     manifest = dataset([4, 9, 11])
     killed: list[int] = []

@@ -25,6 +25,8 @@ from typing import Any
 RENEW_SECONDS = 10.0
 EXPIRE_SECONDS = 120.0
 SUFFIX = ".claim"
+OPEN_TOKENS: set[str] = set()
+"""Tokens of this process's `Claims` that are not closed: a disk may refuse to give a claim up."""
 
 
 class Claims:
@@ -33,6 +35,7 @@ class Claims:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.token = uuid.uuid4().hex[:16]
+        OPEN_TOKENS.add(self.token)
         self._held: set[str] = set()
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -90,6 +93,7 @@ class Claims:
 
     def close(self) -> None:
         """Give up all claims."""
+        OPEN_TOKENS.discard(self.token)
         self._ended.set()
         if self._renewer is not None:
             self._renewer.join()
@@ -153,6 +157,8 @@ def is_alive(path: Path) -> bool:
         return False
     if claim.get("host") == host():
         pid = claim.get("pid")
+        if pid == os.getpid() and claim.get("token") not in OPEN_TOKENS:
+            return False
         return isinstance(pid, int) and claim.get("start") == started(pid) is not None
     try:
         return time.time() - path.stat().st_mtime < EXPIRE_SECONDS
