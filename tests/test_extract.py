@@ -391,7 +391,8 @@ else:
     settings = ExtractConfig(
         backbone="squeezenet1_1", weights="random", size=(32, 48), workers=3, batch_size=4
     )
-    extract(read_manifest(Path({str(tmp_path / "data")!r})), settings, Path({str(tmp_path / "s")!r}))
+    folder = Path({str(tmp_path)!r})
+    extract(read_manifest(folder / "data"), settings, folder / "s")
 """
     )
     subprocess.run([sys.executable, str(program)], check=True)
