@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_weight
 
 from dragn_cache.aggregators.shifts import DENSE_PIXELS, shift_matrices
 from dragn_cache.bags import RaggedBags
@@ -131,7 +132,7 @@ class _Chain(torch.autograd.Function):
         ctx.rounds, ctx.size = inputs[2:]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         weight, table = ctx.saved_tensors
         unfold = _Round(weight, *ctx.size)
@@ -154,7 +155,7 @@ class _Chain(torch.autograd.Function):
             for x, d in zip((weight, start), in_dims[:2], strict=True)
         )
         table: Tensor = _Chain.apply(weight, start, *rest)
-        return table.unflatten(0, (info.batch_size, -1)), 0
+        return table.view(info.batch_size, -1, *table.shape[1:]), 0
 
 
 class _Round:
@@ -173,24 +174,27 @@ class _Round:
         """(G, 2, m, 3 P) -> (G, 2, m, P)."""
         groups, _, count, _ = windows.shape
         if self.dense:
-            return (windows.reshape(groups, 2 * count, -1) @ self.matrix).unflatten(1, (2, count))
+            folded = windows.reshape(groups, 2 * count, -1) @ self.matrix
+            return folded.view(groups, 2, count, -1)
         maps = self._maps(windows.reshape(groups, 2 * count, -1))
         padding = self.weight.shape[-1] // 2
         y = F.conv2d(maps, self.weight, padding=padding, groups=groups)
-        return y.flatten(2).transpose(0, 1).unflatten(1, (2, count))
+        return y.flatten(2).transpose(0, 1).reshape(groups, 2, count, -1)
 
     def weight_gradient(self, windows: Tensor, grad: Tensor) -> Tensor:
         """(G, 3, k, k), from windows (G, m, 3 P) and gradients (G, m, P) of their results."""
         if self.dense:
-            matrix = (windows.transpose(1, 2) @ grad).unflatten(1, (3, -1))
-            return (matrix.flatten(2) @ self.shifts.T).view_as(self.weight)
-        return torch.nn.grad.conv2d_weight(
+            matrix = windows.transpose(1, 2) @ grad  # (G, 3 P, P)
+            taps = matrix.view(len(matrix), 3, -1) @ self.shifts.T
+            return taps.view_as(self.weight)
+        conv_taps: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]
             self._maps(windows),
             list(self.weight.shape),
-            grad.transpose(0, 1).unflatten(2, self.size),
+            grad.transpose(0, 1).reshape(grad.shape[1], -1, *self.size),
             padding=self.weight.shape[-1] // 2,
             groups=len(self.weight),
         )
+        return conv_taps
 
     def _maps(self, windows: Tensor) -> Tensor:
         """(G, m, 3 P) -> (m, 3 G, h, w)."""
@@ -223,7 +227,7 @@ def bias_factors(table: Tensor, longest: int) -> Tensor:
     blocks = torch.arange(2 * rounds + 2)
     owner = blocks.repeat_interleave(blocks // 2 * 2 + 6).to(table.device)
     totals = table.new_zeros(len(table), len(blocks)).index_add(1, owner, table.sum(2))
-    by_parity = totals.unflatten(1, (-1, 2))
+    by_parity = totals.view(len(table), -1, 2)
     return F.pad(by_parity[:, :-1], (0, 0, 1, 0)).cumsum(1).flatten(1)
 
 
@@ -264,7 +268,7 @@ class _WeightedPool(torch.autograd.Function):
         ctx.offsets = inputs[2]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         values, kappa = ctx.saved_tensors
         offsets = ctx.offsets
@@ -287,9 +291,61 @@ class _WeightedPool(torch.autograd.Function):
         kappa = _with_models_first(kappa, in_dims[1], info.batch_size)
         if in_dims[0] is None:
             pooled: Tensor = _WeightedPool.apply(values, kappa.flatten(0, 1), offsets)
-            return pooled.unflatten(0, (info.batch_size, -1)), 0
+            return pooled.reshape(info.batch_size, -1, *pooled.shape[1:]), 0
         each = zip(values.movedim(in_dims[0], 0), kappa, strict=True)
         return torch.stack([_WeightedPool.apply(v, k, offsets) for v, k in each]), 0
+
+
+def weighted_pool_by_channel(values: Tensor, table: Tensor, offsets: Tensor) -> Tensor:
+    """(B, C) in the dtype of ``table``: as `weighted_pool`, with a κ for each channel.
+
+    Args:
+        values: (N, C, P), any floating dtype.
+        table: (C, rows, P), as `kappa_table` makes it, for the largest bag.
+        offsets: (B + 1,) on the CPU, no bag empty.
+    """
+    pooled: Tensor = _PoolByChannel.apply(values, table, offsets)
+    return pooled
+
+
+class _PoolByChannel(torch.autograd.Function):
+    """values (N, C, P), table (C, rows, P), offsets -> (B, C), bag by bag."""
+
+    @staticmethod
+    def forward(values: Tensor, table: Tensor, offsets: Tensor) -> Tensor:
+        by_row = table.transpose(0, 1)
+        sums = [
+            (values[rows].to(table.dtype) * by_row[kappa]).sum((0, 2))
+            for rows, kappa in _bag_rows(offsets)
+        ]
+        return torch.stack(sums)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], inputs[1])
+        ctx.offsets = inputs[2]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        values, table = ctx.saved_tensors
+        by_row = table.transpose(0, 1)
+        of_values = torch.empty_like(values) if ctx.needs_input_grad[0] else None
+        of_table = torch.zeros_like(table) if ctx.needs_input_grad[1] else None
+        for of_bag, (rows, kappa) in zip(grad[:, :, None], _bag_rows(ctx.offsets), strict=True):
+            if of_values is not None:
+                of_values[rows] = of_bag * by_row[kappa]
+            if of_table is not None:
+                of_kappa = of_table[:, kappa].transpose(0, 1)
+                of_kappa.addcmul_(values[rows].to(table.dtype), of_bag)
+        return of_values, of_table, None
+
+
+def _bag_rows(offsets: Tensor) -> Iterator[tuple[slice, slice]]:
+    """A bag's rows, and its kappa's rows in the table, bag by bag."""
+    for start, end in pairwise(offsets.tolist()):
+        first = first_row(end - start)
+        yield slice(start, end), slice(first, first + end - start)
 
 
 def _blocks(

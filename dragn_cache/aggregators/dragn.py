@@ -8,6 +8,8 @@ of two the mean. Global average pooling comes after the recursion, so the featur
   than two instances are gathered and meet the unit in one call: no padding, no loop over windows
   or bags. ``plan_rounds`` decides which rows those are, from the bag sizes alone. A bag that has
   two or one left is pooled to a vector and leaves, so each round holds only what it works on.
+- **L1Agg** with one unit for all rounds is linear: its recursion and the pooling after it are one
+  weighted sum (`adjoint`), unless ``mixing`` is ``full``, and no window is ever made.
 - **The unit** sees windows as a batch of M maps, the three instances as channels. ``mixing``:
   ``shared``, one kernel for all feature channels, M = windows x C, (M, 3, h, w) -> (M, 1, h, w);
   ``per_channel``, a kernel of its own for each feature channel, and ``full``, all channels into
@@ -101,7 +103,7 @@ class Dragn(Aggregator):
         check_choice("dragn", "share_rounds", share_rounds, (True, False))
         self.bn_scope = bn_scope
         self._mixes_one_channel = mixing == "shared"
-        self.linear = unit == "L1Agg" and share_rounds and mixing in ("shared",)
+        self._linear = unit == "L1Agg" and share_rounds and mixing != "full"
         channels = self.in_shape[0]
         self.units = nn.ModuleList(
             DragnUnit(
@@ -121,7 +123,7 @@ class Dragn(Aggregator):
         return cast(DragnUnit, self.units[0])
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
-        if self.linear:
+        if self._linear:
             conv = cast(UnitConv, self.unit[0])
             return Aggregated(pool_linearly(bags, conv.weight, cast(Tensor, conv.bias)), None)
         maps = self.maps(bags)
