@@ -122,6 +122,10 @@ class Dragn(Aggregator):
         """The unit of the first round."""
         return cast(DragnUnit, self.units[0])
 
+    @property
+    def stackable(self) -> bool:
+        return self._linear and self._mixes_one_channel
+
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         if self._linear:
             conv = cast(UnitConv, self.unit[0])
