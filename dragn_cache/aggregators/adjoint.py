@@ -24,6 +24,7 @@ of it for either instance, and ``kappa_n`` the transpose of one round applied to
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -59,8 +60,9 @@ def pool_linearly(bags: RaggedBags, weight: Tensor, bias: Tensor) -> Tensor:
     longest = int(sizes.max())
     table = kappa_table(weight, longest, height, width)
     if len(weight) == 1:
-        place = torch.arange(len(values)) - (bags.offsets[:-1]).repeat_interleave(sizes)
-        rows = (first_row(sizes).repeat_interleave(sizes) + place).to(values.device)
+        owner = torch.repeat_interleave(sizes)
+        rows = (first_row(sizes) - bags.offsets[:-1])[owner] + torch.arange(len(values))
+        rows = rows.to(values.device)
         pooled = weighted_pool(values, table[0].index_select(0, rows), bags.offsets)
     else:
         pooled = weighted_pool_by_channel(values, table, bags.offsets)
@@ -221,12 +223,18 @@ def _strided(table: Tensor, r: int, *, margin: int, count: int, width: int) -> T
     )
 
 
+@lru_cache(maxsize=16)
+def _block_of_row(rounds: int) -> Tensor:
+    """(rows,) int64: n - 1 of the block that each row of a table is in."""
+    blocks = torch.arange(2 * rounds + 2)
+    return blocks.repeat_interleave(blocks // 2 * 2 + 6)
+
+
 def bias_factors(table: Tensor, longest: int) -> Tensor:
     """(G, n): ``beta_n / b``, the sum over ``kappa_(n-2)``, ``kappa_(n-4)``, …, for n = 1, 2, …"""
     rounds = (longest - 1) // 2
-    blocks = torch.arange(2 * rounds + 2)
-    owner = blocks.repeat_interleave(blocks // 2 * 2 + 6).to(table.device)
-    totals = table.new_zeros(len(table), len(blocks)).index_add(1, owner, table.sum(2))
+    owner = _block_of_row(rounds).to(table.device)
+    totals = table.new_zeros(len(table), 2 * rounds + 2).index_add(1, owner, table.sum(2))
     by_parity = totals.view(len(table), -1, 2)
     return F.pad(by_parity[:, :-1], (0, 0, 1, 0)).cumsum(1).flatten(1)
 
