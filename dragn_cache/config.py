@@ -175,11 +175,14 @@ class TrainConfig:
         batch_size: bags in a step.
         lr, weight_decay: Adam's learning rate and decoupled weight decay (AdamW).
         dropout: on the bag's embedding, before the head.
+        pos_weight: how much a positive target counts in a multi-label loss: a number, or
+            ``balanced``, each label's (N - n) / n where n of the N training bags have it.
         scale: ``standard`` standardises each channel by the training instances' moments.
         order: order of instances in training; evaluation always uses the manifest's.
         views: ``random`` draws one of the store's views for every training instance and epoch,
             ``all`` shows every training bag once in each view; evaluation is always on clean ones.
-        seed: of the split, the initialisation, the order of bags and instances, and their views.
+        seed: of the split, the initialisation, dropout, and all that ``shuffle_seed`` is of.
+        shuffle_seed: of the order of bags and instances, and their views; None is ``seed``.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         intervals: bootstrap resamples behind each 95 % interval; 0 leaves them out.
     """
@@ -192,10 +195,12 @@ class TrainConfig:
     lr: float = 3e-4
     weight_decay: float = 1e-2
     dropout: float = 0.5
+    pos_weight: float | Literal["balanced"] | None = None
     scale: Literal["none", "standard"] = "none"
     order: Literal["random", "manifest"] = "random"
     views: Literal["off", "random", "all"] = "off"
     seed: int = 0
+    shuffle_seed: int | None = None
     device: str = "cpu"
     intervals: int = 1000
 
@@ -207,7 +212,17 @@ class TrainConfig:
         _at_least("--batch-size", self.batch_size, 1)
         _at_least("--intervals", self.intervals, 0)
         _at_least("--seed", self.seed, 0)
+        _at_least("--shuffle-seed", self.order_seed, 0)
+        weight = 1.0 if self.pos_weight in (None, "balanced") else self.pos_weight
+        if not isinstance(weight, float | int):
+            raise InputError(
+                "--pos-weight",
+                expected="a number or balanced",
+                got=repr(self.pos_weight),
+                remedy="change it",
+            )
         for option, value, low, high in (
+            ("--pos-weight", weight, 0.0, 1e6),
             ("--lr", self.lr, 0.0, 1e3),
             ("--weight-decay", self.weight_decay, 0.0, 1e3),
             ("--dropout", self.dropout, 0.0, 0.999),
@@ -216,6 +231,11 @@ class TrainConfig:
                 raise InputError(
                     option, expected=f"{low} to {high}", got=str(value), remedy="change it"
                 )
+
+    @property
+    def order_seed(self) -> int:
+        """Seed of the order of bags and instances, and of their views."""
+        return self.seed if self.shuffle_seed is None else self.shuffle_seed
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:

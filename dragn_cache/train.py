@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,18 +41,51 @@ class BagClassifier(nn.Module):
         n_labels: int,
         *,
         dropout: float = 0.0,
+        seed: int = 0,
         scaling: Standardise | None = None,
     ) -> None:
         super().__init__()
         self.scaling = scaling
         self.aggregator = aggregator
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout, seed=seed)
         self.head = nn.Linear(aggregator.out_dim, n_labels)
 
-    def forward(self, bags: RaggedBags) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, L), and the aggregator's auxiliary loss if it has one."""
+    def forward(self, bags: RaggedBags, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, L), and the aggregator's auxiliary loss if it has one.
+
+        ``mask`` (B, D) is dropout's, where it was drawn before; see `Dropout`.
+        """
         result = self.aggregator(bags if self.scaling is None else self.scaling(bags))
-        return self.head(self.dropout(result.embedding)), result.loss
+        return self.head(self.dropout(result.embedding, mask)), result.loss
+
+
+class Dropout(nn.Module):
+    """Dropout whose masks come from a generator of its own, on the CPU.
+
+    So a model draws the same masks whatever trains beside it and on whichever device.
+
+    Args:
+        p: probability that an entry becomes 0 in training; the others grow by 1 / (1 - p).
+        seed: of the generator.
+    """
+
+    def __init__(self, p: float, *, seed: int) -> None:
+        super().__init__()
+        self.p = p
+        # Another stream than the one that the same seed gives the order of the bags.
+        self._generator = torch.Generator().manual_seed(seed ^ 0x64726F70)
+
+    def draw(self, shape: Sequence[int]) -> Tensor:
+        """A mask of 0 and 1 / (1 - p), float32, on the CPU."""
+        if self.p == 0:
+            return torch.ones(*shape)
+        return (torch.rand(*shape, generator=self._generator) >= self.p) / (1 - self.p)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``x`` times ``mask``, of its shape and drawn here if not given; ``x`` in evaluation."""
+        if not self.training or (mask is None and self.p == 0):
+            return x
+        return x * (self.draw(x.shape) if mask is None else mask).to(x)
 
 
 @dataclass(frozen=True)
@@ -100,16 +133,19 @@ def train(data: LabelledBags, config: TrainConfig, *, progress: Progress | None 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         model = build_model(config, data.bags.in_shape, data.targets.shape[1]).to(device)
-        generator = torch.Generator().manual_seed(config.seed)
+        generator = torch.Generator().manual_seed(config.order_seed)
         shown = present(data, config)
         shown = replace(shown, bags=shown.bags.to(device=device))
         bags = shown.bags.first(len(data.bags))
         if model.scaling is not None:
             model.scaling.fit(bags.select(torch.from_numpy(data.rows("train"))))
         targets = torch.from_numpy(data.targets).to(device, torch.float32)
-        best_epoch, history = _fit(model, shown, targets, data, config, generator, progress)
-    probabilities = predict(model, bags, data.task)
-    return Trained(model.cpu(), best_epoch, tuple(history), probabilities)
+        weights = positive_weights(data, config, device)
+        best_epoch, history = _fit(
+            model, shown, targets, weights, data, config, generator, progress
+        )
+    predicted = predict(model, bags, data.task)
+    return Trained(model.cpu(), best_epoch, tuple(history), predicted)
 
 
 def build_model(config: TrainConfig, in_shape: tuple[int, ...], n_labels: int) -> BagClassifier:
@@ -117,7 +153,9 @@ def build_model(config: TrainConfig, in_shape: tuple[int, ...], n_labels: int) -
     options = dict(config.options or {})
     aggregator = create_aggregator(config.aggregator, in_shape=in_shape, **options)
     scaling = Standardise(in_shape[0]) if config.scale == "standard" else None
-    return BagClassifier(aggregator, n_labels, dropout=config.dropout, scaling=scaling)
+    return BagClassifier(
+        aggregator, n_labels, dropout=config.dropout, seed=config.seed, scaling=scaling
+    )
 
 
 @dataclass(frozen=True)
@@ -142,6 +180,14 @@ class Presentations:
         if len(self.numbers) == 1:
             return self.bags.select(self.numbers[0, chosen])
         return self.bags.mixed(self.numbers[:, chosen], generator)
+
+    def epoch(
+        self, batch_size: int, generator: torch.Generator
+    ) -> Iterator[tuple[RaggedBags, Tensor]]:
+        """All presentations in a random order, in batches, with the bags (b,) that they show."""
+        shuffled = torch.randperm(len(self), generator=generator)
+        for chosen in torch.split(shuffled, batch_size):
+            yield self.batch(chosen, generator), self.rows[chosen]
 
 
 def present(data: LabelledBags, config: TrainConfig) -> Presentations:
@@ -176,6 +222,7 @@ def _fit(
     model: BagClassifier,
     shown: Presentations,
     targets: Tensor,
+    weights: Tensor | None,
     data: LabelledBags,
     config: TrainConfig,
     generator: torch.Generator,
@@ -192,24 +239,22 @@ def _fit(
     for epoch in range(1, config.epochs + 1):
         model.train()
         total = 0.0
-        shuffled = torch.randperm(len(shown), generator=generator)
-        for start in range(0, len(shuffled), config.batch_size):
-            chosen = shuffled[start : start + config.batch_size]
-            batch = shown.batch(chosen, generator)
-            batch = batch.permuted(generator) if shuffle else batch
-            logits, auxiliary = model(batch)
-            loss = bag_loss(logits, targets[shown.rows[chosen].to(targets.device)], data.task)
-            total += loss.item() * len(chosen)
+        for batch, rows in shown.epoch(config.batch_size, generator):
+            logits, auxiliary = model(batch.permuted(generator) if shuffle else batch)
+            loss = bag_loss(logits, targets[rows.to(targets.device)], data.task, weights)
+            total += loss.item() * len(rows)
             optimizer.zero_grad()
             (loss if auxiliary is None else loss + auxiliary).backward()
             optimizer.step()
-        validation_loss = evaluate_loss(model, bags, targets, validation, data.task)
+        validation_loss = evaluate_loss(model, bags, targets, validation, data.task, weights)
         row = {
             "epoch": epoch,
             "train_loss": total / len(shown),
             "validation_loss": validation_loss,
         }
-        _refuse_divergence(row, config)
+        error = divergence(row, config)
+        if error is not None:
+            raise error
         history.append(row)
         if validation_loss < best[0]:
             best = (validation_loss, epoch, copy.deepcopy(model.state_dict()))
@@ -219,20 +264,54 @@ def _fit(
     return best[1], history
 
 
-def _refuse_divergence(row: dict[str, float], config: TrainConfig) -> None:
-    if not np.isfinite([row["train_loss"], row["validation_loss"]]).all():
-        raise DragnCacheError(
-            f"epoch {row['epoch']:.0f}",
-            expected="a finite loss",
-            got=f"training {row['train_loss']:g}, validation {row['validation_loss']:g}",
-            remedy=f"lower --lr (now {config.lr:g})",
+def divergence(row: dict[str, float], config: TrainConfig) -> DragnCacheError | None:
+    """The error that ends a training whose losses in a row of the history are not finite."""
+    if np.isfinite([row["train_loss"], row["validation_loss"]]).all():
+        return None
+    return DragnCacheError(
+        f"epoch {row['epoch']:.0f}",
+        expected="a finite loss",
+        got=f"training {row['train_loss']:g}, validation {row['validation_loss']:g}",
+        remedy=f"lower --lr (now {config.lr:g})",
+    )
+
+
+def positive_weights(
+    data: LabelledBags, config: TrainConfig, device: torch.device
+) -> Tensor | None:
+    """(L,) float32, what ``config.pos_weight`` asks for; a label without a bag counts as one bag.
+
+    Raises:
+        InputError: it is given for a multi-class task.
+    """
+    if config.pos_weight is None:
+        return None
+    if data.task != "multilabel":
+        raise InputError(
+            "--pos-weight",
+            expected="a multi-label task",
+            got=data.task,
+            remedy="leave it out: classes exclude each other here",
         )
+    targets = data.targets[data.rows("train")].astype(np.float32)
+    if config.pos_weight == "balanced":
+        positive = targets.sum(0)
+        weights = (len(targets) - positive) / positive.clip(1)
+    else:
+        weights = np.full(targets.shape[1], config.pos_weight, np.float32)
+    return torch.from_numpy(weights).to(device)
 
 
-def bag_loss(logits: Tensor, targets: Tensor, task: Task) -> Tensor:
-    """Binary cross-entropy (multi-label) or cross-entropy (multi-class, one-hot targets), mean."""
+def bag_loss(
+    logits: Tensor, targets: Tensor, task: Task, pos_weight: Tensor | None = None
+) -> Tensor:
+    """Binary cross-entropy (multi-label) or cross-entropy (multi-class, one-hot targets), mean.
+
+    ``pos_weight`` (L,) multiplies the positive terms of the binary one.
+    """
     if task == "multilabel":
-        return F.binary_cross_entropy_with_logits(logits, targets)
+        weight = None if pos_weight is None else pos_weight.to(logits)
+        return F.binary_cross_entropy_with_logits(logits, targets.to(logits), pos_weight=weight)
     return F.cross_entropy(logits, targets.argmax(1))
 
 
@@ -243,28 +322,34 @@ def evaluate_loss(
     targets: Tensor,
     rows: NDArray[np.int64],
     task: Task,
+    pos_weight: Tensor | None = None,
 ) -> float:
     """Mean loss over some bags, in evaluation mode, instances in the manifest's order."""
     chosen = torch.from_numpy(rows)
     logits = _logits(model, bags.select(chosen))
-    return float(bag_loss(logits, targets[chosen.to(targets.device)], task))
+    return float(bag_loss(logits, targets[chosen.to(targets.device)], task, pos_weight))
 
 
 @torch.no_grad()
 def predict(model: BagClassifier, bags: RaggedBags, task: Task) -> NDArray[np.float64]:
     """Probabilities (B, L) of all bags, instances in the manifest's order."""
-    logits = _logits(model, bags).double()
-    p = logits.sigmoid() if task == "multilabel" else logits.softmax(1)
+    return probabilities(_logits(model, bags), task)
+
+
+def probabilities(logits: Tensor, task: Task) -> NDArray[np.float64]:
+    """(…, L) of logits (…, L): sigmoids (multi-label) or a softmax (multi-class)."""
+    logits = logits.double()
+    p = logits.sigmoid() if task == "multilabel" else logits.softmax(-1)
     result: NDArray[np.float64] = p.cpu().numpy()
     return result
 
 
 def _logits(model: BagClassifier, bags: RaggedBags) -> Tensor:
     model.eval()
-    return torch.cat([model(bags.select(chosen))[0] for chosen in _batches(bags)])
+    return torch.cat([model(bags.select(chosen))[0] for chosen in evaluation_batches(bags)])
 
 
-def _batches(bags: RaggedBags) -> Iterator[Tensor]:
+def evaluation_batches(bags: RaggedBags) -> Iterator[Tensor]:
     """Numbers of consecutive bags, about `EVALUATION_ROWS` instances at a time."""
     block = (bags.offsets[:-1] // EVALUATION_ROWS).numpy()
     edges = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(bags)]

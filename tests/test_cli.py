@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -292,6 +293,8 @@ def test_mistakes_in_training_are_one_line(store: Path, tmp_path: Path) -> None:
     assert "did you mean mean" in refused(*base, "--aggregator", "men")
     assert "option 'unit'" in refused(*base, "--aggregator", "mean", "--unit", "L1Agg")
     assert "name=value" in refused(*base, "--option", "bn")
+    assert "a number or balanced, got 'even'" in refused(*base, "--pos-weight", "even")
+    assert "--shuffle-seed: expected at least 0" in refused(*base, "--shuffle-seed", -1)
     assert "did you mean gap" in refused(*base, "--tap", "gp")
     assert "no such folder" in refused("train-agg", "--store", tmp_path / "none")
     assert "no such folder" in refused("info", tmp_path / "none")
@@ -384,7 +387,11 @@ def test_features_go_out_and_come_back(store: Path, tmp_path: Path) -> None:
     facts = json.loads(ok("export", out, "--layout", "hdf5", "--out", tmp_path / "x.h5", "--json"))
     assert (facts["layout"], facts["bags"], facts["taps"]) == ("hdf5", 20, ["gap"])
     ok("verify", out)
-    ok("train-agg", "--store", out, "--aggregator", "mean", "--epochs", 1, "--out", tmp_path / "r")
+    weighted = ("--pos-weight", "balanced", "--shuffle-seed", 4)
+    base = ("train-agg", "--store", out, "--aggregator", "mean", "--epochs", 1, *weighted)
+    ok(*base, "--out", tmp_path / "r")
+    config = tomllib.loads((tmp_path / "r" / "config.toml").read_text())["train"]
+    assert (config["pos_weight"], config["shuffle_seed"]) == ("balanced", 4)
     shutil.rmtree(out / "parts" / "00000.zarr" / "taps")
     result = run("verify", out, "--repair")
     assert result.exit_code == 1

@@ -381,7 +381,7 @@ def test_each_window_has_one_turn() -> None:
 
 
 def test_the_unit_is_called_once_per_round_on_windows_only() -> None:
-    aggregator = dragn((5, 2, 3), unit="L1Agg")
+    aggregator = dragn((5, 2, 3), unit="L2Agg", bn=False)
     batches: list[int] = []
     aggregator.unit.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
     aggregator(draw((5, 2, 3), [1, 7, 2, 4]))

@@ -20,6 +20,7 @@ from dragn_cache.train import (
     bag_loss,
     build_model,
     evaluate_loss,
+    positive_weights,
     predict,
     train,
 )
@@ -60,6 +61,10 @@ def test_losses_by_hand() -> None:
     y = targets.numpy()
     expected = -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean()
     assert bag_loss(logits, targets, "multilabel").item() == pytest.approx(expected, rel=1e-12)
+    weight = torch.tensor([0.5, 1.0, 4.0])
+    expected = -(y * weight.numpy() * np.log(p) + (1 - y) * np.log(1 - p)).mean()
+    got = bag_loss(logits, targets, "multilabel", weight)
+    assert got.item() == pytest.approx(expected, rel=1e-12)
     z = np.exp(logits.numpy())
     expected = -np.log([z[0, 0] / z[0].sum(), z[1, 2] / z[1].sum()]).mean()
     assert bag_loss(logits, targets, "multiclass").item() == pytest.approx(expected, rel=1e-12)
@@ -80,6 +85,51 @@ def test_the_same_seed_gives_the_same_model_and_leaves_the_global_one_alone(
     assert first.history == second.history
     np.testing.assert_array_equal(first.probabilities, second.probabilities)
     assert not torch.equal(weights(train(data, replace(config, seed=1))), weights(first))
+
+
+def test_the_shuffle_seed_is_of_the_order_alone(data: LabelledBags) -> None:
+    same = train(data, replace(CONFIG, shuffle_seed=CONFIG.seed))
+    assert same.history == train(data, CONFIG).history
+    other = train(data, replace(CONFIG, shuffle_seed=5))
+    assert other.history != same.history
+    # In batches that hold everything, order matters to nothing but rounding for the mean.
+    whole = replace(CONFIG, aggregator="mean", options=None, batch_size=100, dropout=0.0)
+    for row, expected in zip(
+        train(data, replace(whole, shuffle_seed=5)).history, train(data, whole).history, strict=True
+    ):
+        assert row == pytest.approx(expected, rel=1e-5)
+
+
+def test_balanced_weights_count_the_training_bags(data: LabelledBags) -> None:
+    targets = data.targets.copy()
+    training = data.rows("train")
+    targets[training] = 0
+    targets[training[:3], 0] = 1
+    targets[training, 1] = 1
+    changed_data = replace(data, targets=targets)
+    got = positive_weights(
+        changed_data, replace(CONFIG, pos_weight="balanced"), torch.device("cpu")
+    )
+    count = len(training)
+    assert got is not None
+    assert got.tolist() == pytest.approx([(count - 3) / 3, 0, count])
+    got = positive_weights(changed_data, replace(CONFIG, pos_weight=2), torch.device("cpu"))
+    assert got is not None
+    assert got.tolist() == [2, 2, 2]
+    assert positive_weights(changed_data, CONFIG, torch.device("cpu")) is None
+
+
+def test_heavier_positives_raise_probabilities(data: LabelledBags) -> None:
+    config = replace(CONFIG, epochs=12)
+    plain, heavy = train(data, config), train(data, replace(config, pos_weight=9.0))
+    assert heavy.probabilities.mean() > plain.probabilities.mean() + 0.1
+
+
+def test_positives_have_no_weight_where_classes_exclude_each_other(data: LabelledBags) -> None:
+    with pytest.raises(
+        InputError, match=r"^--pos-weight: expected a multi-label task, got multicl"
+    ):
+        train(replace(data, task="multiclass"), replace(CONFIG, pos_weight=2.0))
 
 
 def test_instances_are_shuffled_for_methods_that_see_their_order(data: LabelledBags) -> None:
@@ -193,6 +243,9 @@ def test_a_learning_rate_too_high_ends_in_that_error(data: LabelledBags) -> None
         ({"batch_size": 0}, "--batch-size: expected at least 1, got 0"),
         ({"intervals": -1}, "--intervals: expected at least 0, got -1"),
         ({"seed": -1}, "--seed: expected at least 0, got -1"),
+        ({"shuffle_seed": -2}, "--shuffle-seed: expected at least 0, got -2"),
+        ({"pos_weight": -1.0}, "--pos-weight: expected 0.0 to 1000000.0, got -1.0"),
+        ({"pos_weight": "even"}, "--pos-weight: expected a number or balanced, got 'even'"),
         ({"scale": "max"}, "--scale: expected none or standard, got 'max'"),
         ({"order": "sorted"}, "--order: expected random or manifest, got 'sorted'"),
         ({"lr": float("nan")}, "--lr: expected 0.0 to 1000.0, got nan"),

@@ -27,6 +27,9 @@ def train_agg(
     lr: Annotated[float, typer.Option(help="AdamW's learning rate.")] = 3e-4,
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 1e-2,
     dropout: Annotated[float, typer.Option(help="Dropout before the head.")] = 0.5,
+    pos_weight: Annotated[
+        str | None, typer.Option(help="Weight of positive targets: a number, or balanced.")
+    ] = None,
     scale: Annotated[
         Literal["none", "standard"], typer.Option(help="Standardise features by training bags.")
     ] = "none",
@@ -39,6 +42,9 @@ def train_agg(
         typer.Option(help="The store's augmented views in training."),
     ] = "off",
     seed: Annotated[int, typer.Option(help="Of split, initialisation, order and views.")] = 0,
+    shuffle_seed: Annotated[
+        int | None, typer.Option(help="Of order and views alone. [the seed]")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     intervals: Annotated[int, typer.Option(help="Resamples for the intervals; 0: none.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
@@ -66,10 +72,12 @@ def train_agg(
         lr=lr,
         weight_decay=weight_decay,
         dropout=dropout,
+        pos_weight=parsing.parse_weight(pos_weight),
         scale=scale,
         order=order,
         views=views,
         seed=seed,
+        shuffle_seed=shuffle_seed,
         device=device,
         intervals=intervals,
     )

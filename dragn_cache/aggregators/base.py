@@ -73,6 +73,15 @@ class Aggregator(nn.Module, ABC):
         self._check(bags)
         return self.aggregate(bags)
 
+    @property
+    def stackable(self) -> bool:
+        """Whether ``torch.func.vmap`` over the parameters trains many of it at once.
+
+        It does where every operation is PyTorch's or brings a rule for vmap, and nothing random
+        or in place happens in training. False costs time only.
+        """
+        return False
+
     @abstractmethod
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         """``forward`` on bags that are known to fit."""

@@ -8,6 +8,8 @@ of two the mean. Global average pooling comes after the recursion, so the featur
   than two instances are gathered and meet the unit in one call: no padding, no loop over windows
   or bags. ``plan_rounds`` decides which rows those are, from the bag sizes alone. A bag that has
   two or one left is pooled to a vector and leaves, so each round holds only what it works on.
+- **L1Agg** with one unit for all rounds is linear: its recursion and the pooling after it are one
+  weighted sum (`adjoint`), unless ``mixing`` is ``full``, and no window is ever made.
 - **The unit** sees windows as a batch of M maps, the three instances as channels. ``mixing``:
   ``shared``, one kernel for all feature channels, M = windows x C, (M, 3, h, w) -> (M, 1, h, w);
   ``per_channel``, a kernel of its own for each feature channel, and ``full``, all channels into
@@ -27,14 +29,15 @@ of two the mean. Global average pooling comes after the recursion, so the featur
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import ClassVar, Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dragn_cache.aggregators.adjoint import pool_linearly
 from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice
+from dragn_cache.aggregators.shifts import DENSE_PIXELS, shift_matrices
 from dragn_cache.bags import RaggedBags
 from dragn_cache.errors import InputError, UnknownNameError
 
@@ -44,7 +47,6 @@ KernelSize = Literal[1, 3, 5, 7]
 BatchNormScope = Literal["round", "window"]
 Init = Literal["mean", "default"]
 
-DENSE_PIXELS = 64  # up to so many pixels of a map, `UnitConv` multiplies by a matrix
 CONVOLUTIONS: dict[str, int] = {"L1Agg": 1, "L2Agg": 2, "L3Agg": 3}
 
 
@@ -101,6 +103,7 @@ class Dragn(Aggregator):
         check_choice("dragn", "share_rounds", share_rounds, (True, False))
         self.bn_scope = bn_scope
         self._mixes_one_channel = mixing == "shared"
+        self._linear = unit == "L1Agg" and share_rounds and mixing != "full"
         channels = self.in_shape[0]
         self.units = nn.ModuleList(
             DragnUnit(
@@ -119,7 +122,14 @@ class Dragn(Aggregator):
         """The unit of the first round."""
         return cast(DragnUnit, self.units[0])
 
+    @property
+    def stackable(self) -> bool:
+        return self._linear and self._mixes_one_channel
+
     def aggregate(self, bags: RaggedBags) -> Aggregated:
+        if self._linear:
+            conv = cast(UnitConv, self.unit[0])
+            return Aggregated(pool_linearly(bags, conv.weight, cast(Tensor, conv.bias)), None)
         maps = self.maps(bags)
         norms = NormPass(self.bn_scope)
         pooled: list[Tensor] = []
@@ -206,17 +216,6 @@ class UnitConv(nn.Conv2d):
         bias = cast(Tensor, self.bias).repeat_interleave(pixels)
         y = torch.addmm(bias, x.reshape(M, K * pixels), matrix)
         return y.view(M, outputs, height, width)
-
-
-@cache
-def shift_matrices(height: int, width: int, kernel: int) -> Tensor:
-    """(kernel², h w, h w) of 0 and 1: entry (t, p, q) is 1 where tap t carries pixel p to q."""
-    y, x = torch.arange(height), torch.arange(width)
-    offset = torch.arange(kernel) - kernel // 2
-    rows = (y[:, None] == y + offset[:, None, None]).float()  # (kernel, h, h)
-    columns = (x[:, None] == x + offset[:, None, None]).float()  # (kernel, w, w)
-    pixels = height * width
-    return torch.einsum("apq,bxz->abpxqz", rows, columns).reshape(kernel**2, pixels, pixels)
 
 
 class UnitNorm(nn.BatchNorm2d):

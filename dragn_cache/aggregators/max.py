@@ -19,6 +19,10 @@ class Max(Aggregator):
     needs: ClassVar[Literal["map", "vector", "any"]] = "any"
     order_sensitive: ClassVar[bool] = False
 
+    @property
+    def stackable(self) -> bool:
+        return True
+
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         vectors = self.vectors(bags)
         # Ties are common: a dead channel is 0 in every instance. Starting from -inf keeps the

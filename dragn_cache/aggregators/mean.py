@@ -19,6 +19,10 @@ class Mean(Aggregator):
     needs: ClassVar[Literal["map", "vector", "any"]] = "any"
     order_sensitive: ClassVar[bool] = False
 
+    @property
+    def stackable(self) -> bool:
+        return True
+
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         vectors = self.vectors(bags)
         # segment_reduce adds each bag's rows in their order, on every device: index_add would use
