@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dragn_cache.aggregators import create_aggregator
+from dragn_cache.aggregators.dragn import Dragn
 from dragn_cache.bags import RaggedBags, offsets_of
 
 REPEATS = 7
@@ -69,27 +70,49 @@ def machine() -> None:
     )
 
 
+def compare(name: str, kind: str, bags: RaggedBags, unit: str, **options: object) -> None:
+    """Print a row: the loop, this project, and what it reads and computes in a second."""
+    torch.manual_seed(0)
+    dragn = create_aggregator("dragn", in_shape=bags.in_shape, unit=unit, **options)
+    assert isinstance(dragn, Dragn)
+    layers: list[nn.Module] = []
+    for layer in dragn.unit:  # the same by PyTorch's own layers
+        if isinstance(layer, nn.Conv2d):
+            layers.append(nn.Conv2d(3, layer.out_channels, 3, padding=1))
+        else:
+            layers.append(nn.BatchNorm2d(3) if isinstance(layer, nn.BatchNorm2d) else nn.ReLU())
+    plain = nn.Sequential(*layers)
+    plain.load_state_dict(dragn.unit.state_dict())
+    slow, fast = interleaved(
+        lambda: loop(bags, plain).sum().backward(), lambda: dragn(bags).embedding.sum().backward()
+    )
+    values = bags.values
+    rate = 2 * values.numel() * values.element_size() / 1e6 / fast
+    products = sum(27 * layer.out_channels for layer in plain if isinstance(layer, nn.Conv2d))
+    windows = sum((n - 1) ** 2 // 4 for n in bags.offsets.diff().tolist())
+    # An operation and its two gradients; what is computed again does not count.
+    work = 3 * 2 * products * windows * values[0].numel() / 1e6 / fast
+    print(
+        f"{name:19} {kind:22} {slow:8.1f} {fast:8.2f}  {slow / fast:5.1f}×  {rate:6.1f}  {work:8.1f}",
+        flush=True,
+    )
+
+
 def main() -> None:
     machine()
-    print("bags                features          loop     ours   ratio   GB/s read")
+    print("bags                unit, features             loop     ours   ratio   GB/s   GFLOP/s")
     for name, sizes in SIZES.items():
+        offsets = offsets_of(torch.tensor(sizes))
         for shape, dtype in ((MAP, torch.float32), (MAP, torch.float16), (VECTOR, torch.float32)):
-            torch.manual_seed(0)
             values = torch.randn(sum(sizes), *shape).to(dtype)
-            bags = RaggedBags(values, offsets_of(torch.tensor(sizes)))
-            dragn = create_aggregator("dragn", in_shape=shape, unit="L1Agg")
-            plain = nn.Conv2d(3, 1, 3, padding=1)
-
-            def reference(bags: RaggedBags = bags, plain: nn.Module = plain) -> None:
-                loop(bags, plain).sum().backward()
-
-            def ours(bags: RaggedBags = bags, dragn: nn.Module = dragn) -> None:
-                dragn(bags).embedding.sum().backward()
-
-            slow, fast = interleaved(reference, ours)
-            rate = 2 * values.numel() * values.element_size() / 1e6 / fast
-            kind = f"{'×'.join(map(str, shape))} {str(dtype).removeprefix('torch.float')}"
-            print(f"{name:19} {kind:14} {slow:8.1f} {fast:8.2f}  {slow / fast:5.0f}×  {rate:6.1f}")
+            short = str(dtype).removeprefix("torch.float")
+            kind = f"L1 {'×'.join(map(str, shape))} fp{short}"
+            compare(name, kind, RaggedBags(values, offsets), "L1Agg")
+        bags = RaggedBags(torch.randn(sum(sizes), *MAP), offsets)
+        for unit in ("L2Agg", "L3Agg"):
+            for bn in (True, False):
+                kind = f"{unit[:2]}{', BN' if bn else ''}"
+                compare(name, kind, bags, unit, bn=bn)
 
 
 if __name__ == "__main__":

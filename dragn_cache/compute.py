@@ -13,8 +13,6 @@ process computes the same way or refuses.
 from __future__ import annotations
 
 import importlib.util
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,15 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dragn_cache.backbones import Backbone
 from dragn_cache.errors import DragnCacheError
+from dragn_cache.native import find_compiler
 
 # Compiling takes half a minute and saves a quarter to half of the time: worth it from about here.
 COMPILE_FROM_FLOPS = {"cpu": 1e13, "cuda": 1e15}
-
-
-def find_compiler() -> str | None:
-    """The C++ compiler that torch.compile would use, or None."""
-    names = [os.environ.get("CXX"), "g++", "clang++", "c++"]
-    return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
 def can_compile(device_type: str) -> bool:

@@ -19,13 +19,14 @@ import h5py
 import numpy as np
 import torch
 
-from dragn_cache.compute import Forward, can_compile, choose_compute, find_compiler
+from dragn_cache.compute import Forward, can_compile, choose_compute
 from dragn_cache.config import ExtractConfig, usable_cores
 from dragn_cache.decode import attempt
 from dragn_cache.engine import Wanted
 from dragn_cache.errors import ImageError, InputError
 from dragn_cache.extract import describe, open_backbone, plan_images, with_channels
 from dragn_cache.manifest import Manifest
+from dragn_cache.native import find_compiler
 from dragn_cache.report import Phase, advice_for
 from dragn_cache.store import instances_of, plan_parts
 
@@ -86,7 +87,7 @@ def examine(out: Path) -> list[Finding]:
     found.append(Finding("HDF5", h5py.version.hdf5_version))
     found.append(_cuda())
     compiler = find_compiler()
-    remedy = "" if compiler else "apt install g++, to have large jobs compiled"
+    remedy = "" if compiler else "apt install g++: large extractions and DRAGN are faster"
     found.append(Finding("C++ compiler", compiler or "none", remedy))
     found.append(_disk(out))
     found.append(_weights())

@@ -35,6 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dragn_cache.aggregators import recursion
 from dragn_cache.aggregators.adjoint import pool_linearly
 from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice
 from dragn_cache.aggregators.shifts import DENSE_PIXELS, shift_matrices
@@ -102,7 +103,7 @@ class Dragn(Aggregator):
         check_choice("dragn", "init", init, get_args(Init))
         check_choice("dragn", "share_rounds", share_rounds, (True, False))
         self.bn_scope = bn_scope
-        self._mixes_one_channel = mixing == "shared"
+        self._mixing = mixing
         self._linear = unit == "L1Agg" and share_rounds and mixing != "full"
         channels = self.in_shape[0]
         self.units = nn.ModuleList(
@@ -124,26 +125,74 @@ class Dragn(Aggregator):
 
     @property
     def stackable(self) -> bool:
-        return self._linear and self._mixes_one_channel
+        return self._linear and self._mixing == "shared"
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         if self._linear:
             conv = cast(UnitConv, self.unit[0])
             return Aggregated(pool_linearly(bags, conv.weight, cast(Tensor, conv.bias)), None)
-        maps = self.maps(bags)
+        steps = list(plan_rounds(bags.offsets.diff()))
         norms = NormPass(self.bn_scope)
+        fold = self._fold_in_vectors if self._compiled(bags) else self._fold_by_library
+        pooled = fold(bags, steps, norms)
+        norms.finish()
+        return Aggregated(pooled, None)
+
+    def _compiled(self, bags: RaggedBags) -> bool:
+        """Whether the recursion in C++ can do it: not on a GPU, without a compiler, or ``full``."""
+        modes = {m.training for m in self.units.modules() if isinstance(m, UnitNorm)}
+        return (
+            self._mixing != "full"
+            and bags.values.device.type == "cpu"
+            and self.dtype in recursion.REALS
+            and len(modes) < 2
+            and recursion.kernels(self.dtype, self._kernel(bags)) is not None
+        )
+
+    def _kernel(self, bags: RaggedBags) -> int:
+        """The kernel's side; on vectors its centre is all that works."""
+        return 1 if bags.values.dim() == 2 else cast(UnitConv, self.unit[0]).kernel_size[0]
+
+    def _fold_in_vectors(self, bags: RaggedBags, steps: Sequence[Round], norms: NormPass) -> Tensor:
+        """(B, C) by `recursion`."""
+        last = len(self.units) - 1
+        plan = recursion.Plan(
+            steps=[
+                recursion.Step(s.done, s.ends, s.starts, min(k, last)) for k, s in enumerate(steps)
+            ],
+            dtype=self.dtype,
+            channels=self.in_shape[0],
+            layers=len(self.unit.convolutions),
+            kernel=self._kernel(bags),
+            shared=self._mixing == "shared",
+            batch_norm=any(norm.training for norm in self.unit.norms),
+            by_window=self.bn_scope == "window",
+            eps=self.unit.norms[0].eps if self.unit.norms else 0.0,
+        )
+        used = 1 + max((s.unit for s in plan.steps if len(s.starts)), default=-1)
+        units = [cast(DragnUnit, unit) for unit in self.units][:used]
+        values = bags.values if bags.values.dim() == 4 else bags.values[:, :, None, None]
+        packed = [p for unit in units for p in recursion.pack_unit(unit, plan)]
+        pooled: Tensor = recursion.Recursion.apply(plan, values, *packed)
+        for m in plan.moments:
+            norm = units[m.unit].norms[m.layer]
+            norms.record(norm, m.values, m.mean, m.variance, steps[m.step].turns)
+        return pooled
+
+    def _fold_by_library(self, bags: RaggedBags, steps: Sequence[Round], norms: NormPass) -> Tensor:
+        """(B, C) by PyTorch: one call of the unit for all windows of a round."""
+        maps = self.maps(bags)
         pooled: list[Tensor] = []
         owners: list[Tensor] = []
-        for number, step in enumerate(plan_rounds(bags.offsets.diff())):
+        for number, step in enumerate(steps):
             if len(step.done):
                 owners.append(step.done)
                 pooled.append(_pool_ends(maps, step.ends))
             if len(step.starts):
                 norms.start_round(step.turns)
                 maps = self._fold(maps, step.starts, number, norms)
-        norms.finish()
         place = torch.cat(owners).argsort().to(maps.device)
-        return Aggregated(torch.cat(pooled).index_select(0, place), None)
+        return torch.cat(pooled).index_select(0, place)
 
     def _fold(self, maps: Tensor, starts: Tensor, number: int, norms: NormPass) -> Tensor:
         """One round: (rows, C, h, w) -> (W, C, h, w), one map per window."""
@@ -151,7 +200,7 @@ class Dragn(Aggregator):
         # Side by side in dimension 2, the three instances are the input channels for all mixings.
         windows = torch.stack([maps.index_select(0, starts + k) for k in range(3)], dim=2)
         count, channels, _, height, width = windows.shape
-        batch = count * channels if self._mixes_one_channel else count
+        batch = count * channels if self._mixing == "shared" else count
         unit = self.units[min(number, len(self.units) - 1)]
         folded: Tensor = unit(windows.reshape(batch, -1, height, width), norms)
         return folded.reshape(count, channels, height, width)
@@ -187,6 +236,15 @@ class DragnUnit(nn.Sequential):
                 if bn:
                     self.append(UnitNorm(out))
                 self.append(nn.ReLU())
+
+    @property
+    def convolutions(self) -> list[UnitConv]:
+        return [layer for layer in self if isinstance(layer, UnitConv)]
+
+    @property
+    def norms(self) -> list[UnitNorm]:
+        """BN behind the hidden convolutions; none without BN."""
+        return [layer for layer in self if isinstance(layer, UnitNorm)]
 
     def forward(self, x: Tensor, norms: NormPass | None = None) -> Tensor:
         """``norms`` is how the recursion takes charge of BN statistics; not needed otherwise."""
@@ -268,10 +326,15 @@ class NormPass:
             eps=norm.eps,
         )
         values = x.numel() // (groups * K)
-        self._seen.setdefault(norm, []).append(
-            _Moments(values, mean.view(groups, K), variance.view(groups, K), self._turns)
-        )
+        self.record(norm, values, mean.view(groups, K), variance.view(groups, K), self._turns)
         return y.reshape(M // groups, groups, K, height, width).transpose(0, 1).reshape(x.shape)
+
+    def record(
+        self, norm: UnitNorm, values: int, mean: Tensor, variance: Tensor, turns: Tensor
+    ) -> None:
+        """Take note of what a layer saw in a round; see `_Moments`."""
+        mean, variance = mean.to(norm.weight.dtype), variance.to(norm.weight.dtype)
+        self._seen.setdefault(norm, []).append(_Moments(values, mean, variance, turns))
 
     def finish(self) -> None:
         """Move the running statistics of every BN layer that normalised anything."""

@@ -1,0 +1,441 @@
+// One round of DRAGN's recursion: a unit of one to three convolutions on windows of three maps.
+//
+// Compiled at first use for the machine's own vectors (see native.py). REAL is float or double,
+// KERNEL the side of the square kernel.
+//
+// Lanes are feature channels. A vector holds one pixel of LANES channels of one map; a block is
+// LANES channels. Arrays, in vectors:
+//   maps      [block][row][pixel]            pixels row by row, h * w of them
+//   hidden    [block][window][3][pixel]      what a hidden convolution gave, before BN and ReLU
+//   weights   [block or 1][input][ky][kx][output], then [output] biases
+//   tables    [block][group][values][3]      of BN; group: 1, or one for each window
+// Where all channels share a kernel its lanes are equal and the block's stride is 0; where each has
+// its own they differ. Nothing else distinguishes the two. Lanes beyond the last channel compute on
+// zeros; the caller keeps them out of every sum.
+//
+// A block is one task of one thread, so sums do not depend on how many threads there are.
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__AVX512F__)
+constexpr int BYTES = 64, WIDEST = 8;
+#elif defined(__AVX__)
+constexpr int BYTES = 32, WIDEST = 5;
+#else
+constexpr int BYTES = 16, WIDEST = 4;
+#endif
+typedef REAL V __attribute__((vector_size(BYTES)));
+constexpr int LANES = BYTES / sizeof(REAL), K = KERNEL, P = K / 2, KK = K * K;
+constexpr int64_t FLUSH = 16;  // windows whose weight gradients are summed in REAL before double
+
+struct Layer {
+    const V* weights;     // [3][K][K][outputs], [outputs]
+    const V* transposed;  // [outputs][K][K][3]: the same, flipped, for gradients of inputs
+    double* gradients;    // [block][3 * KK * outputs + outputs][LANES], added to
+    int64_t stride;       // vectors of weights between blocks, 0 where all share
+    int64_t outputs;      // 3, or 1 for the last
+};
+
+// Filled in by recursion.py, in this order.
+struct Job {
+    int64_t next;  // the block to be taken next, by any thread
+    int64_t blocks, rows, windows, h, w, layers, layer, grouped;
+    const int64_t* starts;  // (windows) first of a window's three rows
+    const V* maps;          // x: the round's maps
+    V* out;                 // y: the next round's
+    V* hidden[2];           // z1, z2
+    const V* affine[2];     // BN after convolution 1, 2: (z - v0) * v1 + v2; null: none
+    V* moments;             // [block][group][2][3]: mean and sum of squares around it, or null
+    const V* grad_out;      // dy
+    V* grad_maps;           // dx, added to
+    V* grad_hidden[2];      // gradients behind BN, before ReLU took them
+    const V* backward[2];   // dz = v0 * gradient + v1 * (z - v2) + v3; null: dz = gradient
+    V* sums;                // [block][group][2][3]: sums of gradient, and of gradient * (z - mean)
+    Layer layer_of[3];
+};
+
+struct Scratch {
+    V* memory;
+    V *input, *grad, *hidden, *weights;
+    int64_t padded, pixels, width;
+    Scratch(const Job& job) {
+        width = job.w + 2 * P;
+        padded = (job.h + 2 * P) * width;
+        pixels = job.h * job.w;
+        const int64_t sums = 3 * KK * 3 + 3;
+        const int64_t count = 6 * padded + 9 * pixels + 3 * sums;
+        memory = static_cast<V*>(aligned_alloc(64, (count * sizeof(V) + 63) / 64 * 64));
+        memset(static_cast<void*>(memory), 0, count * sizeof(V));
+        input = memory, grad = input + 3 * padded;
+        hidden = grad + 3 * padded, weights = hidden + 9 * pixels;
+    }
+    ~Scratch() { free(memory); }
+};
+
+static inline V relu(V v) { return v < 0 ? V{} : v; }  // keeps NaN
+
+// --- loops over one window -------------------------------------------------------------------
+
+template <int I, int O, int X>
+static inline void convolve_piece(
+    const V* in, int64_t padded, int64_t width, const V* weights, V (&sum)[O][X]) {
+    for (int i = 0; i < I; ++i)
+        for (int ky = 0; ky < K; ++ky, weights += K * O) {
+            const V* row = in + i * padded + ky * width;
+#pragma GCC unroll 8
+            for (int kx = 0; kx < K; ++kx)
+#pragma GCC unroll 8
+                for (int o = 0; o < O; ++o) {
+                    const V weight = weights[kx * O + o];
+#pragma GCC unroll 8
+                    for (int x = 0; x < X; ++x) sum[o][x] += weight * row[kx + x];
+                }
+        }
+}
+
+template <int I, int O, int X>
+static inline void convolve_at(
+    const V* in, const Scratch& s, const V* weights, const V* bias, V* out) {
+    V sum[O][X];
+    for (int o = 0; o < O; ++o)
+        for (int x = 0; x < X; ++x) sum[o][x] = bias ? bias[o] : V{};
+    convolve_piece<I, O, X>(in, s.padded, s.width, weights, sum);
+    for (int o = 0; o < O; ++o)
+        for (int x = 0; x < X; ++x) out[o * s.pixels + x] = sum[o][x];
+}
+
+// I padded maps -> O maps.
+template <int I, int O>
+static void convolve(
+    const V* in, const Scratch& s, const Job& job, const V* weights, const V* bias, V* out) {
+    const int64_t pieces = (job.w + WIDEST - 1) / WIDEST;
+    for (int64_t y = 0; y < job.h; ++y)
+        for (int64_t piece = 0, x = 0; piece < pieces; ++piece) {
+            const int64_t wide = (job.w - x + pieces - piece - 1) / (pieces - piece);
+            const V* from = in + y * s.width + x;
+            V* to = out + y * job.w + x;
+            switch (wide) {
+                case 1: convolve_at<I, O, 1>(from, s, weights, bias, to); break;
+                case 2: convolve_at<I, O, 2>(from, s, weights, bias, to); break;
+                case 3: convolve_at<I, O, 3>(from, s, weights, bias, to); break;
+                case 4: convolve_at<I, O, 4>(from, s, weights, bias, to); break;
+#if defined(__AVX__)
+                case 5: convolve_at<I, O, 5>(from, s, weights, bias, to); break;
+#endif
+#if defined(__AVX512F__)
+                case 6: convolve_at<I, O, 6>(from, s, weights, bias, to); break;
+                case 7: convolve_at<I, O, 7>(from, s, weights, bias, to); break;
+                case 8: convolve_at<I, O, 8>(from, s, weights, bias, to); break;
+#endif
+            }
+            x += wide;
+        }
+}
+
+// What weights and biases get from one window: sums over pixels, added to `to`.
+template <int O>
+static void weigh(const V* in, const V* grad, const Scratch& s, const Job& job, V* to) {
+    constexpr int G = O == 1 ? 3 : 1;  // inputs at once: enough sums to hide the latency of one
+    const V* inside = grad + P * s.width + P;
+    for (int i = 0; i < 3; i += G)
+        for (int ky = 0; ky < K; ++ky) {
+            V sum[G][K][O] = {};
+            for (int64_t y = 0; y < job.h; ++y)
+                for (int64_t x = 0; x < job.w; ++x) {
+                    const V* row = in + i * s.padded + (y + ky) * s.width + x;
+#pragma GCC unroll 4
+                    for (int o = 0; o < O; ++o) {
+                        const V g = inside[o * s.padded + y * s.width + x];
+#pragma GCC unroll 4
+                        for (int k = 0; k < G; ++k)
+#pragma GCC unroll 8
+                            for (int kx = 0; kx < K; ++kx)
+                                sum[k][kx][o] += g * row[k * s.padded + kx];
+                    }
+                }
+            for (int k = 0; k < G; ++k)
+                for (int kx = 0; kx < K; ++kx)
+                    for (int o = 0; o < O; ++o)
+                        to[(((i + k) * K + ky) * K + kx) * O + o] += sum[k][kx][o];
+        }
+    for (int o = 0; o < O; ++o) {
+        V sum = {};
+        for (int64_t y = 0; y < job.h; ++y)
+            for (int64_t x = 0; x < job.w; ++x) sum += inside[o * s.padded + y * s.width + x];
+        to[3 * KK * O + o] += sum;
+    }
+}
+
+// --- one layer on one window -----------------------------------------------------------------
+
+static inline const V* group(const V* values, const Job& job, int64_t block, int64_t window,
+                             int64_t size) {
+    if (!values) return nullptr;
+    const int64_t groups = job.grouped ? job.windows : 1;
+    return values + (block * groups + (job.grouped ? window : 0)) * size;
+}
+
+// The layer's input, padded: the window's maps, or what BN and ReLU make of a hidden one.
+static void load(const V* maps, const V* affine, bool hidden, const Scratch& s, const Job& job) {
+    for (int i = 0; i < 3; ++i)
+        for (int64_t y = 0; y < job.h; ++y) {
+            const V* from = maps + i * s.pixels + y * job.w;
+            V* to = s.input + i * s.padded + (y + P) * s.width + P;
+            if (!hidden)
+                for (int64_t x = 0; x < job.w; ++x) to[x] = from[x];
+            else if (!affine)
+                for (int64_t x = 0; x < job.w; ++x) to[x] = relu(from[x]);
+            else
+                for (int64_t x = 0; x < job.w; ++x)
+                    to[x] = relu((from[x] - affine[i]) * affine[3 + i] + affine[6 + i]);
+        }
+}
+
+static void forward(const Job& job, int layer, int64_t block, int64_t window, const V* in, V* out,
+                    const Scratch& s) {
+    const Layer& l = job.layer_of[layer];
+    const V* affine = layer ? group(job.affine[layer - 1], job, block, window, 9) : nullptr;
+    load(in, affine, layer > 0, s, job);
+    const V* weights = l.weights + block * l.stride;
+    if (l.outputs == 3)
+        convolve<3, 3>(s.input, s, job, weights, weights + 9 * KK, out);
+    else
+        convolve<3, 1>(s.input, s, job, weights, weights + 3 * KK, out);
+}
+
+// Mean and sum of squares around it of each hidden map, for every lane; added to those of `before`
+// windows, as Chan et al. join two samples.
+static void measure(const V* hidden, const Scratch& s, int64_t before, V* moments) {
+    for (int o = 0; o < 3; ++o) {
+        V sum = {}, squares = {};
+        for (int64_t p = 0; p < s.pixels; ++p) sum += hidden[o * s.pixels + p];
+        const V mean = sum / static_cast<REAL>(s.pixels);
+        for (int64_t p = 0; p < s.pixels; ++p) {
+            const V off = hidden[o * s.pixels + p] - mean;
+            squares += off * off;
+        }
+        if (before == 0) {
+            moments[o] = mean, moments[3 + o] = squares;
+            continue;
+        }
+        const REAL share = REAL(1) / static_cast<REAL>(before + 1);
+        const V off = mean - moments[o];
+        moments[o] += off * share;
+        moments[3 + o] += squares + off * off * (share * static_cast<REAL>(before * s.pixels));
+    }
+}
+
+// Gradients of one layer on one window. `own` is what the layer gave (only for BN behind it),
+// `grad` the gradient behind that BN, `below` takes the gradient of the input before its ReLU.
+static void backward(const Job& job, int layer, int64_t block, int64_t window, const V* in,
+                     const V* own, const V* grad, V* below, V* weights_to, const Scratch& s) {
+    const Layer& l = job.layer_of[layer];
+    const bool last = layer == job.layers - 1;
+    const V* bn = last ? nullptr : group(job.backward[layer], job, block, window, 12);
+    for (int64_t o = 0; o < l.outputs; ++o)
+        for (int64_t y = 0; y < job.h; ++y) {
+            const int64_t at = o * s.pixels + y * job.w;
+            V* to = s.grad + o * s.padded + (y + P) * s.width + P;
+            if (!bn)
+                for (int64_t x = 0; x < job.w; ++x) to[x] = grad[at + x];
+            else
+                for (int64_t x = 0; x < job.w; ++x)
+                    to[x] = bn[o] * grad[at + x] + bn[3 + o] * (own[at + x] - bn[6 + o]) + bn[9 + o];
+        }
+    const V* affine = layer ? group(job.affine[layer - 1], job, block, window, 9) : nullptr;
+    load(in, affine, layer > 0, s, job);
+    if (l.outputs == 3)
+        weigh<3>(s.input, s.grad, s, job, weights_to);
+    else
+        weigh<1>(s.input, s.grad, s, job, weights_to);
+    if (!below) return;
+    const V* transposed = l.transposed + block * l.stride;
+    if (l.outputs == 3)
+        convolve<3, 3>(s.grad, s, job, transposed, nullptr, below);
+    else
+        convolve<1, 3>(s.grad, s, job, transposed, nullptr, below);
+    if (layer == 0) return;
+    for (int i = 0; i < 3; ++i)
+        for (int64_t y = 0; y < job.h; ++y) {
+            const V* active = s.input + i * s.padded + (y + P) * s.width + P;
+            V* to = below + i * s.pixels + y * job.w;
+            for (int64_t x = 0; x < job.w; ++x) to[x] = active[x] > 0 ? to[x] : V{};
+        }
+}
+
+// --- gathered sums -----------------------------------------------------------------------------
+
+static void flush(const Job& job, int layer, int64_t block, V* sums) {
+    const Layer& l = job.layer_of[layer];
+    const int64_t count = 3 * KK * l.outputs + l.outputs;
+    double* to = l.gradients + block * count * LANES;
+    for (int64_t j = 0; j < count; ++j)
+        for (int lane = 0; lane < LANES; ++lane) to[j * LANES + lane] += sums[j][lane];
+    memset(static_cast<void*>(sums), 0, count * sizeof(V));
+}
+
+static inline V* sums_of(const Scratch& s, int layer) {
+    return s.weights + layer * (9 * KK + 3);
+}
+
+template <class Task>
+static void blocks(Job* job, Task task) {
+    Scratch scratch(*job);
+    for (;;) {
+        const int64_t block = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
+        if (block >= job->blocks) return;
+        task(block, scratch);
+    }
+}
+
+// --- what is called from Python ----------------------------------------------------------------
+
+extern "C" {
+
+int64_t lanes() { return LANES; }
+
+// A whole unit, window by window; hidden maps never leave the cache.
+void fold(Job* job) {
+    blocks(job, [job](int64_t block, const Scratch& s) {
+        const V* maps = job->maps + block * job->rows * s.pixels;
+        V* out = job->out + block * job->windows * s.pixels;
+        for (int64_t window = 0; window < job->windows; ++window) {
+            const V* in = maps + job->starts[window] * s.pixels;
+            for (int layer = 0; layer < job->layers; ++layer) {
+                const bool last = layer == job->layers - 1;
+                V* to = last ? out + window * s.pixels : s.hidden + layer * 3 * s.pixels;
+                forward(*job, layer, block, window, in, to, s);
+                in = to;
+            }
+        }
+    });
+}
+
+// Its gradients; hidden maps are computed again.
+void fold_backward(Job* job) {
+    blocks(job, [job](int64_t block, const Scratch& s) {
+        const V* maps = job->maps + block * job->rows * s.pixels;
+        const V* grad_out = job->grad_out + block * job->windows * s.pixels;
+        V* grad_maps = job->grad_maps ? job->grad_maps + block * job->rows * s.pixels : nullptr;
+        V* below = s.hidden + 6 * s.pixels;
+        for (int64_t window = 0; window < job->windows; ++window) {
+            const V* x = maps + job->starts[window] * s.pixels;
+            for (int layer = 0; layer + 1 < job->layers; ++layer)
+                forward(*job, layer, block, window,
+                        layer ? s.hidden + (layer - 1) * 3 * s.pixels : x,
+                        s.hidden + layer * 3 * s.pixels, s);
+            const V* grad = grad_out + window * s.pixels;
+            for (int layer = job->layers - 1; layer >= 0; --layer) {
+                const V* in = layer ? s.hidden + (layer - 1) * 3 * s.pixels : x;
+                V* to = layer || grad_maps ? below : nullptr;
+                backward(*job, layer, block, window, in, nullptr, grad, to, sums_of(s, layer), s);
+                grad = below;
+                if (window % FLUSH == FLUSH - 1 || window == job->windows - 1)
+                    flush(*job, layer, block, sums_of(s, layer));
+            }
+            if (grad_maps) {
+                V* to = grad_maps + job->starts[window] * s.pixels;
+                for (int64_t p = 0; p < 3 * s.pixels; ++p) to[p] += below[p];
+            }
+        }
+    });
+}
+
+// One convolution on all windows, where BN wants to know them all before the next.
+void layer(Job* job) {
+    blocks(job, [job](int64_t block, const Scratch& s) {
+        const int layer = job->layer;
+        const bool last = layer == job->layers - 1;
+        for (int64_t window = 0; window < job->windows; ++window) {
+            const int64_t at = block * job->windows + window;
+            const V* in = layer ? job->hidden[layer - 1] + at * 3 * s.pixels
+                                : job->maps + (block * job->rows + job->starts[window]) * s.pixels;
+            V* out = last ? job->out + at * s.pixels : job->hidden[layer] + at * 3 * s.pixels;
+            forward(*job, layer, block, window, in, out, s);
+            if (!job->moments) continue;
+            measure(out, s, job->grouped ? 0 : window,
+                    job->moments + (job->grouped ? at : block) * 6);
+        }
+    });
+}
+
+// Its gradients: of the weights, and of what came in (behind the BN of the convolution before).
+void layer_backward(Job* job) {
+    blocks(job, [job](int64_t block, const Scratch& s) {
+        const int layer = job->layer;
+        const bool last = layer == job->layers - 1;
+        V* rows = s.hidden;
+        for (int64_t window = 0; window < job->windows; ++window) {
+            const int64_t at = block * job->windows + window;
+            const int64_t start = block * job->rows + job->starts[window];
+            const V* in = layer ? job->hidden[layer - 1] + at * 3 * s.pixels
+                                : job->maps + start * s.pixels;
+            const V* own = last ? nullptr : job->hidden[layer] + at * 3 * s.pixels;
+            const V* grad = last ? job->grad_out + at * s.pixels
+                                 : job->grad_hidden[layer] + at * 3 * s.pixels;
+            V* below = layer ? job->grad_hidden[layer - 1] + at * 3 * s.pixels
+                             : (job->grad_maps ? rows : nullptr);
+            backward(*job, layer, block, window, in, own, grad, below, sums_of(s, 0), s);
+            if (window % FLUSH == FLUSH - 1 || window == job->windows - 1)
+                flush(*job, layer, block, sums_of(s, 0));
+            if (!layer && job->grad_maps) {
+                V* to = job->grad_maps + start * s.pixels;
+                for (int64_t p = 0; p < 3 * s.pixels; ++p) to[p] += rows[p];
+            }
+            if (!layer) continue;
+            const V* affine = group(job->affine[layer - 1], *job, block, window, 9);
+            const bool first = job->grouped || window == 0;
+            V* sums = job->sums + (job->grouped ? at : block) * 6;
+            for (int i = 0; i < 3; ++i) {
+                V plain = {}, scaled = {};
+                for (int64_t p = 0; p < s.pixels; ++p) {
+                    const V g = below[i * s.pixels + p];
+                    plain += g;
+                    scaled += g * (in[i * s.pixels + p] - affine[i]);
+                }
+                sums[i] = first ? plain : sums[i] + plain;
+                sums[3 + i] = first ? scaled : sums[3 + i] + scaled;
+            }
+        }
+    });
+}
+
+// (rows, channels, pixels) <-> maps. Lanes beyond the last channel become 0.
+#define ARRANGE(NAME, FROM)                                                                   \
+    void arrange_##NAME(Job* job, const FROM* from, int64_t channels) {                       \
+        blocks(job, [=](int64_t block, const Scratch& s) {                                    \
+            REAL* to = reinterpret_cast<REAL*>(job->out + block * job->rows * s.pixels);      \
+            const int64_t first = block * LANES;                                              \
+            const int64_t some = channels - first < LANES ? channels - first : LANES;         \
+            for (int64_t row = 0; row < job->rows; ++row, to += s.pixels * LANES) {           \
+                const FROM* source = from + (row * channels + first) * s.pixels;              \
+                if (some < LANES) memset(to, 0, s.pixels * sizeof(V));                        \
+                for (int64_t lane = 0; lane < some; ++lane)                                   \
+                    for (int64_t p = 0; p < s.pixels; ++p)                                    \
+                        to[p * LANES + lane] = static_cast<REAL>(source[lane * s.pixels + p]); \
+            }                                                                                 \
+        });                                                                                   \
+    }
+ARRANGE(float32, float)
+ARRANGE(float64, double)
+#if defined(__FLT16_MAX__)
+ARRANGE(float16, _Float16)
+#endif
+
+void restore(Job* job, REAL* to, int64_t channels) {
+    blocks(job, [=](int64_t block, const Scratch& s) {
+        const REAL* from =
+            reinterpret_cast<const REAL*>(job->maps + block * job->rows * s.pixels);
+        const int64_t first = block * LANES;
+        const int64_t some = channels - first < LANES ? channels - first : LANES;
+        for (int64_t row = 0; row < job->rows; ++row, from += s.pixels * LANES)
+            for (int64_t lane = 0; lane < some; ++lane) {
+                REAL* target = to + (row * channels + first + lane) * s.pixels;
+                for (int64_t p = 0; p < s.pixels; ++p) target[p] = from[p * LANES + lane];
+            }
+    });
+}
+
+}  // extern "C"
