@@ -88,7 +88,10 @@ class Labelling:
 
 def run_name(store: Path, config: TrainConfig) -> str:
     """A folder name for a run: the store, the method and its options, the seed."""
-    options = [str(v) if k == "unit" else f"{k}={v}" for k, v in (config.options or {}).items()]
+    options = []
+    for option, value in (config.options or {}).items():
+        text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        options.append(text if option == "unit" else f"{option}={text}")
     method = "-".join([config.aggregator, *options])
     return f"{store.name.removesuffix('.features')}-{method}-s{config.seed}"
 

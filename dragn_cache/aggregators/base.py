@@ -129,6 +129,17 @@ def check_choice(owner: str, option: str, value: object, allowed: Sequence[objec
         )
 
 
+def check_count(owner: str, option: str, value: object) -> None:
+    """Raise an InputError that names the option unless ``value`` is a whole number above 0."""
+    if type(value) is not int or value < 1:
+        raise InputError(
+            f"aggregator {owner}, option {option}",
+            expected="a whole number above 0",
+            got=repr(value),
+            remedy=f"give {option}=64, say",
+        )
+
+
 def _checked_shape(in_shape: Sequence[int]) -> tuple[int, ...]:
     shape = tuple(in_shape)
     if len(shape) not in (1, 3) or not all(isinstance(n, int) and n > 0 for n in shape):
