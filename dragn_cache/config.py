@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -181,6 +182,8 @@ class TrainConfig:
             ``all`` shows every training bag once in each view; evaluation is always on clean ones.
         seed: of the split, the initialisation, the order of bags and instances, and their views.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
+        memory: what features may fill, as ``8GB``; ``auto`` is 60 % of what is free. Larger ones
+            are streamed from the store in shuffled blocks.
         intervals: bootstrap resamples behind each 95 % interval; 0 leaves them out.
     """
 
@@ -197,6 +200,7 @@ class TrainConfig:
     views: Literal["off", "random", "all"] = "off"
     seed: int = 0
     device: str = "cpu"
+    memory: str = "auto"
     intervals: int = 1000
 
     def __post_init__(self) -> None:
@@ -206,6 +210,7 @@ class TrainConfig:
         _at_least("--epochs", self.epochs, 1)
         _at_least("--batch-size", self.batch_size, 1)
         _at_least("--intervals", self.intervals, 0)
+        parse_memory(self.memory)
         _at_least("--seed", self.seed, 0)
         for option, value, low, high in (
             ("--lr", self.lr, 0.0, 1e3),
@@ -216,6 +221,22 @@ class TrainConfig:
                 raise InputError(
                     option, expected=f"{low} to {high}", got=str(value), remedy="change it"
                 )
+
+
+def parse_memory(text: str) -> int | None:
+    """Bytes of ``8GB``, ``500MB`` or a plain number; None for ``auto``.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if text == "auto":
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text.upper())
+    if found is None or float(found[1]) == 0:
+        raise InputError(
+            "--memory", expected="auto or bytes, as 8GB", got=repr(text), remedy="correct it"
+        )
+    return int(float(found[1]) * 1000 ** " KMGT".index(found[2] or " "))
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:

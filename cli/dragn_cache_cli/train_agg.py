@@ -40,6 +40,9 @@ def train_agg(
     ] = "off",
     seed: Annotated[int, typer.Option(help="Of split, initialisation, order and views.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    memory: Annotated[
+        str, typer.Option(help="What features may fill, as 8GB; larger ones are streamed.")
+    ] = "auto",
     intervals: Annotated[int, typer.Option(help="Resamples for the intervals; 0: none.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
@@ -71,6 +74,7 @@ def train_agg(
         views=views,
         seed=seed,
         device=device,
+        memory=memory,
         intervals=intervals,
     )
     run = out or Path("runs") / run_name(store, config)
