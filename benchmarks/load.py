@@ -5,7 +5,8 @@
 Writes, once, stores of 3000 bags of 1 to 15 instances with maps (512, 4, 10) and vectors (512,) in
 float16, and each tap as one .npy. Then ``open_store(path).load(tap)`` and ``np.load`` take turns in
 one process on a warm page cache: medians of 7, GB/s, and their ratio, beside the rate at which this
-machine copies memory. "again" is a second load from an opened store, whose index is known.
+machine copies memory. "again" is a second load from an opened store, whose index is known. "streamed" is an
+epoch over the maps, all bags shuffled, in batches of 32 within 256 MB, nothing computed.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from dragn_cache.bags import RaggedBags
+from dragn_cache.feeding import Presentations, StoredBags, Streamed
 from dragn_cache.manifest import Bag, Instance, Manifest
 from dragn_cache.store import (
     InstanceRecord,
@@ -115,6 +120,25 @@ def main() -> None:
         print(f"{form}: open_store {opening * 1e3:.1f} ms")
         for tap in TAPS:
             report(path, tap)
+        report_streaming(path)
+
+
+def report_streaming(path: Path) -> None:
+    """One line: an epoch's batches, resident and streamed."""
+    store, tap = open_store(path), TAPS[0]
+    values, offsets = (torch.from_numpy(a) for a in store.load(tap.name))
+    numbers = torch.arange(len(offsets) - 1)
+    stored = StoredBags(store, tap, tuple(store.bag_ids), offsets, 256 * 2**20)
+    resident = Presentations(RaggedBags(values, offsets), numbers[None], numbers)
+    generator = torch.Generator().manual_seed(0)
+    streamed = Streamed(stored, numbers)
+    times = medians(
+        lambda: deque(resident.epoch(32, generator), 0),
+        lambda: deque(streamed.epoch(32, generator), 0),
+    )
+    gb = values.nbytes / 1e9
+    cells = [f"{t * 1e3:7.1f} ms {gb / t:5.2f} GB/s" for t in times]
+    print(f"  an epoch's batches: resident {cells[0]}   streamed {cells[1]}")
 
 
 def report_copying(path: Path) -> None:

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -105,7 +106,7 @@ class Aggregator(nn.Module, ABC):
                 got="a batch without bags",
                 remedy="leave out empty batches",
             )
-        empty = (bags.offsets.diff() == 0).nonzero().flatten()
+        empty = np.flatnonzero(np.diff(bags.offsets.numpy()) == 0)
         if len(empty):
             raise InputError(
                 f"aggregator {name}, bag {int(empty[0])} of the batch",

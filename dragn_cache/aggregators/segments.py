@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dragn_cache.bags import owners
+
 
 def segment_sum(values: Tensor, offsets: Tensor, weights: Tensor | None = None) -> Tensor:
     """(N, D) → (B, D): the sum of each bag's rows, each times its weight where (N,) are given."""
@@ -34,23 +36,18 @@ def segment_max(values: Tensor, offsets: Tensor) -> Tensor:
     # out of them (from 0 with include_self=False it takes a share of the gradient), and
     # torch.segment_reduce does not divide a negative gradient among ties (torch 2.15).
     lowest = values.new_full((len(offsets) - 1, values.shape[1]), float("-inf"))
-    rows = owners(values, offsets)[:, None].expand_as(values)
+    rows = owners(offsets).to(values.device)[:, None].expand_as(values)
     return lowest.scatter_reduce(0, rows, values, "amax")
 
 
 def segment_softmax(scores: Tensor, offsets: Tensor) -> Tensor:
     """(N,) → (N,): scores to weights above 0 that add up to 1 in each bag."""
-    bag, ends = owners(scores, offsets), offsets.to(scores.device)
+    bag, ends = owners(offsets).to(scores.device), offsets.to(scores.device)
     # What is subtracted cancels out: the largest score, so that exp cannot overflow.
     largest = torch.segment_reduce(scores.detach(), "max", offsets=ends, unsafe=True)
     powers = (scores - largest.index_select(0, bag)).exp()
     total = torch.segment_reduce(powers, "sum", offsets=ends, unsafe=True)
     return powers / total.index_select(0, bag)
-
-
-def owners(values: Tensor, offsets: Tensor) -> Tensor:
-    """(N,) int64, the bag of each row, on the device of ``values``."""
-    return torch.repeat_interleave(offsets.diff()).to(values.device)
 
 
 def _embedding_bag(
