@@ -4,8 +4,8 @@
 
 3000 bags of 1 to 15 vectors (512,), one label, batches of 32, forward, backward and AdamW, one
 process, epochs in turn, median of 7. torchmil reads float32 .npy files once, before the clock
-starts (``load_at_init``), and pads; here the bags are one array, float32 or float16. The ratio is to
-torchmil's ABMIL, for ``gated_abmil`` to its gated one.
+starts (``load_at_init``), and pads; here the bags are one array, float32 or float16. The ratio
+is to torchmil's ABMIL, for ``gated_abmil`` to its gated one.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@
 Writes, once, stores of 3000 bags of 1 to 15 instances with maps (512, 4, 10) and vectors (512,) in
 float16, and each tap as one .npy. Then ``open_store(path).load(tap)`` and ``np.load`` take turns in
 one process on a warm page cache: medians of 7, GB/s, and their ratio, beside the rate at which this
-machine copies memory. "again" is a second load from an opened store, whose index is known. "streamed" is an
-epoch over the maps, all bags shuffled, in batches of 32 within 256 MB, nothing computed.
+machine copies memory. "again" is a second load from an opened store, whose index is known.
+"streamed" is an epoch over the maps, all bags shuffled, in batches of 32 within 256 MB, nothing
+computed.
 """
 
 from __future__ import annotations
