@@ -93,7 +93,8 @@ def compare(name: str, kind: str, bags: RaggedBags, unit: str, **options: object
     # An operation and its two gradients; what is computed again does not count.
     work = 3 * 2 * products * windows * values[0].numel() / 1e6 / fast
     print(
-        f"{name:19} {kind:22} {slow:8.1f} {fast:8.2f}  {slow / fast:5.1f}×  {rate:6.1f}  {work:8.1f}",
+        f"{name:19} {kind:22} {slow:8.1f} {fast:8.2f}  {slow / fast:5.1f}×  {rate:6.1f}  "
+        f"{work:8.1f}",
         flush=True,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -184,6 +185,8 @@ class TrainConfig:
         seed: of the split, the initialisation, dropout, and all that ``shuffle_seed`` is of.
         shuffle_seed: of the order of bags and instances, and their views; None is ``seed``.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
+        memory: what features may fill, as ``8GB``; ``auto`` is 60 % of what is free. Larger ones
+            are streamed from the store in shuffled blocks.
         intervals: bootstrap resamples behind each 95 % interval; 0 leaves them out.
     """
 
@@ -202,6 +205,7 @@ class TrainConfig:
     seed: int = 0
     shuffle_seed: int | None = None
     device: str = "cpu"
+    memory: str = "auto"
     intervals: int = 1000
 
     def __post_init__(self) -> None:
@@ -211,6 +215,7 @@ class TrainConfig:
         _at_least("--epochs", self.epochs, 1)
         _at_least("--batch-size", self.batch_size, 1)
         _at_least("--intervals", self.intervals, 0)
+        parse_memory(self.memory)
         _at_least("--seed", self.seed, 0)
         _at_least("--shuffle-seed", self.order_seed, 0)
         weight = 1.0 if self.pos_weight in (None, "balanced") else self.pos_weight
@@ -236,6 +241,22 @@ class TrainConfig:
     def order_seed(self) -> int:
         """Seed of the order of bags and instances, and of their views."""
         return self.seed if self.shuffle_seed is None else self.shuffle_seed
+
+
+def parse_memory(text: str) -> int | None:
+    """Bytes of ``8GB``, ``500MB`` or a plain number; None for ``auto``.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if text == "auto":
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text.upper())
+    if found is None or float(found[1]) == 0:
+        raise InputError(
+            "--memory", expected="auto or bytes, as 8GB", got=repr(text), remedy="correct it"
+        )
+    return int(float(found[1]) * 1000 ** " KMGT".index(found[2] or " "))
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:

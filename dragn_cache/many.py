@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from dragn_cache.bags import RaggedBags
 from dragn_cache.config import TrainConfig
 from dragn_cache.devices import find_device
 from dragn_cache.errors import DragnCacheError, InputError
+from dragn_cache.feeding import in_order
 from dragn_cache.train import (
     BagClassifier,
     LabelledBags,
@@ -39,7 +40,7 @@ from dragn_cache.train import (
     bag_loss,
     build_model,
     divergence,
-    evaluation_batches,
+    fit_scaling,
     positive_weights,
     present,
     probabilities,
@@ -114,9 +115,6 @@ class _Group:
         self, data: LabelledBags, configs: Sequence[TrainConfig], device: torch.device
     ) -> None:
         self.data, self.configs, self.device = data, configs, device
-        shown = present(data, configs[0])
-        self.shown = replace(shown, bags=shown.bags.to(device=device))
-        self.bags = self.shown.bags.first(len(data.bags))
         self.targets = torch.from_numpy(data.targets).to(device, torch.float32)
         self.models, states = [], []
         for config in configs:
@@ -124,10 +122,12 @@ class _Group:
             model = build_model(config, data.bags.in_shape, data.targets.shape[1])
             self.models.append(model.to(device))
             states.append(_rng_state(device))
+        first = configs[0]
+        shuffle = self.models[0].aggregator.order_sensitive and first.order == "random"
+        self.feed, self.bags = present(data, first, device, shuffle=shuffle)
         # Scaling is a matter of the training bags: fitted once, applied once for all.
         self.scaling = self.models[0].scaling
-        if self.scaling is not None:
-            self.scaling.fit(self.bags.select(torch.from_numpy(data.rows("train"))))
+        fit_scaling(self.scaling, self.bags, data)
         for model in self.models:
             model.scaling = None
         self.stack = _Stack(self.models, states)
@@ -146,16 +146,13 @@ class _Group:
             weight_decay=[c.weight_decay for c in self.configs],
         )
         generator = torch.Generator().manual_seed(config.order_seed)
-        sees_order = self.models[0].aggregator.order_sensitive and config.order == "random"
         validation = torch.from_numpy(self.data.rows("validation"))
-        validation_bags = self.bags.select(validation)
         for epoch in range(1, config.epochs + 1):
             total = np.zeros(len(self.configs))
-            for batch, rows in self.shown.epoch(config.batch_size, generator):
-                batch = batch.permuted(generator) if sees_order else batch
+            for batch, rows in self.feed.epoch(config.batch_size, generator):
                 total += self._step(batch, rows, optimizer) * len(rows)
-            losses = self._losses(self._evaluate(validation_bags), validation)
-            self._record(epoch, total / len(self.shown), losses.detach().double().cpu().numpy())
+            losses = self._losses(self._evaluate(validation), validation)
+            self._record(epoch, total / len(self.feed), losses.detach().double().cpu().numpy())
             if progress is not None:
                 progress([h[-1] if e is None else None for h, e in self._state()])
             if all(error is not None for error in self.errors):
@@ -189,11 +186,11 @@ class _Group:
         return losses
 
     @torch.no_grad()
-    def _evaluate(self, bags: RaggedBags) -> Tensor:
-        """Logits (K, B, L) of some bags, instances in the manifest's order."""
+    def _evaluate(self, numbers: Tensor | None = None) -> Tensor:
+        """Logits (K, b, L) of some bags (None: all), instances in the manifest's order."""
         self.stack.shell.eval()
-        batches = (self._scaled(bags.select(chosen)) for chosen in evaluation_batches(bags))
-        return torch.cat([self.stack(batch, None)[0] for batch in batches], dim=1)
+        batches = in_order(self.bags, numbers)
+        return torch.cat([self.stack(self._scaled(batch), None)[0] for batch in batches], dim=1)
 
     def _scaled(self, bags: RaggedBags) -> RaggedBags:
         return bags if self.scaling is None else self.scaling(bags)
@@ -234,7 +231,7 @@ class _Group:
         with torch.no_grad():
             for name, x in self.stack.state.items():
                 x.copy_(self.best[name])
-        predicted = probabilities(self._evaluate(self.bags), self.data.task)
+        predicted = probabilities(self._evaluate(), self.data.task)
         results: list[Trained | Failed] = []
         for k, (history, error) in enumerate(self._state()):
             if error is not None:

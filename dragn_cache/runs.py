@@ -32,6 +32,7 @@ from dragn_cache.bags import RaggedBags, offsets_of
 from dragn_cache.config import TrainConfig
 from dragn_cache.devices import find_device
 from dragn_cache.errors import InputError, StoreMismatchError, UnknownNameError
+from dragn_cache.feeding import StoredBags, memory_for_features
 from dragn_cache.files import write_bytes, write_text
 from dragn_cache.manifest import SPLITS, Bag, Task, check_bags, columns_given, read_bags
 from dragn_cache.metrics import evaluate
@@ -88,7 +89,10 @@ class Labelling:
 
 def run_name(store: Path, config: TrainConfig) -> str:
     """A folder name for a run: the store, the method and its options, the seed."""
-    options = [str(v) if k == "unit" else f"{k}={v}" for k, v in (config.options or {}).items()]
+    options = []
+    for option, value in (config.options or {}).items():
+        text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        options.append(text if option == "unit" else f"{option}={text}")
     method = "-".join([config.aggregator, *options])
     return f"{store.name.removesuffix('.features')}-{method}-s{config.seed}"
 
@@ -130,6 +134,8 @@ def train_run(
         split: _scores(data.targets, trained.probabilities, data.rows(split), data.task, config)
         for split in SPLITS
     }
+    if isinstance(data.bags, StoredBags):  # the order of training depends on the blocks
+        config = replace(config, memory=f"{data.bags.budget}B")
     config = replace(config, tap=tap.name)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "config.toml", _config_toml(config, labelling, store))
@@ -171,14 +177,16 @@ def predict_run(
     refuse_other_features(run, record, store, warn)
     store.require_complete()
     labelling = _labelling_for(record, store, bags_csv, warn)
-    labelling, bags = load_bags(store, store.tap(record["tap"]), labelling, warn)
-    probabilities = predict(model.to(target), bags.to(device=target), labelling.task)
+    tap, config = store.tap(record["tap"]), TrainConfig(**record["config"])
+    memory = memory_for_features("auto", target)
+    labelling, bags = load_bags(store, tap, labelling, memory, warn)
+    bags = bags.to(device=target)
+    probabilities = predict(model.to(target), bags, labelling.task)
     out.mkdir(parents=True, exist_ok=True)
     splits = [bag.split for bag in labelling.bags]
     write_predictions(out / "predictions.csv", labelling, splits, probabilities)
     if any(bag.labels is None for bag in labelling.bags):
         return None
-    config = TrainConfig(**record["config"])
     rows = np.arange(len(labelling.bags))
     scores = _scores(labelling.targets(), probabilities, rows, labelling.task, config)
     write_text(out / "metrics.json", json.dumps({"all": scores}, indent=2) + "\n")
@@ -288,11 +296,15 @@ def _require_labels(labelling: Labelling) -> None:
 
 
 def load_bags(
-    store: Store, tap: Tap, labelling: Labelling, warn: Warn
-) -> tuple[Labelling, RaggedBags]:
-    """Load the features of the labelled bags; bags without a usable instance are left out."""
-    values, offsets = store.load(tap.name, bags=labelling.ids)
-    kept = np.diff(offsets) > 0
+    store: Store, tap: Tap, labelling: Labelling, memory: int, warn: Warn
+) -> tuple[Labelling, RaggedBags | StoredBags]:
+    """The features of the labelled bags; bags without a usable instance are left out.
+
+    Args:
+        memory: bytes that they may fill; larger ones stay in the store.
+    """
+    sizes = store.sizes(labelling.ids)
+    kept = sizes > 0
     if not kept.all():
         lost = [bag.bag_id for bag, keep in zip(labelling.bags, kept, strict=True) if not keep]
         warn(f"{len(lost)} bags have no usable instance and are left out: {', '.join(lost[:5])}")
@@ -300,22 +312,45 @@ def load_bags(
             labelling,
             bags=tuple(b for b, keep in zip(labelling.bags, kept, strict=True) if keep),
         )
-        offsets = np.concatenate([[0], offsets[1:][kept]])
-    return labelling, RaggedBags(torch.from_numpy(values), torch.from_numpy(offsets))
+    needed = int(sizes.sum()) * tap.row_bytes
+    if needed > memory:
+        warn(
+            f"the features of {tap.name} ({needed / 1e9:.3g} GB) are more than the "
+            f"{memory / 1e9:.3g} GB of memory for them: they are streamed from the store"
+        )
+        offsets = offsets_of(torch.from_numpy(sizes[kept]))
+        return labelling, StoredBags(store, tap, tuple(labelling.ids), offsets, memory)
+    values, bounds = store.load(tap.name, bags=labelling.ids)
+    return labelling, RaggedBags(torch.from_numpy(values), torch.from_numpy(bounds))
 
 
 def _load_labelled(
     store: Store, tap: Tap, labelling: Labelling, config: TrainConfig, warn: Warn
 ) -> tuple[Labelling, LabelledBags]:
     """Everything that training needs; augmented views, if asked for, of training bags only."""
-    labelling, bags = load_bags(store, tap, labelling, warn)
+    memory = memory_for_features(config.memory, find_device(config.device))
+    labelling, bags = load_bags(store, tap, labelling, memory, warn)
     splits = tuple(choose_splits(labelling, config.seed))
     stacked = None
     if config.views != "off":
         training = [k for k, split in enumerate(splits) if split == "train"]
+        rows = bags.offsets.diff()
+        copies = int(rows[training].sum()) * (len(store.description.views) - 1)
+        needed = (int(rows.sum()) + copies) * tap.row_bytes
+        if isinstance(bags, StoredBags) or needed > memory:
+            raise _views_too_large(config, needed, memory)
         stacked = stack_views(store, tap, bags, labelling.ids, training)
         bags = stacked.first(len(bags))  # so that the loaded copy goes
     return labelling, LabelledBags(bags, labelling.targets(), splits, labelling.task, stacked)
+
+
+def _views_too_large(config: TrainConfig, needed: int, memory: int) -> InputError:
+    return InputError(
+        f"--views {config.views}",
+        expected=f"features in all views that fit in {memory / 1e9:.3g} GB of memory",
+        got=f"{needed / 1e9:.3g} GB",
+        remedy=f"train with --views off, or with --memory {-(-needed // 10**6)}MB if there is that",
+    )
 
 
 def stack_views(

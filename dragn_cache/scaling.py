@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -26,14 +28,27 @@ class Standardise(nn.Module):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
 
-    @torch.no_grad()
     def fit(self, bags: RaggedBags) -> None:
         """Take mean and deviation from the instances of some bags."""
-        values = bags.values.float()
-        axes = (0, 2, 3) if values.dim() == 4 else (0,)
-        variance, mean = torch.var_mean(values, axes, correction=0)
+        self.fit_batches([bags])
+
+    @torch.no_grad()
+    def fit_batches(self, batches: Iterable[RaggedBags]) -> None:
+        """``fit`` to all bags of some batches, in one pass over them."""
+        seen, mean, variance = 0, *torch.zeros(2, len(self.mean)).to(self.mean).double()
+        for bags in batches:
+            values = bags.values.float()
+            axes = (0, 2, 3) if values.dim() == 4 else (0,)
+            moments = torch.var_mean(values, axes, correction=0)
+            its_variance, its_mean = (m.double() for m in moments)
+            # Chan et al. (1979): each batch around its own mean, so that no large squares cancel.
+            seen += len(values)
+            share = len(values) / seen
+            shift = its_mean - mean
+            mean = mean + share * shift
+            variance = variance + share * (its_variance - variance + (1 - share) * shift**2)
         self.mean.copy_(mean)
-        self.std.copy_(torch.where(variance > 0, variance.sqrt(), 1.0))
+        self.std.copy_(torch.where(variance > 0, variance.float().sqrt(), 1.0))
 
     def forward(self, bags: RaggedBags) -> RaggedBags:
         """The same bags in float32, scaled."""

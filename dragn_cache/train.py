@@ -7,9 +7,8 @@ seed, so the same seed on the same machine gives the same model.
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,13 +22,12 @@ from dragn_cache.bags import RaggedBags
 from dragn_cache.config import TrainConfig
 from dragn_cache.devices import find_device
 from dragn_cache.errors import DragnCacheError, InputError
+from dragn_cache.feeding import Feed, Presentations, StoredBags, Streamed, in_order
 from dragn_cache.manifest import Task
 from dragn_cache.scaling import Standardise
 
 Progress = Callable[[dict[str, float]], None]
 """Called after every epoch with its row of the history."""
-
-EVALUATION_ROWS = 4096  # instances of a batch at evaluation; a bag is never cut
 
 
 class BagClassifier(nn.Module):
@@ -93,12 +91,12 @@ class LabelledBags:
     """Features with what is to be learned: bags, targets (B, L) of 0 and 1, split of each bag.
 
     Attributes:
-        bags: the B bags' clean features.
+        bags: the B bags' clean features, in memory or to be read from their store.
         stacked: for training on views: ``bags`` (in the same memory), and after them the training
             bags in the first augmented view, in the second, and so on, K views in all.
     """
 
-    bags: RaggedBags
+    bags: RaggedBags | StoredBags
     targets: NDArray[np.int8]
     splits: tuple[str, ...]
     task: Task
@@ -134,18 +132,29 @@ def train(data: LabelledBags, config: TrainConfig, *, progress: Progress | None 
         torch.manual_seed(config.seed)
         model = build_model(config, data.bags.in_shape, data.targets.shape[1]).to(device)
         generator = torch.Generator().manual_seed(config.order_seed)
-        shown = present(data, config)
-        shown = replace(shown, bags=shown.bags.to(device=device))
-        bags = shown.bags.first(len(data.bags))
-        if model.scaling is not None:
-            model.scaling.fit(bags.select(torch.from_numpy(data.rows("train"))))
+        shuffle = model.aggregator.order_sensitive and config.order == "random"
+        feed, bags = present(data, config, device, shuffle=shuffle)
+        fit_scaling(model.scaling, bags, data)
         targets = torch.from_numpy(data.targets).to(device, torch.float32)
         weights = positive_weights(data, config, device)
         best_epoch, history = _fit(
-            model, shown, targets, weights, data, config, generator, progress
+            model, feed, bags, targets, weights, data, config, generator, progress
         )
     predicted = predict(model, bags, data.task)
     return Trained(model.cpu(), best_epoch, tuple(history), predicted)
+
+
+def fit_scaling(
+    scaling: Standardise | None, bags: RaggedBags | StoredBags, data: LabelledBags
+) -> None:
+    """Fit the scaling, if there is one, on the training bags."""
+    training = torch.from_numpy(data.rows("train"))
+    if scaling is None:
+        return
+    if isinstance(bags, RaggedBags):
+        scaling.fit(bags.select(training))
+    else:
+        scaling.fit_batches(in_order(bags, training))
 
 
 def build_model(config: TrainConfig, in_shape: tuple[int, ...], n_labels: int) -> BagClassifier:
@@ -158,54 +167,33 @@ def build_model(config: TrainConfig, in_shape: tuple[int, ...], n_labels: int) -
     )
 
 
-@dataclass(frozen=True)
-class Presentations:
-    """What the P presentations of an epoch show.
+def present(
+    data: LabelledBags, config: TrainConfig, device: torch.device, *, shuffle: bool
+) -> tuple[Feed, RaggedBags | StoredBags]:
+    """Which bags an epoch of training shows, and in which views; and the clean bags.
 
-    Attributes:
-        bags: the clean bags, then augmented views, as in ``LabelledBags.stacked``.
-        numbers: (V, P) int64: the bags of which each presentation is mixed; V is 1 or all views.
-        rows: (P,) int64: the bag that each presentation shows, as the targets count them.
-    """
-
-    bags: RaggedBags
-    numbers: Tensor
-    rows: Tensor
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batch(self, chosen: Tensor, generator: torch.Generator) -> RaggedBags:
-        """Some presentations as bags, one gather; the generator is used only to mix views."""
-        if len(self.numbers) == 1:
-            return self.bags.select(self.numbers[0, chosen])
-        return self.bags.mixed(self.numbers[:, chosen], generator)
-
-    def epoch(
-        self, batch_size: int, generator: torch.Generator
-    ) -> Iterator[tuple[RaggedBags, Tensor]]:
-        """All presentations in a random order, in batches, with the bags (b,) that they show."""
-        shuffled = torch.randperm(len(self), generator=generator)
-        for chosen in torch.split(shuffled, batch_size):
-            yield self.batch(chosen, generator), self.rows[chosen]
-
-
-def present(data: LabelledBags, config: TrainConfig) -> Presentations:
-    """Which bags an epoch of training shows, and in which views.
+    Args:
+        device: where batches, and bags in memory, go.
+        shuffle: whether the instances of each bag come in a random order.
 
     Raises:
         InputError: views are asked for and there are none.
     """
     training = torch.from_numpy(data.rows("train"))
-    if config.views == "off":
-        return Presentations(data.bags, training[None], training)
-    if data.stacked is None:
+    if config.views != "off" and data.stacked is None:
         raise no_views(config, "features")
-    augmented = torch.arange(len(data.bags), len(data.stacked)).view(-1, len(training))
-    numbers = torch.cat((training[None], augmented))  # (1 + K, T)
-    if config.views == "random":
-        return Presentations(data.stacked, numbers, training)
-    return Presentations(data.stacked, numbers.view(1, -1), training.repeat(len(numbers)))
+    if isinstance(data.bags, StoredBags):
+        stored = data.bags.to(device=device)
+        return Streamed(stored, training, shuffle), stored
+    if config.views == "off" or data.stacked is None:
+        bags = data.bags.to(device=device)
+        return Presentations(bags, training[None], training, shuffle), bags
+    stacked = data.stacked.to(device=device)
+    augmented = torch.arange(len(data.bags), len(stacked)).view(-1, len(training))
+    numbers, rows = torch.cat((training[None], augmented)), training  # (1 + K, T)
+    if config.views == "all":
+        numbers, rows = numbers.view(1, -1), training.repeat(len(numbers))
+    return Presentations(stacked, numbers, rows, shuffle), stacked.first(len(data.bags))
 
 
 def no_views(config: TrainConfig, where: str) -> InputError:
@@ -220,7 +208,8 @@ def no_views(config: TrainConfig, where: str) -> InputError:
 
 def _fit(
     model: BagClassifier,
-    shown: Presentations,
+    feed: Feed,
+    bags: RaggedBags | StoredBags,
     targets: Tensor,
     weights: Tensor | None,
     data: LabelledBags,
@@ -231,16 +220,14 @@ def _fit(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.lr, weight_decay=config.weight_decay
     )
-    bags = shown.bags.first(len(data.bags))
     validation = data.rows("validation")
-    shuffle = model.aggregator.order_sensitive and config.order == "random"
     history: list[dict[str, float]] = []
     best: tuple[float, int, dict[str, Any]] = (float("inf"), 0, {})
     for epoch in range(1, config.epochs + 1):
         model.train()
         total = 0.0
-        for batch, rows in shown.epoch(config.batch_size, generator):
-            logits, auxiliary = model(batch.permuted(generator) if shuffle else batch)
+        for batch, rows in feed.epoch(config.batch_size, generator):
+            logits, auxiliary = model(batch)
             loss = bag_loss(logits, targets[rows.to(targets.device)], data.task, weights)
             total += loss.item() * len(rows)
             optimizer.zero_grad()
@@ -249,7 +236,7 @@ def _fit(
         validation_loss = evaluate_loss(model, bags, targets, validation, data.task, weights)
         row = {
             "epoch": epoch,
-            "train_loss": total / len(shown),
+            "train_loss": total / len(feed),
             "validation_loss": validation_loss,
         }
         error = divergence(row, config)
@@ -318,7 +305,7 @@ def bag_loss(
 @torch.no_grad()
 def evaluate_loss(
     model: BagClassifier,
-    bags: RaggedBags,
+    bags: RaggedBags | StoredBags,
     targets: Tensor,
     rows: NDArray[np.int64],
     task: Task,
@@ -326,14 +313,14 @@ def evaluate_loss(
 ) -> float:
     """Mean loss over some bags, in evaluation mode, instances in the manifest's order."""
     chosen = torch.from_numpy(rows)
-    logits = _logits(model, bags.select(chosen))
+    logits = _logits(model, in_order(bags, chosen))
     return float(bag_loss(logits, targets[chosen.to(targets.device)], task, pos_weight))
 
 
 @torch.no_grad()
-def predict(model: BagClassifier, bags: RaggedBags, task: Task) -> NDArray[np.float64]:
+def predict(model: BagClassifier, bags: RaggedBags | StoredBags, task: Task) -> NDArray[np.float64]:
     """Probabilities (B, L) of all bags, instances in the manifest's order."""
-    return probabilities(_logits(model, bags), task)
+    return probabilities(_logits(model, in_order(bags)), task)
 
 
 def probabilities(logits: Tensor, task: Task) -> NDArray[np.float64]:
@@ -344,14 +331,6 @@ def probabilities(logits: Tensor, task: Task) -> NDArray[np.float64]:
     return result
 
 
-def _logits(model: BagClassifier, bags: RaggedBags) -> Tensor:
+def _logits(model: BagClassifier, batches: Iterable[RaggedBags]) -> Tensor:
     model.eval()
-    return torch.cat([model(bags.select(chosen))[0] for chosen in evaluation_batches(bags)])
-
-
-def evaluation_batches(bags: RaggedBags) -> Iterator[Tensor]:
-    """Numbers of consecutive bags, about `EVALUATION_ROWS` instances at a time."""
-    block = (bags.offsets[:-1] // EVALUATION_ROWS).numpy()
-    edges = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(bags)]
-    for first, last in itertools.pairwise(edges):
-        yield torch.arange(first, last)
+    return torch.cat([model(batch)[0] for batch in batches])

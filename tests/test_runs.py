@@ -191,6 +191,8 @@ def test_a_run_is_named_after_its_store_method_and_seed() -> None:
     name = run_name(Path("x/hpa.features"), config)
     assert name == "hpa-dragn-L1Agg-init=default-s7"
     assert run_name(Path("hpa"), replace(config, aggregator="max", options=None)) == "hpa-max-s7"
+    config = replace(config, aggregator="abmil", options={"embed": (23, 11), "attn_dim": 7})
+    assert run_name(Path("hpa"), config) == "hpa-abmil-embed=23,11-attn_dim=7-s7"
 
 
 def test_a_folder_with_files_is_refused(store: Store, run: Path, tmp_path: Path) -> None:

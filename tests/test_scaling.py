@@ -36,3 +36,20 @@ def test_what_was_fitted_is_applied_to_other_bags_and_saved() -> None:
     loaded = Standardise(2)
     loaded.load_state_dict(scaling.state_dict())
     assert loaded(other).values.tolist() == [[2.0, 2.0]]
+
+
+def test_batches_in_one_pass_give_what_all_at_once_gives() -> None:
+    """Also far from 0, where the mean of the squares less the square of the mean would be noise."""
+    rng = np.random.default_rng(1)
+    values = (rng.normal(size=(101, 5, 2, 3)) + 1e4).astype(np.float32)
+    values[60:, 3] += 7  # not the same in all batches
+    values[:, 2] = 4.0
+    batches = [
+        RaggedBags(torch.from_numpy(part), torch.tensor([0, len(part)]))
+        for part in np.split(values, [3, 4, 67])
+    ]
+    scaling = Standardise(5)
+    scaling.fit_batches(batches)
+    rows = np.moveaxis(values.astype(np.float64), 1, -1).reshape(-1, 5)
+    np.testing.assert_allclose(scaling.mean, rows.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(scaling.std, np.where(rows.std(0) > 0, rows.std(0), 1), rtol=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import shutil
 import subprocess
 import sys
@@ -181,7 +182,7 @@ def test_direct_reads_equal_the_librarys(tmp_path: Path, format: str) -> None:
                 if start > stop:
                     continue
                 out = np.empty((stop - start, *tap.shape), tap.dtype)
-                FORMATS[format].read_rows(part, tap, "0", start, out)
+                FORMATS[format].read_rows(part, tap, "0", [(start, out)])
                 np.testing.assert_array_equal(out, whole[start:stop])
         if format == "hdf5":
             root.close()
@@ -419,3 +420,16 @@ class _Rows:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         return self.values[start:stop]
+
+
+def test_bags_are_read_in_any_order_and_as_often_as_asked_for(tmp_path: Path, format: str) -> None:
+    store = open_store(write(tmp_path / "s", format))
+    rng = np.random.default_rng(0)
+    for tap in TAPS:
+        for asked in (rng.permutation(6), rng.integers(0, 6, 17), [5], []):
+            values, offsets = store.load(tap.name, bags=[f"b{k}" for k in asked])
+            wanted = [expected(k, tap) for k in asked]
+            np.testing.assert_array_equal(values, np.concatenate([values[:0], *wanted]))
+            assert np.diff(offsets).tolist() == [len(rows) for rows in wanted]
+            assert np.diff(offsets).tolist() == store.sizes([f"b{k}" for k in asked]).tolist()
+            assert values.ctypes.data % mmap.PAGESIZE == 0 or not len(values)

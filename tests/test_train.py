@@ -190,7 +190,7 @@ def test_evaluation_does_not_depend_on_its_batches(
     whole = predict(model, data.bags, data.task)
     one_by_one = [predict(model, data.bags.select([k]), data.task)[0] for k in range(41)]
     for rows in (1, 5, 13):
-        monkeypatch.setattr("dragn_cache.train.EVALUATION_ROWS", rows)
+        monkeypatch.setattr("dragn_cache.feeding.EVALUATION_ROWS", rows)
         np.testing.assert_allclose(predict(model, data.bags, data.task), whole, rtol=1e-6)
     np.testing.assert_allclose(whole, one_by_one, rtol=1e-6)
 

@@ -53,7 +53,7 @@ def parse_weight(text: str | None) -> Any:
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """``name=value`` pairs; true, false, none and numbers are taken as such."""
+    """``name=value`` pairs; true, false, none, numbers and lists of whole ones are such."""
     words = {"true": True, "false": False, "none": None}
     options: dict[str, Any] = {}
     for text in texts:
@@ -66,6 +66,8 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
             options[name] = words[value.lower()]
         elif re.fullmatch(r"[+-]?\d+", value):
             options[name] = int(value)
+        elif re.fullmatch(r"\d+(,\d+)+", value):
+            options[name] = tuple(int(number) for number in value.split(","))
         elif re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value):
             options[name] = float(value)
         else:

@@ -46,6 +46,9 @@ def train_agg(
         int | None, typer.Option(help="Of order and views alone. [the seed]")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    memory: Annotated[
+        str, typer.Option(help="What features may fill, as 8GB; larger ones are streamed.")
+    ] = "auto",
     intervals: Annotated[int, typer.Option(help="Resamples for the intervals; 0: none.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
@@ -79,6 +82,7 @@ def train_agg(
         seed=seed,
         shuffle_seed=shuffle_seed,
         device=device,
+        memory=memory,
         intervals=intervals,
     )
     run = out or Path("runs") / run_name(store, config)

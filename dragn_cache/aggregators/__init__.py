@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from dragn_cache.aggregators.abmil import Abmil, GatedAbmil
 from dragn_cache.aggregators.base import Aggregated, Aggregator
 from dragn_cache.aggregators.dragn import Dragn
 from dragn_cache.aggregators.max import Max
@@ -14,7 +15,9 @@ from dragn_cache.errors import InputError, UnknownNameError
 __all__ = ["AGGREGATORS", "Aggregated", "Aggregator", "create_aggregator"]
 
 AGGREGATORS: dict[str, type[Aggregator]] = {
+    "abmil": Abmil,
     "dragn": Dragn,
+    "gated_abmil": GatedAbmil,
     "max": Max,
     "mean": Mean,
 }

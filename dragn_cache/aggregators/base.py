@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -114,7 +115,7 @@ class Aggregator(nn.Module, ABC):
                 got="a batch without bags",
                 remedy="leave out empty batches",
             )
-        empty = (bags.offsets.diff() == 0).nonzero().flatten()
+        empty = np.flatnonzero(np.diff(bags.offsets.numpy()) == 0)
         if len(empty):
             raise InputError(
                 f"aggregator {name}, bag {int(empty[0])} of the batch",
@@ -135,6 +136,17 @@ def check_choice(owner: str, option: str, value: object, allowed: Sequence[objec
             expected="one of " + ", ".join(repr(a) for a in allowed),
             got=repr(value),
             remedy="choose one of them",
+        )
+
+
+def check_count(owner: str, option: str, value: object) -> None:
+    """Raise an InputError that names the option unless ``value`` is a whole number above 0."""
+    if type(value) is not int or value < 1:
+        raise InputError(
+            f"aggregator {owner}, option {option}",
+            expected="a whole number above 0",
+            got=repr(value),
+            remedy=f"give {option}=64, say",
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.aggregators.segments import segment_max
 from dragn_cache.bags import RaggedBags
 
 
@@ -24,10 +25,4 @@ class Max(Aggregator):
         return True
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
-        vectors = self.vectors(bags)
-        # Ties are common: a dead channel is 0 in every instance. Starting from -inf keeps the
-        # start out of them (from 0 with include_self=False it takes a share of the gradient), and
-        # torch.segment_reduce does not divide a negative gradient among ties (torch 2.15).
-        lowest = vectors.new_full((len(bags), self.out_dim), float("-inf"))
-        rows = bags.segment_ids[:, None].expand_as(vectors)
-        return Aggregated(lowest.scatter_reduce(0, rows, vectors, "amax"), None)
+        return Aggregated(segment_max(self.vectors(bags), bags.offsets), None)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch
-
 from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.aggregators.segments import segment_mean
 from dragn_cache.bags import RaggedBags
 
 
@@ -24,10 +23,4 @@ class Mean(Aggregator):
         return True
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
-        vectors = self.vectors(bags)
-        # segment_reduce adds each bag's rows in their order, on every device: index_add would use
-        # atomics on a GPU, where the last bits then change from run to run.
-        embedding = torch.segment_reduce(
-            vectors, "mean", offsets=bags.offsets.to(vectors.device), axis=0, unsafe=True
-        )
-        return Aggregated(embedding, None)
+        return Aggregated(segment_mean(self.vectors(bags), bags.offsets), None)

@@ -48,7 +48,7 @@ class _WholeSource(Source):
             for tap in self._description.taps:
                 for view in self.views:
                     out = np.empty((stop - start, *tap.shape), tap.dtype)
-                    self._format.read_rows(self.path, tap, view, start, out)
+                    self._format.read_rows(self.path, tap, view, [(start, out)])
                     values[tap.name, view] = out
         digest: bytes = index.digests[k].tobytes()
         self._refuse_damage(bag_id, digest, stop - start, values)

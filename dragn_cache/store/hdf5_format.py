@@ -11,7 +11,9 @@ import numpy as np
 
 from dragn_cache.store.part import (
     Array,
+    BagRows,
     PartIndex,
+    Pieces,
     RowTable,
     blocks,
     check_extent,
@@ -53,16 +55,26 @@ class Hdf5Format:
         with h5py.File(path, "r") as file:
             return index_from_arrays(lambda name, text: _read(file[name], text))
 
-    def read_rows(self, path: Path, tap: Tap, view: str, start: int, out: Array) -> None:
-        if not len(out):
+    def read_bags(self, path: Path) -> BagRows:
+        with h5py.File(path, "r") as file:
+            return BagRows(
+                ids=tuple(str(v) for v in _read(file["bags/id"], True)),
+                offsets=_read(file["bags/offsets"], False),
+                rows=len(file["instances/order"]),
+            )
+
+    def read_rows(self, path: Path, tap: Tap, view: str, pieces: Pieces) -> None:
+        pieces = [(start, out) for start, out in pieces if len(out)]
+        if not pieces:  # an empty dataset has no place in the file
             return
         with h5py.File(path, "r") as file:
             dataset = file[f"taps/{tap.name}/{view}"]
-            check_extent(dataset.shape, dataset.dtype, tap, start + len(out))
-            offset = dataset.id.get_offset() + start * tap.row_bytes
+            check_extent(dataset.shape, dataset.dtype, tap, pieces)
+            offset = dataset.id.get_offset()
         with path.open("rb", buffering=0) as raw:
-            raw.seek(offset)
-            read_exactly(raw, out)
+            for start, out in pieces:
+                raw.seek(offset + start * tap.row_bytes)
+                read_exactly(raw, out)
 
 
 def _read(dataset: Any, text: bool) -> Array:

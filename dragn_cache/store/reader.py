@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import tomllib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
@@ -21,11 +23,17 @@ from dragn_cache.store.part import (
     Array,
     Failure,
     PartIndex,
+    Pieces,
     bag_digests,
+    check_bags,
     check_index,
     damaged_part,
+    empty_rows,
 )
 from dragn_cache.store.schema import CLEAN_VIEW, KINDS, StoreDescription, Tap, read_description
+
+# Threads that fill memory: one alone spends most of its time on the first touch of new pages.
+READERS = 4
 
 
 class Store:
@@ -53,7 +61,7 @@ class Store:
         for bag_id, part in self._part_of.items():
             self._planned.setdefault(part, []).append(bag_id)
         self._index: dict[int, PartIndex] = {}
-        self._positions: dict[int, dict[str, int]] = {}
+        self._places: dict[str, tuple[int, int, int]] = {}
 
     # --- what there is ---
 
@@ -105,7 +113,8 @@ class Store:
     def instances(self, bag_id: str) -> PartIndex:
         """Everything but the features of one bag: its piece of its part's index."""
         part, first, last = self._place(bag_id)
-        index, k = self.index(part), self._position(part)[bag_id]
+        index = self.index(part)
+        k = index.ids.index(bag_id)
         return PartIndex(
             ids=(bag_id,),
             offsets=np.array([0, last - first], np.int64),
@@ -131,8 +140,13 @@ class Store:
 
     def rows(self, number: int) -> int:
         """Instances of a part's bags, without those that an update has superseded."""
-        sizes = np.diff(self.index(number).offsets)
-        return int(sum(sizes[self._position(number)[b]] for b in self._planned[number]))
+        places = [self._place(bag_id) for bag_id in self._planned[number]]
+        return sum(last - first for _, first, last in places)
+
+    def sizes(self, bags: Sequence[str]) -> NDArray[np.int64]:
+        """(B,): instances of some bags, by their ids."""
+        places = [self._place(bag_id) for bag_id in bags]
+        return np.array([last - first for _, first, last in places], np.int64)
 
     def summary(self) -> dict[str, Any]:
         """What the store holds and how it was made, as JSON can hold it."""
@@ -191,34 +205,42 @@ class Store:
         if view not in self.description.views:
             raise UnknownNameError("view", view, self.description.views)
         ids = self.bag_ids if bags is None else list(bags)
-        places = [self._place(bag_id) for bag_id in ids]
-        sizes = [last - first for _, first, last in places]
-        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        values = np.empty((int(offsets[-1]), *chosen.shape), chosen.dtype)
-        for part, start, row, count in _joined(places, offsets):
+        places = np.array([self._place(bag_id) for bag_id in ids], np.int64).reshape(-1, 3)
+        offsets = np.concatenate([[0], np.cumsum(places[:, 2] - places[:, 1])])
+        values = empty_rows((int(offsets[-1]), *chosen.shape), chosen.dtype)
+
+        def read(part: int, pieces: Pieces) -> None:
             with self._damage(part):
-                path = self.part_path(part)
-                self._format.read_rows(path, chosen, view, start, values[row : row + count])
+                self._format.read_rows(self.part_path(part), chosen, view, pieces)
+
+        by_part = _pieces(places, values)
+        with ThreadPoolExecutor(READERS) as readers:
+            for _ in readers.map(read, by_part, by_part.values()):
+                pass
         return values, offsets
 
     def _place(self, bag_id: str) -> tuple[int, int, int]:
         """Part, first and last row of a bag."""
+        if bag_id not in self._places:
+            self._find(bag_id)
+        return self._places[bag_id]
+
+    def _find(self, bag_id: str) -> None:
+        """Learn where all bags of a bag's part are."""
         if bag_id not in self._part_of:
             raise UnknownNameError(
                 "bag", bag_id, self._part_of, remedy=f"see {self.path / 'manifest' / 'bags.csv'}"
             )
         part = self._part_of[bag_id]
-        if part not in self._index and not self.part_path(part).exists():
+        if not self.part_path(part).exists():
             self.require_complete()
-        index = self.index(part)
-        k = self._position(part)[bag_id]
-        return part, int(index.offsets[k]), int(index.offsets[k + 1])
-
-    def _position(self, part: int) -> dict[str, int]:
-        if part not in self._positions:
-            ids = self.index(part).ids
-            self._positions[part] = {bag_id: k for k, bag_id in enumerate(ids)}
-        return self._positions[part]
+        planned = self._planned[part]
+        with self._damage(part):
+            found = self._format.read_bags(self.part_path(part))
+            check_bags(found, planned)
+        edges = found.offsets.tolist()
+        at = {held: k for k, held in enumerate(found.ids)}
+        self._places |= {b: (part, edges[at[b]], edges[at[b] + 1]) for b in planned}
 
     @contextmanager
     def _damage(self, part: int) -> Iterator[None]:
@@ -237,7 +259,6 @@ class Store:
         """
         planned = self._planned[number]
         self._index.pop(number, None)
-        self._positions.pop(number, None)
         try:
             index = self.index(number)
             taps, views = self.description.taps, self.description.views
@@ -246,8 +267,8 @@ class Store:
         except DamagedPartError as error:
             return [(bag_id, error.got) for bag_id in planned]
         wrong = (digests != index.digests).any(axis=1)
-        damaged = [bag_id for bag_id in planned if wrong[self._position(number)[bag_id]]]
-        return [(bag_id, "features differ from their digest") for bag_id in damaged]
+        damaged = {bag_id for bag_id, bad in zip(index.ids, wrong, strict=True) if bad}
+        return [(b, "features differ from their digest") for b in planned if b in damaged]
 
 
 class _PartRows:
@@ -260,24 +281,27 @@ class _PartRows:
         out = np.empty((stop - start, *self.tap.shape), self.tap.dtype)
         with self.store._damage(self.part):
             path = self.store.part_path(self.part)
-            self.store._format.read_rows(path, self.tap, self.view, start, out)
+            self.store._format.read_rows(path, self.tap, self.view, [(start, out)])
         return out
 
 
-def _joined(
-    places: Sequence[tuple[int, int, int]], offsets: NDArray[np.int64]
-) -> Iterator[tuple[int, int, int, int]]:
-    """(part, first row in it, row in the result, count), neighbours read in one go."""
-    k = 0
-    while k < len(places):
-        part, start, stop = places[k]
-        row = int(offsets[k])
-        while k + 1 < len(places) and places[k + 1][:2] == (part, stop):
-            k += 1
-            stop = places[k][2]
-        if stop > start:
-            yield part, start, row, stop - start
-        k += 1
+def _pieces(places: NDArray[np.int64], values: Array) -> dict[int, list[tuple[int, Array]]]:
+    """The pieces to read from each part, neighbours in one go.
+
+    Args:
+        places: (B, 3) part, first and last row of each bag.
+        values: (N, ...) where the bags' rows go, one after the other.
+    """
+    places = places[places[:, 2] > places[:, 1]]
+    follows = (places[1:, 0] == places[:-1, 0]) & (places[1:, 1] == places[:-1, 2])
+    edges = [0, *(np.flatnonzero(~follows) + 1).tolist(), len(places)]
+    by_part: dict[int, list[tuple[int, Array]]] = {}
+    row = 0
+    for k, end in itertools.pairwise(edges if len(places) else []):
+        part, start, stop = int(places[k, 0]), int(places[k, 1]), int(places[end - 1, 2])
+        by_part.setdefault(part, []).append((start, values[row : row + stop - start]))
+        row += stop - start
+    return by_part
 
 
 def _part_number(path: Path, bag: Bag) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ import zarr
 
 from dragn_cache.store.part import (
     Array,
+    BagRows,
     PartIndex,
+    Pieces,
     RowTable,
     check_extent,
     index_arrays,
@@ -65,20 +67,28 @@ class ZarrFormat:
         group = zarr.open_group(path, mode="r")
         return index_from_arrays(lambda name, text: _read(path, group, name))
 
-    def read_rows(self, path: Path, tap: Tap, view: str, start: int, out: Array) -> None:
+    def read_bags(self, path: Path) -> BagRows:
+        group = zarr.open_group(path, mode="r")
+        order: Any = group["instances/order"]
+        return BagRows(
+            ids=tuple(str(v) for v in _read(path, group, "bags/id")),
+            offsets=_read(path, group, "bags/offsets"),
+            rows=order.shape[0],
+        )
+
+    def read_rows(self, path: Path, tap: Tap, view: str, pieces: Pieces) -> None:
         folder = path / "taps" / tap.name / view
         metadata = json.loads((folder / "zarr.json").read_text())
-        check_extent(tuple(metadata["shape"]), metadata["data_type"], tap, start + len(out))
+        check_extent(tuple(metadata["shape"]), metadata["data_type"], tap, pieces)
         shard_rows = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
         chunk_rows = metadata["codecs"][0]["configuration"]["chunk_shape"][0]
-        done = 0
-        while done < len(out):
-            row = start + done
-            count = min(len(out) - done, shard_rows - row % shard_rows)
-            shard = folder.joinpath("c", str(row // shard_rows), *["0"] * len(tap.shape))
-            piece = out[done : done + count]
-            _read_shard(shard, shard_rows // chunk_rows, chunk_rows, row % shard_rows, piece)
-            done += count
+        by_shard: dict[int, list[tuple[int, Array]]] = {}
+        for start, out in pieces:
+            for shard, inside, part in _cut(start, out, shard_rows):
+                by_shard.setdefault(shard, []).append((inside, part))
+        for shard, inner in by_shard.items():
+            file = folder.joinpath("c", str(shard), *["0"] * len(tap.shape))
+            _read_shard(file, shard_rows // chunk_rows, chunk_rows, tap.row_bytes, inner)
 
 
 def chunk_and_shard_rows(rows: int, row_bytes: int) -> tuple[int, int]:
@@ -122,20 +132,26 @@ def _read(path: Path, group: zarr.Group, name: str) -> Array:
     return np.asarray(array[...])
 
 
-def _read_shard(path: Path, chunks: int, chunk_rows: int, first: int, out: Array) -> None:
-    """Fill ``out`` with the shard's rows from ``first`` on."""
-    chunk_bytes = out.nbytes // len(out) * chunk_rows
-    row_bytes = chunk_bytes // chunk_rows
+def _cut(start: int, out: Array, block: int) -> Iterator[tuple[int, int, Array]]:
+    """Rows from ``start`` on, cut where a block of rows ends: block, first row in it, piece."""
+    done = 0
+    while done < len(out):
+        number, inside = divmod(start + done, block)
+        count = min(len(out) - done, block - inside)
+        yield number, inside, out[done : done + count]
+        done += count
+
+
+def _read_shard(path: Path, chunks: int, chunk_rows: int, row_bytes: int, pieces: Pieces) -> None:
+    """Fill every piece with the shard's rows from its start on."""
     with path.open("rb", buffering=0) as raw:
         raw.seek(-(chunks * INDEX_ENTRY.itemsize + CRC_BYTES), 2)
         table = np.empty(chunks, INDEX_ENTRY)
         read_exactly(raw, table)
-        if (table["bytes"] != chunk_bytes).any():
+        if (table["bytes"] != chunk_rows * row_bytes).any():
             raise ValueError(f"shard {path.name} has chunks of another size")
-        done = 0
-        while done < len(out):
-            chunk, inside = divmod(first + done, chunk_rows)
-            count = min(len(out) - done, chunk_rows - inside)
-            raw.seek(int(table["offset"][chunk]) + inside * row_bytes)
-            read_exactly(raw, out[done : done + count])
-            done += count
+        offsets = table["offset"].tolist()
+        for start, out in pieces:
+            for chunk, inside, piece in _cut(start, out, chunk_rows):
+                raw.seek(offsets[chunk] + inside * row_bytes)
+                read_exactly(raw, piece)

@@ -1,0 +1,60 @@
+"""Sums, means, maxima and softmaxes over the rows of each bag, without padding.
+
+Bag b has the rows ``offsets[b] : offsets[b + 1]`` of an array of N rows; offsets (B + 1,) int64 are
+on the host, as ``RaggedBags`` keeps them. No bag may be empty. A bag's rows are added in their
+order and by themselves, so a result does not depend on the bag's batch mates, on any device:
+``index_add`` would use atomics on a GPU, where the last bits then change from run to run.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dragn_cache.bags import owners
+
+
+def segment_sum(values: Tensor, offsets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """(N, D) → (B, D): the sum of each bag's rows, each times its weight where (N,) are given."""
+    return _embedding_bag(values, offsets, "sum", weights)
+
+
+def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
+    """(N, D) → (B, D): the mean of each bag's rows."""
+    return _embedding_bag(values, offsets, "mean")
+
+
+def segment_max(values: Tensor, offsets: Tensor) -> Tensor:
+    """(N, D) → (B, D): the largest of each bag's rows, by column.
+
+    Rows that tie share the gradient evenly, as in ``Tensor.amax``.
+    """
+    # Ties are common: a dead channel is 0 in every instance. Starting from -inf keeps the start
+    # out of them (from 0 with include_self=False it takes a share of the gradient), and
+    # torch.segment_reduce does not divide a negative gradient among ties (torch 2.15).
+    lowest = values.new_full((len(offsets) - 1, values.shape[1]), float("-inf"))
+    rows = owners(offsets).to(values.device)[:, None].expand_as(values)
+    return lowest.scatter_reduce(0, rows, values, "amax")
+
+
+def segment_softmax(scores: Tensor, offsets: Tensor) -> Tensor:
+    """(N,) → (N,): scores to weights above 0 that add up to 1 in each bag."""
+    bag, ends = owners(offsets).to(scores.device), offsets.to(scores.device)
+    # What is subtracted cancels out: the largest score, so that exp cannot overflow.
+    largest = torch.segment_reduce(scores.detach(), "max", offsets=ends, unsafe=True)
+    powers = (scores - largest.index_select(0, bag)).exp()
+    total = torch.segment_reduce(powers, "sum", offsets=ends, unsafe=True)
+    return powers / total.index_select(0, bag)
+
+
+def _embedding_bag(
+    values: Tensor, offsets: Tensor, mode: Literal["sum", "mean"], weights: Tensor | None = None
+) -> Tensor:
+    # With the values as the "embeddings" and every row looked up once, this is the library's
+    # fastest sum over segments, 5 to 20 times as fast as torch.segment_reduce on two cores.
+    rows = torch.arange(len(values), device=values.device)
+    starts = offsets[:-1].to(values.device)
+    return F.embedding_bag(rows, values, starts, mode=mode, per_sample_weights=weights)

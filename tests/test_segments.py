@@ -1,0 +1,90 @@
+"""Operations over the rows of each bag, against NumPy on one bag at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dragn_cache.aggregators.segments import (
+    segment_max,
+    segment_mean,
+    segment_softmax,
+    segment_sum,
+)
+from dragn_cache.bags import offsets_of
+
+SIZES = [3, 1, 13, 2, 7, 257, 5]
+WIDTH = 11
+OFFSETS = offsets_of(torch.tensor(SIZES))
+Rows = NDArray[np.float64]
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def weighted(values: Tensor, offsets: Tensor) -> Tensor:
+    """Each row's weight is its first entry."""
+    return segment_sum(values, offsets, values[:, 0].contiguous())
+
+
+def softmax(values: Tensor, offsets: Tensor) -> Tensor:
+    return segment_softmax(values[:, 0], offsets)[:, None]
+
+
+def softmax_of(rows: Rows) -> Rows:
+    powers = np.exp(rows[:, :1])
+    return powers / powers.sum()
+
+
+Operation = Callable[[Tensor, Tensor], Tensor]
+OPERATIONS: dict[str, tuple[Operation, Callable[[Rows], Rows]]] = {
+    "sum": (segment_sum, lambda rows: rows.sum(0, keepdims=True)),
+    "weighted": (weighted, lambda rows: (rows[:, :1] * rows).sum(0, keepdims=True)),
+    "mean": (segment_mean, lambda rows: rows.mean(0, keepdims=True)),
+    "max": (segment_max, lambda rows: rows.max(0, keepdims=True)),
+    "softmax": (softmax, softmax_of),
+}
+every_operation = pytest.mark.parametrize("name", list(OPERATIONS))
+
+
+@every_operation
+def test_each_bag_gets_what_numpy_gives_it(name: str) -> None:
+    operation, expected = OPERATIONS[name]
+    values = draw(sum(SIZES), WIDTH).double()
+    rows = values.numpy()
+    wanted = [expected(rows[a:b]) for a, b in pairwise(OFFSETS.tolist())]
+    got = operation(values, OFFSETS).numpy()
+    np.testing.assert_allclose(got, np.concatenate(wanted), rtol=1e-12, atol=1e-12)
+
+
+@every_operation
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_bag_does_not_depend_on_its_mates_bit_for_bit(name: str, dtype: torch.dtype) -> None:
+    operation, _ = OPERATIONS[name]
+    values = draw(sum(SIZES), WIDTH).to(dtype)
+    together = operation(values, OFFSETS)
+    for k, (start, end) in enumerate(pairwise(OFFSETS.tolist())):
+        alone = operation(values[start:end], torch.tensor([0, end - start]))
+        rows = slice(start, end) if name == "softmax" else slice(k, k + 1)
+        assert torch.equal(alone, together[rows])
+
+
+@every_operation
+def test_gradients_are_those_of_finite_differences(name: str) -> None:
+    operation, _ = OPERATIONS[name]
+    offsets = offsets_of(torch.tensor([3, 1, 5, 2]))
+    values = draw(11, 3).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda v: operation(v, offsets), values)
+
+
+def test_weights_add_up_to_one_however_large_the_scores() -> None:
+    scores = torch.tensor([-1e30, 3.0, 88.0, 9e4, 9e4, -200.0, -200.0, 7.0])
+    weights = segment_softmax(scores, torch.tensor([0, 1, 3, 5, 7, 8]))
+    assert weights.tolist() == [1, pytest.approx(np.exp(-85)), 1, 0.5, 0.5, 0.5, 0.5, 1]
