@@ -21,7 +21,7 @@ from dragn_cache.config import TrainConfig
 from dragn_cache.errors import InputError
 from dragn_cache.manifest import Task
 from dragn_cache.many import Failed, StackedAdamW, check_group, train_many
-from dragn_cache.train import Dropout, LabelledBags, Presentations, Trained, predict, train
+from dragn_cache.train import Dropout, LabelledBags, Trained, predict, train
 
 BASE = TrainConfig(epochs=11, batch_size=8, lr=1e-2, dropout=0.3, shuffle_seed=3)
 OWN: list[dict[str, Any]] = [
@@ -197,16 +197,17 @@ def test_each_batch_is_gathered_once_for_all(
     data: LabelledBags, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gathered: list[int] = []
-    batch = Presentations.batch
+    select = RaggedBags.select
 
-    def counting(self: Presentations, chosen: Tensor, generator: torch.Generator) -> RaggedBags:
+    def counting(self: RaggedBags, chosen: Tensor, **options: Any) -> RaggedBags:
         gathered.append(len(chosen))
-        return batch(self, chosen, generator)
+        return select(self, chosen, **options)
 
-    monkeypatch.setattr(Presentations, "batch", counting)
+    monkeypatch.setattr(RaggedBags, "select", counting)
     for method in ("l1agg", "l3agg"):
         train_many(data, group(method, epochs=2))
-    assert gathered == [8, 8, 1] * 4
+    validation = len(data.rows("validation"))  # not neighbours, so gathered as well
+    assert gathered == [8, 8, 1, validation] * 4
 
 
 def test_the_global_generator_is_left_alone(data: LabelledBags) -> None:

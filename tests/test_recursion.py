@@ -78,7 +78,9 @@ def test_single_precision_is_close_to_the_loop(shape: tuple[int, ...], unit: str
 @compiled
 @pytest.mark.parametrize("kernel", [1, 3, 5, 7])
 @pytest.mark.parametrize("mixing", ["shared", "per_channel"])
-@pytest.mark.parametrize(("unit", "bn"), [("L2Agg", False), ("L2Agg", True), ("L3Agg", True)])
+@pytest.mark.parametrize(
+    ("unit", "bn"), [("L1Agg", False), ("L2Agg", False), ("L2Agg", True), ("L3Agg", True)]
+)
 def test_mixings_and_kernels_equal_the_loop(unit: str, bn: bool, mixing: str, kernel: int) -> None:
     shape = (17, 5, 3)
     dragn = random_dragn(

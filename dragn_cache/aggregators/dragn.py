@@ -128,7 +128,7 @@ class Dragn(Aggregator):
         return self._linear and self._mixing == "shared"
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
-        if self._linear:
+        if self._linear and not (self._mixing == "per_channel" and self._compiled(bags)):
             conv = cast(UnitConv, self.unit[0])
             return Aggregated(pool_linearly(bags, conv.weight, cast(Tensor, conv.bias)), None)
         steps = list(plan_rounds(bags.offsets.diff()))
