@@ -293,6 +293,7 @@ def test_mistakes_in_training_are_one_line(store: Path, tmp_path: Path) -> None:
     assert "option 'unit'" in refused(*base, "--aggregator", "mean", "--unit", "L1Agg")
     assert "name=value" in refused(*base, "--option", "bn")
     assert "did you mean gap" in refused(*base, "--tap", "gp")
+    assert "expected auto or bytes, as 8GB" in refused(*base, "--memory", "much")
     assert "no such folder" in refused("train-agg", "--store", tmp_path / "none")
     assert "no such folder" in refused("info", tmp_path / "none")
     assert "no such folder" in refused(
