@@ -82,7 +82,8 @@ def read_table(path: Path) -> list[Row]:
             got=delimiter.join(head) or "an empty line",
             remedy="correct the first line",
         )
-    return [_row(path, head, line, cells) for line, cells in lines[1:]]
+    name = path.name  # once: pathlib works it out each time
+    return [_row(path, name, head, line, cells) for line, cells in lines[1:]]
 
 
 def _read_lines(path: Path, reader: Any) -> list[tuple[int, list[str]]]:
@@ -104,7 +105,7 @@ def _read_lines(path: Path, reader: Any) -> list[tuple[int, list[str]]]:
     return lines
 
 
-def _row(path: Path, head: Sequence[str], line: int, cells: Sequence[str]) -> Row:
+def _row(path: Path, name: str, head: Sequence[str], line: int, cells: Sequence[str]) -> Row:
     if len(cells) != len(head):
         raise ManifestError(
             f"{path}:{line}",
@@ -112,7 +113,7 @@ def _row(path: Path, head: Sequence[str], line: int, cells: Sequence[str]) -> Ro
             got=str(len(cells)),
             remedy="quote cells that contain the separator",
         )
-    return Row(dict(zip(head, map(str.strip, cells), strict=True)), path.name, line)
+    return Row(dict(zip(head, map(str.strip, cells), strict=True)), name, line)
 
 
 def split_cell(cell: str) -> tuple[str, ...]:

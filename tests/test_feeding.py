@@ -150,17 +150,18 @@ def test_instances_are_shuffled_within_their_bag_if_asked_to(
 
 @pytest.fixture
 def alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Bytes of loaded features that are in use, whenever more have been loaded."""
+    """Bytes of loaded features that are in use while more are loaded, those included."""
     held: dict[int, int] = {}
     seen: list[int] = []
     load = Store.load
 
     def counted(self: Store, *args: Any, **kwargs: Any) -> Any:
+        before = sum(list(held.values()))
         values, offsets = load(self, *args, **kwargs)
         key = len(seen)
         held[key] = values.nbytes
         weakref.finalize(values, held.pop, key)
-        seen.append(sum(held.values()))
+        seen.append(before + values.nbytes)
         return values, offsets
 
     monkeypatch.setattr(Store, "load", counted)

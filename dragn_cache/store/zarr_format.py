@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from numcodecs import VLenUTF8
 
 from dragn_cache.store.part import (
     Array,
@@ -68,17 +69,14 @@ class ZarrFormat:
         return index_from_arrays(lambda name, text: _read(path, group, name))
 
     def read_bags(self, path: Path) -> BagRows:
-        group = zarr.open_group(path, mode="r")
-        order: Any = group["instances/order"]
-        return BagRows(
-            ids=tuple(str(v) for v in _read(path, group, "bags/id")),
-            offsets=_read(path, group, "bags/offsets"),
-            rows=order.shape[0],
-        )
+        (rows,) = _metadata(path / "instances" / "order")["shape"]
+        ids, offsets = (_chunk(path / "bags" / name) for name in ("id", "offsets"))
+        texts = VLenUTF8().decode(ids) if ids else ()
+        return BagRows(tuple(texts), np.frombuffer(offsets, "<i8").astype(np.int64), rows)
 
     def read_rows(self, path: Path, tap: Tap, view: str, pieces: Pieces) -> None:
         folder = path / "taps" / tap.name / view
-        metadata = json.loads((folder / "zarr.json").read_text())
+        metadata = _metadata(folder)
         check_extent(tuple(metadata["shape"]), metadata["data_type"], tap, pieces)
         shard_rows = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
         chunk_rows = metadata["codecs"][0]["configuration"]["chunk_shape"][0]
@@ -122,6 +120,22 @@ def _create(
         filters=None,
         config={"write_empty_chunks": True},
     )
+
+
+def _metadata(array: Path) -> dict[str, Any]:
+    metadata: dict[str, Any] = json.loads((array / "zarr.json").read_text())
+    return metadata
+
+
+def _chunk(array: Path) -> bytes:
+    """The bytes of a one-dimensional, uncompressed array of the index, which is one chunk.
+
+    The library takes a millisecond for each array, which many small parts would feel.
+    """
+    metadata = _metadata(array)
+    if [codec["name"] for codec in metadata["codecs"]] not in (["bytes"], ["vlen-utf8"]):
+        raise ValueError(f"{array.name} is not stored uncompressed")
+    return (array / "c" / "0").read_bytes() if metadata["shape"][0] else b""
 
 
 def _read(path: Path, group: zarr.Group, name: str) -> Array:
