@@ -2,8 +2,9 @@
 
     python benchmarks/memory.py
 
-Each is a process of its own (its workers are measured apart). A small network on small images, so
-that 20,000 of them take a minute; what a batch and a part hold is as large as ever.
+Each is a process of its own; its workers, which hold one image each, do not count. A small network
+on small images, so that 20,000 of them take a minute; what a batch and a part hold is as large as
+ever.
 """
 
 from __future__ import annotations
@@ -43,7 +44,6 @@ def one(images: int, format: str) -> None:
                 "images": report.instances_done,
                 "seconds": round(report.total_seconds),
                 "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
-                "worker_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3,
             }
         )
     )

@@ -7,6 +7,7 @@ with the data. Requests travel in small groups: one message for several images.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -30,6 +31,7 @@ Tag = TypeVar("Tag")
 
 GROUP_CROPS = 8  # crops of one message, unless a single image has more
 NICENESS = 19  # on the CPU: the network goes first
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 SETTLE_FACTOR, SETTLE_SECONDS = 2.0, 0.05  # see `Decoder.settle`
 
 
@@ -194,10 +196,22 @@ def attempt(request: ImageRequest) -> Decoded:
 
 
 def _begin_worker(niceness: int) -> None:
-    """Give way, leave Ctrl-C to the parent, and end when it ends."""
+    """Give way, keep memory, leave Ctrl-C to the parent, and end when it ends."""
     os.nice(niceness)
+    _keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     follow_parent()
+
+
+def _keep_memory() -> None:
+    """Have glibc keep memory that images let go for the next ones, instead of giving it back.
+
+    New pages from the system for every image of 1024² took 40 % of the time of decoding it.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, size in ((M_MMAP_THRESHOLD, 32 * 2**20), (M_TRIM_THRESHOLD, 256 * 2**20)):
+            mallopt(option, size)
 
 
 def follow_parent() -> None:
