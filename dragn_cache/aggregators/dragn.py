@@ -8,8 +8,10 @@ of two the mean. Global average pooling comes after the recursion, so the featur
   than two instances are gathered and meet the unit in one call: no padding, no loop over windows
   or bags. ``plan_rounds`` decides which rows those are, from the bag sizes alone. A bag that has
   two or one left is pooled to a vector and leaves, so each round holds only what it works on.
-- **L1Agg** with one unit for all rounds is linear: its recursion and the pooling after it are one
-  weighted sum (`adjoint`), unless ``mixing`` is ``full``, and no window is ever made.
+- **Three ways, one result.** L1Agg with one unit for all rounds is linear: its recursion and the
+  pooling after it are one weighted sum (`adjoint`), and no window is ever made. On a CPU with a C++
+  compiler everything else, and L1Agg with kernels of its own per channel, runs in `recursion`. What
+  is left (a GPU, ``full``, no compiler) goes through the unit's own layers, round by round, here.
 - **The unit** sees windows as a batch of M maps, the three instances as channels. ``mixing``:
   ``shared``, one kernel for all feature channels, M = windows x C, (M, 3, h, w) -> (M, 1, h, w);
   ``per_channel``, a kernel of its own for each feature channel, and ``full``, all channels into
