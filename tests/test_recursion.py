@@ -184,7 +184,7 @@ def test_gradients_can_be_taken_twice() -> None:
 def test_memory_let_go_is_used_again_and_what_is_kept_is_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(recursion, "_SPARE", [])
+    monkeypatch.setattr(recursion, "_SPARE", {})
     monkeypatch.setattr(recursion, "SPARE_BYTES", 1000)
     first = recursion.empty(101, torch.float32)
     address = first.data_ptr()
@@ -195,7 +195,7 @@ def test_memory_let_go_is_used_again_and_what_is_kept_is_bounded(
     assert recursion.empty(97, torch.float32).data_ptr() == address
     large = [recursion.empty(n, torch.float64) for n in (59, 61, 67)]
     del large, other
-    assert sum(spare.nbytes for spare in recursion._SPARE) <= 1000
+    assert sum(spare.nbytes for spare in recursion._SPARE.values()) <= 1000
 
 
 def test_without_a_compiler_there_is_no_library(monkeypatch: pytest.MonkeyPatch) -> None:

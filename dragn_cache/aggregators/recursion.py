@@ -162,21 +162,31 @@ def empty(count: int, dtype: torch.dtype) -> Tensor:
     the same, and taking hold of new pages would cost as much as the arithmetic.
     """
     size = torch.empty((), dtype=dtype).element_size() * count
-    fitting = [k for k, spare in enumerate(_SPARE) if size <= spare.nbytes - ALIGNMENT <= 2 * size]
-    raw = _SPARE.pop(fitting[0]) if fitting else np.empty(size + ALIGNMENT, np.uint8)
+    raw = _take_spare(size + ALIGNMENT)
     start = -raw.ctypes.data % ALIGNMENT
     piece = raw[start : start + size]
     weakref.finalize(piece, _let_go, raw)
     return torch.from_numpy(piece).view(dtype)
 
 
-_SPARE: list[NDArray[np.uint8]] = []
+_SPARE: dict[int, NDArray[np.uint8]] = {}
+"""By address. Memory is let go at any moment, in any thread; taking or giving is one step."""
+
+
+def _take_spare(size: int) -> NDArray[np.uint8]:
+    for address, spare in list(_SPARE.items()):
+        if size <= spare.nbytes <= 2 * size and _SPARE.pop(address, None) is not None:
+            return spare
+    return np.empty(size, np.uint8)
 
 
 def _let_go(raw: NDArray[np.uint8]) -> None:
-    _SPARE.append(raw)
-    while sum(spare.nbytes for spare in _SPARE) > SPARE_BYTES:
-        _SPARE.pop(0)
+    _SPARE[raw.ctypes.data] = raw
+    spares = list(_SPARE.items())
+    kept = sum(spare.nbytes for _, spare in spares)
+    for address, spare in spares:  # the oldest first
+        if kept > SPARE_BYTES and _SPARE.pop(address, None) is not None:
+            kept -= spare.nbytes
 
 
 # --- parameters in lanes -------------------------------------------------------------------------
