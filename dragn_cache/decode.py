@@ -122,6 +122,8 @@ class Decoder:
     def _submit(self, group: Sequence[ImageRequest]) -> Future[list[Decoded]]:
         self.start()
         assert self._pool is not None
+        while self._under_way and self._under_way[0].done():  # they hold their images
+            self._under_way.popleft()
         with _light_main():
             self._under_way.append(self._pool.submit(_attempt_all, group))
         return self._under_way[-1]
