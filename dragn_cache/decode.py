@@ -48,7 +48,7 @@ class Decoder:
     def __init__(self, *, workers: int, ahead_crops: int, give_way: bool = False) -> None:
         self.workers, self.ahead_crops, self.give_way = workers, ahead_crops, give_way
         self._pool: ProcessPoolExecutor | None = None
-        self._under_way: deque[Future[list[Decoded]]] = deque()
+        self._under_way: set[Future[list[Decoded]]] = set()
         self._crops, self._cpu_seconds = 0, 0.0  # of what has come back
 
     def stream(
@@ -112,21 +112,20 @@ class Decoder:
         No longer than that should take the processor: what is late waits for its files, and can
         do so while the network runs.
         """
-        while self._under_way and self._under_way[0].done():
-            self._under_way.popleft()
-        if self._under_way and self._crops:
-            crops = len(self._under_way) * GROUP_CROPS
+        groups = list(self._under_way)
+        if groups and self._crops:
+            crops = len(groups) * GROUP_CROPS
             seconds = crops * self._cpu_seconds / self._crops / min(self.workers, usable_cores())
-            wait_for(self._under_way, timeout=SETTLE_FACTOR * seconds + SETTLE_SECONDS)
+            wait_for(groups, timeout=SETTLE_FACTOR * seconds + SETTLE_SECONDS)
 
     def _submit(self, group: Sequence[ImageRequest]) -> Future[list[Decoded]]:
         self.start()
         assert self._pool is not None
-        while self._under_way and self._under_way[0].done():  # they hold their images
-            self._under_way.popleft()
         with _light_main():
-            self._under_way.append(self._pool.submit(_attempt_all, group))
-        return self._under_way[-1]
+            future = self._pool.submit(_attempt_all, group)
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)  # it holds its images
+        return future
 
     def _result(self, future: Future[list[Decoded]] | None) -> Sequence[Decoded | None]:
         if future is None:

@@ -148,9 +148,9 @@ def fit_scaling(
     scaling: Standardise | None, bags: RaggedBags | StoredBags, data: LabelledBags
 ) -> None:
     """Fit the scaling, if there is one, on the training bags."""
-    training = torch.from_numpy(data.rows("train"))
     if scaling is None:
         return
+    training = torch.from_numpy(data.rows("train"))
     if isinstance(bags, RaggedBags):
         scaling.fit(bags.select(training))
     else:

@@ -141,12 +141,16 @@ class Dragn(Aggregator):
         return Aggregated(pooled, None)
 
     def _compiled(self, bags: RaggedBags) -> bool:
-        """Whether the recursion in C++ can do it: not on a GPU, without a compiler, or ``full``."""
+        """Whether the recursion in C++ can do it: not on a GPU, without a compiler, or ``full``.
+
+        Where parameters are of another dtype or elsewhere, PyTorch says so.
+        """
         modes = {m.training for m in self.units.modules() if isinstance(m, UnitNorm)}
         return (
             self._mixing != "full"
             and bags.values.device.type == "cpu"
             and self.dtype in recursion.REALS
+            and all(p.device.type == "cpu" and p.dtype == self.dtype for p in self.parameters())
             and len(modes) < 2
             and recursion.kernels(self.dtype, self._kernel(bags)) is not None
         )

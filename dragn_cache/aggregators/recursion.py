@@ -9,8 +9,9 @@ rounds of a batch forward and backward, and takes the statistics of batch normal
 - Without batch statistics to wait for (no BN, or BN in evaluation mode, which is folded into the
   convolution) a window passes through the whole unit at once. With them every convolution meets all
   windows of the round before the next begins.
-- Sums over more than one window are taken in double precision, block by block of channels, so
-  results do not depend on the number of threads, and a bag's not on its batch mates.
+- Sums over windows are taken block by block of channels, so results do not depend on the number of
+  threads, and in evaluation mode a bag's not on its batch mates. Gradients of weights go into
+  doubles every few windows; BN's sums keep the maps' precision in a lane and are joined in double.
 
 Where this does not apply (a GPU, no compiler, ``full`` mixing) `Dragn` uses PyTorch.
 """
@@ -22,6 +23,7 @@ import math
 import os
 import weakref
 from collections.abc import Sequence
+from concurrent.futures import wait as wait_for
 from ctypes import c_int64, c_void_p
 from dataclasses import dataclass, field
 from functools import cache
@@ -143,9 +145,10 @@ class Kernels:
         arguments = (ctypes.byref(job), *more)
         pool = native.threads(max(1, torch.get_num_threads() - 1), os.getpid())
         others = [pool.submit(function, *arguments) for _ in range(count - 1)]
-        function(*arguments)
-        for other in others:
-            other.result()
+        try:
+            function(*arguments)
+        finally:  # even after Ctrl-C: what they write to must not be let go before
+            wait_for(others)
 
 
 @cache
