@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dragn_cache.aggregators import create_aggregator, recursion
-from dragn_cache.aggregators.dragn import Dragn, UnitConv, plan_rounds
+from dragn_cache.aggregators import create_aggregator, simd
+from dragn_cache.aggregators.dragn import Dragn, UnitConv
+from dragn_cache.aggregators.rounds import plan_rounds
 from dragn_cache.bags import RaggedBags
 from dragn_cache.errors import InputError
 
@@ -383,7 +384,7 @@ def test_each_window_has_one_turn() -> None:
 def test_the_unit_is_called_once_per_round_on_windows_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(recursion, "kernels", lambda dtype, kernel: None)  # as without a compiler
+    monkeypatch.setattr(simd, "kernels", lambda dtype, kernel: None)  # as without a compiler
     aggregator = dragn((5, 2, 3), unit="L2Agg", bn=False)
     batches: list[int] = []
     aggregator.unit.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))

@@ -10,7 +10,7 @@ import torch
 from test_dragn import algorithm_1, assert_like_the_loop, close, draw, plain_copy, random_dragn
 
 from dragn_cache import native
-from dragn_cache.aggregators import recursion
+from dragn_cache.aggregators import recursion, simd
 from dragn_cache.aggregators.dragn import Dragn
 from dragn_cache.bags import RaggedBags
 
@@ -110,7 +110,7 @@ def test_without_a_compiler_the_results_are_the_same(
     seen = []
     for compiler in (True, False):
         if not compiler:
-            monkeypatch.setattr(recursion, "kernels", lambda dtype, kernel: None)
+            monkeypatch.setattr(simd, "kernels", lambda dtype, kernel: None)
         dragn.load_state_dict(state)
         dragn.zero_grad()
         features = bags.values.clone().requires_grad_()
@@ -184,23 +184,23 @@ def test_gradients_can_be_taken_twice() -> None:
 def test_memory_let_go_is_used_again_and_what_is_kept_is_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(recursion, "_SPARE", {})
-    monkeypatch.setattr(recursion, "SPARE_BYTES", 1000)
-    first = recursion.empty(101, torch.float32)
+    monkeypatch.setattr(simd, "_SPARE", {})
+    monkeypatch.setattr(simd, "SPARE_BYTES", 1000)
+    first = simd.empty(101, torch.float32)
     address = first.data_ptr()
-    assert address % recursion.ALIGNMENT == 0
-    other = recursion.empty(100, torch.float32)
+    assert address % simd.ALIGNMENT == 0
+    other = simd.empty(100, torch.float32)
     assert other.data_ptr() != address
     del first
-    assert recursion.empty(97, torch.float32).data_ptr() == address
-    large = [recursion.empty(n, torch.float64) for n in (59, 61, 67)]
+    assert simd.empty(97, torch.float32).data_ptr() == address
+    large = [simd.empty(n, torch.float64) for n in (59, 61, 67)]
     del large, other
-    assert sum(spare.nbytes for spare in recursion._SPARE.values()) <= 1000
+    assert sum(spare.nbytes for spare in simd._SPARE.values()) <= 1000
 
 
 def test_without_a_compiler_there_is_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "find_compiler", lambda: None)
-    assert native.load_library.__wrapped__(recursion.SOURCE, "REAL=float", "KERNEL=3") is None
+    assert native.load_library.__wrapped__(simd.SOURCE, "REAL=float", "KERNEL=3") is None
 
 
 @compiled

@@ -30,16 +30,18 @@ of two the mean. Global average pooling comes after the recursion, so the featur
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dragn_cache.aggregators import recursion
+from dragn_cache.aggregators import recursion, simd
 from dragn_cache.aggregators.adjoint import pool_linearly
 from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice
+from dragn_cache.aggregators.lanes import pack_unit
+from dragn_cache.aggregators.rounds import Plan, Round, plan_rounds
 from dragn_cache.aggregators.shifts import DENSE_PIXELS, shift_matrices
 from dragn_cache.bags import RaggedBags
 from dragn_cache.errors import InputError, UnknownNameError
@@ -149,10 +151,10 @@ class Dragn(Aggregator):
         return (
             self._mixing != "full"
             and bags.values.device.type == "cpu"
-            and self.dtype in recursion.REALS
+            and self.dtype in simd.REALS
             and all(p.device.type == "cpu" and p.dtype == self.dtype for p in self.parameters())
             and len(modes) < 2
-            and recursion.kernels(self.dtype, self._kernel(bags)) is not None
+            and simd.kernels(self.dtype, self._kernel(bags)) is not None
         )
 
     def _kernel(self, bags: RaggedBags) -> int:
@@ -161,11 +163,9 @@ class Dragn(Aggregator):
 
     def _fold_in_vectors(self, bags: RaggedBags, steps: Sequence[Round], norms: NormPass) -> Tensor:
         """(B, C) by `recursion`."""
-        last = len(self.units) - 1
-        plan = recursion.Plan(
-            steps=[
-                recursion.Step(s.done, s.ends, s.starts, min(k, last)) for k, s in enumerate(steps)
-            ],
+        plan = Plan(
+            rounds=steps,
+            units=len(self.units),
             dtype=self.dtype,
             channels=self.in_shape[0],
             layers=len(self.unit.convolutions),
@@ -175,14 +175,14 @@ class Dragn(Aggregator):
             by_window=self.bn_scope == "window",
             eps=self.unit.norms[0].eps if self.unit.norms else 0.0,
         )
-        used = 1 + max((s.unit for s in plan.steps if len(s.starts)), default=-1)
+        used = min(len(self.units), sum(len(step.starts) > 0 for step in steps))
         units = [cast(DragnUnit, unit) for unit in self.units][:used]
         values = bags.values if bags.values.dim() == 4 else bags.values[:, :, None, None]
-        packed = [p for unit in units for p in recursion.pack_unit(unit, plan)]
+        packed = [p for unit in units for p in pack_unit(unit, plan)]
         pooled: Tensor = recursion.Recursion.apply(plan, values, *packed)
         for m in plan.moments:
-            norm = units[m.unit].norms[m.layer]
-            norms.record(norm, m.values, m.mean, m.variance, steps[m.step].turns)
+            norm = units[plan.unit(m.round)].norms[m.layer]
+            norms.record(norm, m.values, m.mean, m.variance, steps[m.round].turns)
         return pooled
 
     def _fold_by_library(self, bags: RaggedBags, steps: Sequence[Round], norms: NormPass) -> Tensor:
@@ -379,38 +379,6 @@ def _step(norm: UnitNorm, means: Tensor, variances: Tensor) -> None:
     for running, moments in ((norm.running_mean, means), (norm.running_var, variances)):
         cast(Tensor, running).mul_((1 - momentum) ** steps).add_(momentum * (kept @ moments))
     cast(Tensor, norm.num_batches_tracked).add_(steps)
-
-
-class Round(NamedTuple):
-    """One round of the recursion over a batch: int64 tables on the host."""
-
-    done: Tensor  # (b,) bags that have one or two instances left and leave
-    ends: Tensor  # (b, 2) their first and last row
-    starts: Tensor  # (W,) the first of the three rows of each window
-    turns: Tensor  # (W,) when a loop over bags, rounds, windows would come to each window
-
-
-def plan_rounds(sizes: Tensor) -> Iterator[Round]:
-    """Which rows meet in which round, for bags of ``sizes`` (B,) instances, each at least one.
-
-    The rows of a round are the windows of the round before; those of the first are the instances.
-    """
-    bag, left = torch.arange(len(sizes)), sizes
-    calls = (sizes - 1) ** 2 // 4  # unit calls of a whole bag: (n-2) + (n-4) + ...
-    calls_before = calls.cumsum(0) - calls
-    number = 0
-    while len(left):
-        first = left.cumsum(0) - left
-        stays = left > 2
-        ends = torch.stack((first, first + left - 1), dim=1)[~stays]
-        done, bag, windows = bag[~stays], bag[stays], left[stays] - 2
-        owner = torch.repeat_interleave(windows)
-        place = torch.arange(len(owner)) - (windows.cumsum(0) - windows)[owner]
-        # n-2, n-4, ... windows of this bag came in the rounds before: number * (n-1-number).
-        turn = calls_before[bag] + number * (sizes[bag] - 1 - number)
-        yield Round(done, ends, first[stays][owner] + place, turn[owner] + place)
-        left = windows
-        number += 1
 
 
 def _pool_ends(maps: Tensor, ends: Tensor) -> Tensor:

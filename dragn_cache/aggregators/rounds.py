@@ -1,0 +1,73 @@
+"""What DRAGN's recursion does to a batch: which rows meet in which round, and by what unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Round(NamedTuple):
+    """One round of the recursion over a batch: int64 tables on the host."""
+
+    done: Tensor  # (b,) bags that have one or two instances left and leave
+    ends: Tensor  # (b, 2) their first and last row
+    starts: Tensor  # (W,) the first of the three rows of each window
+    turns: Tensor  # (W,) when a loop over bags, rounds, windows would come to each window
+
+
+def plan_rounds(sizes: Tensor) -> Iterator[Round]:
+    """Which rows meet in which round, for bags of ``sizes`` (B,) instances, each at least one.
+
+    The rows of a round are the windows of the round before; those of the first are the instances.
+    """
+    bag, left = torch.arange(len(sizes)), sizes
+    calls = (sizes - 1) ** 2 // 4  # unit calls of a whole bag: (n-2) + (n-4) + ...
+    calls_before = calls.cumsum(0) - calls
+    number = 0
+    while len(left):
+        first = left.cumsum(0) - left
+        stays = left > 2
+        ends = torch.stack((first, first + left - 1), dim=1)[~stays]
+        done, bag, windows = bag[~stays], bag[stays], left[stays] - 2
+        owner = torch.repeat_interleave(windows)
+        place = torch.arange(len(owner)) - (windows.cumsum(0) - windows)[owner]
+        # n-2, n-4, ... windows of this bag came in the rounds before: number * (n-1-number).
+        turn = calls_before[bag] + number * (sizes[bag] - 1 - number)
+        yield Round(done, ends, first[stays][owner] + place, turn[owner] + place)
+        left = windows
+        number += 1
+
+
+class Moments(NamedTuple):
+    """What one BN layer saw in one round, over G groups (1, or the windows), K channels of BN."""
+
+    layer: int
+    round: int
+    values: int  # how many a group and channel had
+    mean: Tensor  # (G, K)
+    variance: Tensor  # (G, K), unbiased
+
+
+@dataclass
+class Plan:
+    """What a pass does, apart from its numbers."""
+
+    rounds: Sequence[Round]
+    units: int  # one for each of the first rounds; the last serves the rest
+    dtype: torch.dtype
+    channels: int
+    layers: int
+    kernel: int
+    shared: bool  # one kernel for all channels
+    batch_norm: bool  # with statistics of this batch
+    by_window: bool
+    eps: float
+    moments: list[Moments] = field(default_factory=list)
+
+    def unit(self, number: int) -> int:
+        """Which unit folds round ``number``."""
+        return min(number, self.units - 1)
