@@ -28,7 +28,8 @@ from torchmil.models import ABMIL
 from dragn_cache.bags import RaggedBags, offsets_of
 from dragn_cache.config import TrainConfig
 from dragn_cache.feeding import Presentations
-from dragn_cache.train import bag_loss, build_model
+from dragn_cache.losses import bag_loss
+from dragn_cache.train import build_model
 
 BAGS, WIDTH, BATCH, REPEATS = 3000, 512, 32, 7
 Epoch = Callable[[], float]

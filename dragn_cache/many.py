@@ -21,6 +21,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,13 +34,14 @@ from dragn_cache.config import TrainConfig
 from dragn_cache.devices import find_device
 from dragn_cache.errors import DragnCacheError, InputError
 from dragn_cache.feeding import in_order
+from dragn_cache.losses import Criterion, Supervision, bag_loss
 from dragn_cache.train import (
     BagClassifier,
     LabelledBags,
     Trained,
-    bag_loss,
     build_model,
     divergence,
+    fit_aggregator,
     fit_scaling,
     positive_weights,
     present,
@@ -129,6 +131,8 @@ class _Group:
         self.scaling = self.models[0].scaling
         fit_scaling(self.scaling, self.bags, data)
         for model in self.models:
+            model.scaling = self.scaling
+            fit_aggregator(model, self.bags, data)
             model.scaling = None
         self.stack = _Stack(self.models, states)
         self.pos_weight = self._pos_weights()
@@ -166,11 +170,14 @@ class _Group:
         self.stack.shell.train()
         width = self.stack.shell.aggregator.out_dim
         masks = torch.stack([m.dropout.draw((len(batch), width)) for m in self.models])
-        logits, auxiliary = self.stack(self._scaled(batch), masks.to(self.device))
+        targets = self.targets[rows.to(self.device)]
+        wanted = [Supervision(targets, self._criterion(k)) for k in range(len(self.models))]
+        logits, auxiliary = self.stack(self._scaled(batch), masks.to(self.device), wanted)
         losses = self._losses(logits, rows)
         optimizer.zero_grad()
         # The gradient of a sum over models is each model's own gradient.
-        total = losses if auxiliary is None else losses + auxiliary
+        total = self.stack.shell.aggregator.bag_weight * losses
+        total = total if auxiliary is None else total + auxiliary
         torch.autograd.backward(total.sum())
         optimizer.step()
         result: NDArray[np.float64] = losses.detach().double().cpu().numpy()
@@ -184,6 +191,11 @@ class _Group:
         weigh = torch.func.vmap(lambda z, weight: bag_loss(z, targets, task, weight))
         losses: Tensor = weigh(logits, self.pos_weight)
         return losses
+
+    def _criterion(self, k: int) -> Criterion:
+        """The loss that model k is trained with."""
+        weight = None if self.pos_weight is None else self.pos_weight[k]
+        return partial(bag_loss, task=self.data.task, pos_weight=weight)
 
     @torch.no_grad()
     def _evaluate(self, numbers: Tensor | None = None) -> Tensor:
@@ -263,32 +275,47 @@ class _Stack:
     def state(self) -> dict[str, Tensor]:
         return {**self.parameters, **self.buffers}
 
-    def __call__(self, bags: RaggedBags, masks: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def __call__(
+        self,
+        bags: RaggedBags,
+        masks: Tensor | None = None,
+        supervision: Sequence[Supervision] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """Logits (K, B, L) and the auxiliary losses (K,) if there are any.
 
-        ``masks`` (K, B, D) are dropout's; None in evaluation.
+        ``masks`` (K, B, D) are dropout's, ``supervision`` each model's; None in evaluation.
         """
-        run = self._together if self.shell.aggregator.stackable else self._in_turn
-        return run(bags, masks)
+        if self.shell.aggregator.stackable:
+            return self._together(bags, masks), None
+        return self._in_turn(bags, masks, supervision)
 
-    def _together(self, bags: RaggedBags, masks: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        def one(state: dict[str, Tensor], mask: Tensor | None) -> tuple[Tensor, Tensor]:
-            logits, loss = torch.func.functional_call(self.shell, state, (bags, mask))
-            return logits, logits.new_zeros(()) if loss is None else loss
+    def _together(self, bags: RaggedBags, masks: Tensor | None) -> Tensor:
+        def one(state: dict[str, Tensor], mask: Tensor | None) -> Tensor:
+            logits: Tensor = torch.func.functional_call(self.shell, state, (bags, mask))[0]
+            return logits
 
         dims = (0, None if masks is None else 0)
-        logits, losses = torch.func.vmap(one, in_dims=dims)(self.state, masks)
-        return logits, losses
+        logits: Tensor = torch.func.vmap(one, in_dims=dims)(self.state, masks)
+        return logits
 
-    def _in_turn(self, bags: RaggedBags, masks: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _in_turn(
+        self,
+        bags: RaggedBags,
+        masks: Tensor | None,
+        supervision: Sequence[Supervision] | None,
+    ) -> tuple[Tensor, Tensor | None]:
         # Unbound at once, so that the gradients are stacked once as well.
         parts = {name: x.unbind(0) for name, x in self.state.items()}
         results = []
         for k in range(len(self._rng_states)):
             _set_rng_state(self._rng_states[k], bags.values.device)
             state = {name: part[k] for name, part in parts.items()}
-            mask = None if masks is None else masks[k]
-            results.append(torch.func.functional_call(self.shell, state, (bags, mask)))
+            given = (
+                bags,
+                None if masks is None else masks[k],
+                None if supervision is None else supervision[k],
+            )
+            results.append(torch.func.functional_call(self.shell, state, given))
             self._rng_states[k] = _rng_state(bags.values.device)
         losses = [loss for _, loss in results if loss is not None]
         logits = torch.stack([logits for logits, _ in results])

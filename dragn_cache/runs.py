@@ -27,7 +27,7 @@ import tomli_w
 import torch
 from numpy.typing import NDArray
 
-from dragn_cache.aggregators import AGGREGATORS
+from dragn_cache.aggregators import aggregator_class
 from dragn_cache.bags import RaggedBags, offsets_of
 from dragn_cache.config import TrainConfig
 from dragn_cache.devices import find_device
@@ -93,7 +93,7 @@ def run_name(store: Path, config: TrainConfig) -> str:
     for option, value in (config.options or {}).items():
         text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         options.append(text if option == "unit" else f"{option}={text}")
-    method = "-".join([config.aggregator, *options])
+    method = "-".join([config.aggregator.replace(":", "."), *options])
     return f"{store.name.removesuffix('.features')}-{method}-s{config.seed}"
 
 
@@ -220,9 +220,7 @@ def choose_tap(store: Store, config: TrainConfig) -> Tap:
     """The tap asked for, else a map for methods that need maps and a vector for the rest."""
     if config.tap is not None:
         return store.tap(config.tap)
-    if config.aggregator not in AGGREGATORS:
-        raise UnknownNameError("aggregator", config.aggregator, AGGREGATORS)
-    wants_map = AGGREGATORS[config.aggregator].needs == "map"
+    wants_map = aggregator_class(config.aggregator).needs == "map"
     for tap in store.description.taps:
         if (len(tap.shape) == 3) == wants_map:
             return tap

@@ -9,20 +9,26 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dragn_cache.aggregators import Aggregator, create_aggregator
+from dragn_cache.aggregators import (
+    Aggregator,
+    aggregator_class,
+    create_aggregator,
+    options_of,
+)
 from dragn_cache.bags import RaggedBags
 from dragn_cache.config import TrainConfig
 from dragn_cache.devices import find_device
 from dragn_cache.errors import DragnCacheError, InputError
 from dragn_cache.feeding import Feed, Presentations, StoredBags, Streamed, in_order
+from dragn_cache.losses import Supervision, bag_loss
 from dragn_cache.manifest import Task
 from dragn_cache.scaling import Standardise
 
@@ -46,14 +52,21 @@ class BagClassifier(nn.Module):
         self.scaling = scaling
         self.aggregator = aggregator
         self.dropout = Dropout(dropout, seed=seed)
-        self.head = nn.Linear(aggregator.out_dim, n_labels)
+        self.head = aggregator.head(n_labels)
 
-    def forward(self, bags: RaggedBags, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self,
+        bags: RaggedBags,
+        mask: Tensor | None = None,
+        supervision: Supervision | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """Logits (B, L), and the aggregator's auxiliary loss if it has one.
 
-        ``mask`` (B, D) is dropout's, where it was drawn before; see `Dropout`.
+        ``mask`` (B, D) is dropout's, where it was drawn before; see `Dropout`. ``supervision`` is
+        given in training.
         """
-        result = self.aggregator(bags if self.scaling is None else self.scaling(bags))
+        bags = bags if self.scaling is None else self.scaling(bags)
+        result = self.aggregator(bags, supervision)
         return self.head(self.dropout(result.embedding, mask)), result.loss
 
 
@@ -135,6 +148,7 @@ def train(data: LabelledBags, config: TrainConfig, *, progress: Progress | None 
         shuffle = model.aggregator.order_sensitive and config.order == "random"
         feed, bags = present(data, config, device, shuffle=shuffle)
         fit_scaling(model.scaling, bags, data)
+        fit_aggregator(model, bags, data)
         targets = torch.from_numpy(data.targets).to(device, torch.float32)
         weights = positive_weights(data, config, device)
         best_epoch, history = _fit(
@@ -157,9 +171,18 @@ def fit_scaling(
         scaling.fit_batches(in_order(bags, training))
 
 
+def fit_aggregator(model: BagClassifier, bags: RaggedBags | StoredBags, data: LabelledBags) -> None:
+    """Give the aggregator what it takes from the training bags before training, scaled."""
+    batches = in_order(bags, torch.from_numpy(data.rows("train")))
+    scaling = model.scaling
+    model.aggregator.fit(batches if scaling is None else map(scaling, batches))
+
+
 def build_model(config: TrainConfig, in_shape: tuple[int, ...], n_labels: int) -> BagClassifier:
     """A fresh model for instances of ``in_shape``."""
     options = dict(config.options or {})
+    if "labels" in options_of(aggregator_class(config.aggregator)):
+        options["labels"] = n_labels
     aggregator = create_aggregator(config.aggregator, in_shape=in_shape, **options)
     scaling = Standardise(in_shape[0]) if config.scale == "standard" else None
     return BagClassifier(
@@ -220,6 +243,7 @@ def _fit(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.lr, weight_decay=config.weight_decay
     )
+    criterion = partial(bag_loss, task=data.task, pos_weight=weights)
     validation = data.rows("validation")
     history: list[dict[str, float]] = []
     best: tuple[float, int, dict[str, Any]] = (float("inf"), 0, {})
@@ -227,11 +251,13 @@ def _fit(
         model.train()
         total = 0.0
         for batch, rows in feed.epoch(config.batch_size, generator):
-            logits, auxiliary = model(batch)
-            loss = bag_loss(logits, targets[rows.to(targets.device)], data.task, weights)
+            wanted = Supervision(targets[rows.to(targets.device)], criterion)
+            logits, auxiliary = model(batch, supervision=wanted)
+            loss = wanted.loss(logits)
             total += loss.item() * len(rows)
             optimizer.zero_grad()
-            (loss if auxiliary is None else loss + auxiliary).backward()
+            weighted = model.aggregator.bag_weight * loss
+            (weighted if auxiliary is None else weighted + auxiliary).backward()
             optimizer.step()
         validation_loss = evaluate_loss(model, bags, targets, validation, data.task, weights)
         row = {
@@ -287,19 +313,6 @@ def positive_weights(
     else:
         weights = np.full(targets.shape[1], config.pos_weight, np.float32)
     return torch.from_numpy(weights).to(device)
-
-
-def bag_loss(
-    logits: Tensor, targets: Tensor, task: Task, pos_weight: Tensor | None = None
-) -> Tensor:
-    """Binary cross-entropy (multi-label) or cross-entropy (multi-class, one-hot targets), mean.
-
-    ``pos_weight`` (L,) multiplies the positive terms of the binary one.
-    """
-    if task == "multilabel":
-        weight = None if pos_weight is None else pos_weight.to(logits)
-        return F.binary_cross_entropy_with_logits(logits, targets.to(logits), pos_weight=weight)
-    return F.cross_entropy(logits, targets.argmax(1))
 
 
 @torch.no_grad()

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from dragn_cache.aggregators import AGGREGATORS, Aggregated, Aggregator, create_aggregator
+from dragn_cache.aggregators import (
+    AGGREGATORS,
+    Aggregated,
+    Aggregator,
+    aggregator_class,
+    create_aggregator,
+    options_of,
+)
 from dragn_cache.aggregators.mean import Mean
 from dragn_cache.bags import RaggedBags
 from dragn_cache.errors import InputError, UnknownNameError
+from dragn_cache.losses import Supervision
 
 MAP, VECTOR = (17, 2, 3), (19,)
-SIZES = [1, 2, *range(1, 14), 5, 1]
+SIZES = [1, 2, *range(1, 14), 5, 1, 17, 23, 31, 40]
+LABELS = 3
 
 # Options that a method cannot be made without.
-REQUIRED: dict[str, dict[str, Any]] = {}
+REQUIRED: dict[str, dict[str, Any]] = {
+    name: {"labels": LABELS} for name, cls in AGGREGATORS.items() if "labels" in options_of(cls)
+}
 
 every_aggregator = pytest.mark.parametrize("name", sorted(AGGREGATORS))
 every_shape = pytest.mark.parametrize("in_shape", [MAP, VECTOR], ids=["map", "vector"])
@@ -39,6 +52,12 @@ def draw(in_shape: tuple[int, ...], sizes: list[int] = SIZES, *, seed: int = 1) 
     return RaggedBags.from_list([torch.rand(n, *in_shape, generator=generator) for n in sizes])
 
 
+def supervise(bags: int) -> Supervision:
+    """Every bag has label 0, and every third of the others each."""
+    targets = torch.tensor([[1.0, k % 3 == 0, k % 3 == 1] for k in range(bags)])
+    return Supervision(targets, torch.nn.functional.binary_cross_entropy_with_logits)
+
+
 def relative(a: Tensor, b: Tensor) -> float:
     return float(((a - b).abs().max() / b.abs().max()).detach())
 
@@ -48,6 +67,7 @@ def test_declarations(name: str) -> None:
     cls = AGGREGATORS[name]
     assert cls.needs in ("map", "vector", "any")
     assert isinstance(cls.order_sensitive, bool)
+    assert isinstance(cls.has_attention, bool)
 
 
 @every_shape
@@ -58,11 +78,16 @@ def test_shapes_and_finite_values(name: str, in_shape: tuple[int, ...]) -> None:
     assert isinstance(result, Aggregated)
     assert result.embedding.shape == (len(SIZES), aggregator.out_dim)
     assert result.embedding.isfinite().all()
+    assert (result.attention is not None) == AGGREGATORS[name].has_attention
     if result.attention is not None:
-        assert result.attention.shape == (sum(SIZES),)
+        assert result.attention.shape in ((sum(SIZES),), (sum(SIZES), LABELS))
         assert result.attention.isfinite().all()
-    if result.loss is not None:
-        assert result.loss.shape == ()
+    assert aggregator.head(LABELS)(result.embedding).shape == (len(SIZES), LABELS)
+    learning = aggregator(bags, supervise(len(SIZES)))
+    assert torch.equal(learning.embedding, result.embedding)
+    if learning.loss is not None:
+        assert learning.loss.shape == ()
+        assert learning.loss.isfinite()
 
 
 @every_shape
@@ -104,9 +129,9 @@ def test_gradients_reach_every_parameter_and_every_instance(
 ) -> None:
     aggregator, bags = make(name, in_shape), draw(in_shape, [3, 7, 4, 11])
     bags.values.requires_grad_()
-    result = aggregator(bags)
+    result = aggregator(bags, supervise(len(bags)))
     weight = torch.randn(result.embedding.shape, generator=torch.Generator().manual_seed(2))
-    (result.embedding * weight).sum().backward()
+    ((result.embedding * weight).sum() + (0 if result.loss is None else result.loss)).backward()
     for parameter_name, parameter in aggregator.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.isfinite().all(), parameter_name
@@ -186,6 +211,46 @@ def test_unknown_options_are_refused_with_the_known_ones(name: str) -> None:
 def test_unknown_names_are_refused_with_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="got 'dragon'; did you mean dragn"):
         create_aggregator("dragon", in_shape=MAP)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere.at_all:Class", "No module named 'nowhere'"),
+        ("dragn_cache.aggregators.mean:Means", "has no attribute 'Means'"),
+        ("dragn_cache.aggregators.mean:", "expected package.module:Class"),
+        (":Mean", "expected package.module:Class"),
+        ("collections:Counter", "expected a subclass of dragn_cache.aggregators.Aggregator"),
+    ],
+)
+def test_classes_that_cannot_be_used_are_refused(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        aggregator_class(name)
+
+
+def test_a_class_of_ones_own_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_pooling.py").write_text(
+        "from dragn_cache.aggregators import Aggregated, Aggregator\n"
+        "from dragn_cache.aggregators.segments import segment_sum\n"
+        "class Sum(Aggregator):\n"
+        "    needs, order_sensitive = 'vector', False\n"
+        "    def __init__(self, in_shape, *, factor=1.0):\n"
+        "        super().__init__(in_shape)\n"
+        "        self.factor = factor\n"
+        "    def aggregate(self, bags):\n"
+        "        summed = segment_sum(self.vectors(bags), bags.offsets)\n"
+        "        return Aggregated(self.factor * summed, None)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    made = create_aggregator("my_pooling:Sum", in_shape=VECTOR, factor=2.0)
+    bags = draw(VECTOR, [3, 5])
+    expected = 2 * torch.stack([bags.bag(0).sum(0), bags.bag(1).sum(0)])
+    torch.testing.assert_close(made(bags).embedding, expected)
+    with pytest.raises(InputError, match=r"its options \(factor\), got option 'scale'"):
+        create_aggregator("my_pooling:Sum", in_shape=VECTOR, scale=2.0)
 
 
 def test_options_without_a_default_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,10 @@ from run_stores import LABELS, make_bags, make_features, with_splits
 from dragn_cache.bags import RaggedBags
 from dragn_cache.config import TrainConfig
 from dragn_cache.errors import DragnCacheError, InputError
+from dragn_cache.losses import bag_loss
 from dragn_cache.train import (
     LabelledBags,
     Trained,
-    bag_loss,
     build_model,
     evaluate_loss,
     positive_weights,

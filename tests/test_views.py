@@ -186,7 +186,7 @@ def test_each_presentation_has_its_own_bags_targets(
 ) -> None:
     given: list[torch.Tensor] = []
 
-    def loss(logits: torch.Tensor, targets: torch.Tensor, *_: object) -> torch.Tensor:
+    def loss(logits: torch.Tensor, targets: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
         if logits.requires_grad:
             given.append(targets)
         return logits.sum() * 0

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import sys
+from pathlib import Path
 from typing import Any
 
 from dragn_cache.aggregators.abmil import Abmil, GatedAbmil
@@ -12,7 +15,14 @@ from dragn_cache.aggregators.max import Max
 from dragn_cache.aggregators.mean import Mean
 from dragn_cache.errors import InputError, UnknownNameError
 
-__all__ = ["AGGREGATORS", "Aggregated", "Aggregator", "create_aggregator"]
+__all__ = [
+    "AGGREGATORS",
+    "Aggregated",
+    "Aggregator",
+    "aggregator_class",
+    "create_aggregator",
+    "options_of",
+]
 
 AGGREGATORS: dict[str, type[Aggregator]] = {
     "abmil": Abmil,
@@ -27,23 +37,17 @@ def create_aggregator(name: str, *, in_shape: tuple[int, ...], **options: Any) -
     """Make an aggregator for instances of ``in_shape``, (C, h, w) or (C,).
 
     Args:
-        name: a key of ``AGGREGATORS``.
+        name: a key of ``AGGREGATORS``, or ``package.module:Class`` for a class of one's own.
         in_shape: the shape of one instance, as ``RaggedBags.in_shape`` gives it.
         options: the keyword arguments of the method's class.
 
     Raises:
         UnknownNameError: no aggregator has this name.
-        InputError: an option that the method does not have, one that it lacks, or a value that
-            it does not allow.
+        InputError: an option that the method does not have, one that it lacks, a value that it
+            does not allow, or a class that cannot be imported.
     """
-    if name not in AGGREGATORS:
-        raise UnknownNameError("aggregator", name, AGGREGATORS)
-    cls = AGGREGATORS[name]
-    known = {
-        option: parameter
-        for option, parameter in inspect.signature(cls).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+    cls = aggregator_class(name)
+    known = options_of(cls)
     for option in options:
         if option not in known:
             raise InputError(
@@ -61,3 +65,47 @@ def create_aggregator(name: str, *, in_shape: tuple[int, ...], **options: Any) -
                 remedy=f"give {option}=…",
             )
     return cls(in_shape, **options)
+
+
+def options_of(cls: type[Aggregator]) -> dict[str, inspect.Parameter]:
+    """The options of a method's class: its keyword-only arguments."""
+    return {
+        option: parameter
+        for option, parameter in inspect.signature(cls).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def aggregator_class(name: str) -> type[Aggregator]:
+    """The class of a registered name, or of ``package.module:Class``.
+
+    The module is looked for where Python looks, and in the working directory.
+
+    Raises:
+        UnknownNameError: no aggregator has this name.
+        InputError: there is no such module or no such aggregator in it.
+    """
+    if ":" not in name:
+        if name not in AGGREGATORS:
+            raise UnknownNameError("aggregator", name, AGGREGATORS)
+        return AGGREGATORS[name]
+    module, _, attribute = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
+        raise InputError(
+            f"aggregator {name}",
+            expected="package.module:Class that can be imported",
+            got=str(error),
+            remedy="correct it, or run where the module is",
+        ) from error
+    if not (inspect.isclass(found) and issubclass(found, Aggregator)):
+        raise InputError(
+            f"aggregator {name}",
+            expected="a subclass of dragn_cache.aggregators.Aggregator",
+            got=repr(found),
+            remedy="derive it from Aggregator and write aggregate",
+        )
+    return found

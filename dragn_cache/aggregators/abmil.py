@@ -35,7 +35,8 @@ class Abmil(Aggregator):
     """
 
     needs: ClassVar[Literal["map", "vector", "any"]] = "any"
-    order_sensitive: ClassVar[bool] = False
+    order_sensitive: bool = False
+    has_attention: ClassVar[bool] = True
 
     def __init__(
         self, in_shape: Sequence[int], *, attn_dim: int = 128, embed: int | Sequence[int] = ()

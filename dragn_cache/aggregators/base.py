@@ -2,13 +2,17 @@
 
 A new aggregator is one file with a subclass of ``Aggregator`` that writes ``aggregate``, and one
 line in the registry; the checks, the conversion of stored fp16 features and the pooling of maps
-live here, so that no method can forget them.
+live here, so that no method can forget them. What a method may write besides:
+
+- ``supervised``, where training adds losses of its own to the bag's (CLAM, DSMIL);
+- ``head``, where its classifier is not one linear layer on the embedding;
+- ``fit``, where something comes from the training bags before training (a codebook, a PCA).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -17,6 +21,7 @@ from torch import Tensor, nn
 
 from dragn_cache.bags import RaggedBags
 from dragn_cache.errors import InputError
+from dragn_cache.losses import Supervision
 
 
 class Aggregated(NamedTuple):
@@ -24,9 +29,9 @@ class Aggregated(NamedTuple):
 
     Attributes:
         embedding: (B, D), one row per bag.
-        attention: (N,) weight of each instance, in the order of the rows; None where the method
-            has none.
-        loss: scalar auxiliary loss, to be added to the main one; None where there is none.
+        attention: weight of each instance, in the order of the rows: (N,), or (N, L) where each
+            label has its own; None where the method has none.
+        loss: scalar auxiliary loss, to be added to the bags' own; None where there is none.
     """
 
     embedding: Tensor
@@ -40,16 +45,21 @@ class Aggregator(nn.Module, ABC):
     Class attributes:
         needs: the kind of tap it is meant for: "map", "vector", or "any" where a map and its
             average give the same result. Either kind is accepted by ``vectors`` and ``maps``.
-        order_sensitive: whether the order of the instances changes the result.
+        order_sensitive: whether the order of the instances changes the result. An object may
+            differ from its class by an option.
+        has_attention: whether ``Aggregated.attention`` is given.
 
     Attributes:
         in_shape: (C, h, w) or (C,), the shape of one instance.
         out_dim: D, the width of the embedding; C unless a method sets another.
+        bag_weight: what the loss of the bags' logits counts in training, beside the auxiliary one.
     """
 
     needs: ClassVar[Literal["map", "vector", "any"]]
-    order_sensitive: ClassVar[bool]
+    order_sensitive: bool
+    has_attention: ClassVar[bool] = False
     out_dim: int
+    bag_weight: float = 1.0
 
     def __init__(self, in_shape: Sequence[int]) -> None:
         super().__init__()
@@ -65,27 +75,41 @@ class Aggregator(nn.Module, ABC):
         """What features are converted to: the dtype of the parameters, float32 unless changed."""
         return self._anchor.dtype
 
-    def forward(self, bags: RaggedBags) -> Aggregated:
+    def forward(self, bags: RaggedBags, supervision: Supervision | None = None) -> Aggregated:
         """Aggregate B bags of ``in_shape`` instances, each bag with at least one.
+
+        Args:
+            supervision: what the bags should become; given in training only.
 
         Raises:
             InputError: no bags, instances of another shape, or an empty bag.
         """
         self._check(bags)
-        return self.aggregate(bags)
+        return self.aggregate(bags) if supervision is None else self.supervised(bags, supervision)
+
+    def head(self, labels: int) -> nn.Module:
+        """A fresh classifier: embeddings (B, D) to logits (B, L)."""
+        return nn.Linear(self.out_dim, labels)
+
+    def fit(self, batches: Iterable[RaggedBags]) -> None:
+        """Take from all training bags, once before training, what is not learned by gradients."""
 
     @property
     def stackable(self) -> bool:
         """Whether ``torch.func.vmap`` over the parameters trains many of it at once.
 
-        It does where every operation is PyTorch's or brings a rule for vmap, and nothing random
-        or in place happens in training. False costs time only.
+        It does where every operation is PyTorch's or brings a rule for vmap, nothing random or in
+        place happens in training, and there is no auxiliary loss. False costs time only.
         """
         return False
 
     @abstractmethod
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         """``forward`` on bags that are known to fit."""
+
+    def supervised(self, bags: RaggedBags, supervision: Supervision) -> Aggregated:
+        """``aggregate`` in training, with the auxiliary loss where the method has one."""
+        return self.aggregate(bags)
 
     def vectors(self, bags: RaggedBags) -> Tensor:
         """(N, C) in ``dtype``: the instances' vectors; maps are averaged over h and w (GAP)."""

@@ -82,7 +82,7 @@ class Dragn(Aggregator):
     """
 
     needs: ClassVar[Literal["map", "vector", "any"]] = "map"
-    order_sensitive: ClassVar[bool] = True
+    order_sensitive: bool = True
 
     def __init__(
         self,

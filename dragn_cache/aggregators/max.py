@@ -18,7 +18,7 @@ class Max(Aggregator):
     """
 
     needs: ClassVar[Literal["map", "vector", "any"]] = "any"
-    order_sensitive: ClassVar[bool] = False
+    order_sensitive: bool = False
 
     @property
     def stackable(self) -> bool:

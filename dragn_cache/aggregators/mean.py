@@ -16,7 +16,7 @@ class Mean(Aggregator):
     """
 
     needs: ClassVar[Literal["map", "vector", "any"]] = "any"
-    order_sensitive: ClassVar[bool] = False
+    order_sensitive: bool = False
 
     @property
     def stackable(self) -> bool:
