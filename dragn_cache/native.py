@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 import warnings
@@ -29,9 +30,11 @@ def find_compiler() -> str | None:
 
 
 def cache_folder() -> Path:
-    """Where compiled code is kept."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "dragn-cache" / "native"
+    """Where compiled code is kept; not an absolute path for a user without a home."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    if not home:  # Path.home() raises where there is none
+        home = os.path.join(os.path.expanduser("~"), ".cache")  # noqa: PTH111, PTH118
+    return Path(home) / "dragn-cache" / "native"
 
 
 @cache
@@ -54,7 +57,12 @@ def load_library(source: Path, *definitions: str) -> ctypes.CDLL | None:
         key.update(text.encode() + b"\0")
     name = f"{source.stem}-{key.hexdigest()[:24]}.so"
     try:
-        return ctypes.CDLL(str(_compiled(command, name)))
+        path = _compiled(command, name)
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError:  # a file that is not what was compiled: damaged, or of another system
+            path.unlink()
+            return ctypes.CDLL(str(_compiled(command, name)))
     except (OSError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         warnings.warn(
@@ -69,19 +77,32 @@ def load_library(source: Path, *definitions: str) -> ctypes.CDLL | None:
 def _compiled(command: list[str], name: str) -> Path:
     """The library's file, written beside and renamed, so that one that exists is whole."""
     folder = cache_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
+    if not _is_ours(folder):
+        folder = Path(tempfile.mkdtemp(prefix="dragn-cache-"))
     if (folder / name).exists():
         return folder / name
-    if not writable:
-        folder = Path(tempfile.mkdtemp(prefix="dragn-cache-"))
-    beside = folder / f".{name}.{os.getpid()}"
-    subprocess.run([*command, "-o", str(beside)], check=True, capture_output=True, text=True)
-    beside.replace(folder / name)
+    # A name of its own for each attempt: threads and containers share process numbers.
+    handle, beside = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+    os.close(handle)
+    try:
+        subprocess.run([*command, "-o", beside], check=True, capture_output=True, text=True)
+        Path(beside).replace(folder / name)
+    finally:
+        Path(beside).unlink(missing_ok=True)
     return folder / name
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether the folder is there, or could be made, and nobody else can put code into it."""
+    if not folder.is_absolute():
+        return False
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except OSError:
+        return False
+    closed = not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return found.st_uid == os.getuid() and closed and os.access(folder, os.W_OK)
 
 
 def _version(compiler: str) -> str:

@@ -230,3 +230,29 @@ def test_a_library_is_compiled_once_and_kept(
     assert kept.stat().st_mtime_ns == written
     assert load(source, "ANSWER=43").answer() == 43  # another name: both are kept
     assert len(list(tmp_path.rglob("*.so"))) == 2
+    kept.unlink()  # it is in use
+    kept.write_bytes(b"cut")  # as by a full disk: compiled again
+    assert load(source, "ANSWER=41").answer() == 41
+
+
+@compiled
+@pytest.mark.parametrize("why", ["others may write", "no home"])
+def test_code_is_not_kept_where_others_could_change_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    folder = tmp_path / "dragn-cache" / "native"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if why == "no home":
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.chdir(tmp_path)
+    source = tmp_path / "small.cpp"
+    source.write_text('extern "C" int answer() { return 47; }\n')
+    assert native.load_library.__wrapped__(source).answer() == 47
+    assert not list(folder.iterdir())
+    assert not (tmp_path / "~").exists()
+    assert len(list((tmp_path / "temporary").rglob("*.so"))) == 1
