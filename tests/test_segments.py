@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dragn_cache.aggregators.segments import (
+    segment_argmax,
+    segment_attend,
     segment_max,
     segment_mean,
+    segment_ranks,
     segment_softmax,
     segment_sum,
 )
@@ -43,6 +46,17 @@ def softmax_of(rows: Rows) -> Rows:
     return powers / powers.sum()
 
 
+def softmaxes_of(rows: Rows) -> Rows:
+    powers = np.exp(rows)
+    result: Rows = powers / powers.sum(0)
+    return result
+
+
+def attended(values: Tensor, offsets: Tensor) -> Tensor:
+    """Each row's weights are its first three entries; the three sums side by side."""
+    return segment_attend(values, offsets, values[:, :3]).flatten(1)
+
+
 Operation = Callable[[Tensor, Tensor], Tensor]
 OPERATIONS: dict[str, tuple[Operation, Callable[[Rows], Rows]]] = {
     "sum": (segment_sum, lambda rows: rows.sum(0, keepdims=True)),
@@ -50,6 +64,8 @@ OPERATIONS: dict[str, tuple[Operation, Callable[[Rows], Rows]]] = {
     "mean": (segment_mean, lambda rows: rows.mean(0, keepdims=True)),
     "max": (segment_max, lambda rows: rows.max(0, keepdims=True)),
     "softmax": (softmax, softmax_of),
+    "softmax by column": (segment_softmax, softmaxes_of),
+    "attended": (attended, lambda rows: (rows[:, :3].T @ rows).reshape(1, -1)),
 }
 every_operation = pytest.mark.parametrize("name", list(OPERATIONS))
 
@@ -72,7 +88,7 @@ def test_a_bag_does_not_depend_on_its_mates_bit_for_bit(name: str, dtype: torch.
     together = operation(values, OFFSETS)
     for k, (start, end) in enumerate(pairwise(OFFSETS.tolist())):
         alone = operation(values[start:end], torch.tensor([0, end - start]))
-        rows = slice(start, end) if name == "softmax" else slice(k, k + 1)
+        rows = slice(start, end) if "softmax" in name else slice(k, k + 1)
         assert torch.equal(alone, together[rows])
 
 
@@ -88,3 +104,22 @@ def test_weights_add_up_to_one_however_large_the_scores() -> None:
     scores = torch.tensor([-1e30, 3.0, 88.0, 9e4, 9e4, -200.0, -200.0, 7.0])
     weights = segment_softmax(scores, torch.tensor([0, 1, 3, 5, 7, 8]))
     assert weights.tolist() == [1, pytest.approx(np.exp(-85)), 1, 0.5, 0.5, 0.5, 0.5, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ranks_and_argmax_are_numpys_with_ties_by_index(dtype: torch.dtype) -> None:
+    scores = (3 * draw(sum(SIZES), WIDTH)).round().to(dtype)  # many tie
+    ranks, rows = segment_ranks(scores, OFFSETS), segment_argmax(scores, OFFSETS)
+    assert ranks.dtype == rows.dtype == torch.int64
+    assert torch.equal(segment_ranks(scores[:, 4], OFFSETS), ranks[:, 4])
+    for k, (start, end) in enumerate(pairwise(OFFSETS.tolist())):
+        bag = scores[start:end].numpy()
+        order = np.argsort(-bag, 0, kind="stable")
+        np.testing.assert_array_equal(ranks[start:end], np.argsort(order, 0))
+        np.testing.assert_array_equal(rows[k], start + bag.argmax(0))
+
+
+def test_the_largest_of_what_is_no_number_is_still_a_row() -> None:
+    scores = torch.tensor([[1.0, float("nan")], [float("nan"), 3.0], [5.0, 2.0]])
+    rows = segment_argmax(scores, torch.tensor([0, 2, 3]))
+    assert rows.tolist() == [[0, 0], [2, 2]]

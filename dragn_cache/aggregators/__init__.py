@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from dragn_cache.aggregators.abmil import Abmil, GatedAbmil
+from dragn_cache.aggregators.acmil import Acmil
 from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.aggregators.clam import ClamMb, ClamSb
+from dragn_cache.aggregators.deepsets import DeepSets
 from dragn_cache.aggregators.dragn import Dragn
+from dragn_cache.aggregators.dsmil import Dsmil
+from dragn_cache.aggregators.dtfd import Dtfd
 from dragn_cache.aggregators.max import Max
 from dragn_cache.aggregators.mean import Mean
 from dragn_cache.errors import InputError, UnknownNameError
@@ -26,7 +31,13 @@ __all__ = [
 
 AGGREGATORS: dict[str, type[Aggregator]] = {
     "abmil": Abmil,
+    "acmil": Acmil,
+    "clam_mb": ClamMb,
+    "clam_sb": ClamSb,
+    "deepsets": DeepSets,
     "dragn": Dragn,
+    "dsmil": Dsmil,
+    "dtfd": Dtfd,
     "gated_abmil": GatedAbmil,
     "max": Max,
     "mean": Mean,

@@ -12,13 +12,13 @@ softmax would cancel. Maps are averaged over h and w first.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator, check_count
+from dragn_cache.aggregators.dense import relu_network
 from dragn_cache.aggregators.segments import segment_softmax, segment_sum
 from dragn_cache.bags import RaggedBags
 
@@ -43,12 +43,7 @@ class Abmil(Aggregator):
     ) -> None:
         super().__init__(in_shape)
         check_count("abmil", "attn_dim", attn_dim)
-        widths = tuple(embed) if isinstance(embed, Sequence) else (embed,)
-        for width in widths:
-            check_count("abmil", "embed", width)
-        layers = itertools.pairwise((self.out_dim, *widths))
-        self.embed = nn.Sequential(*(m for i, o in layers for m in (nn.Linear(i, o), nn.ReLU())))
-        self.out_dim = (self.out_dim, *widths)[-1]
+        self.embed, self.out_dim = relu_network("abmil", "embed", self.out_dim, embed)
         self.V = nn.Linear(self.out_dim, attn_dim)
         self.w = nn.Linear(attn_dim, 1, bias=False)
 

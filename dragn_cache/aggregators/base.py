@@ -174,6 +174,17 @@ def check_count(owner: str, option: str, value: object) -> None:
         )
 
 
+def check_rate(owner: str, option: str, value: object) -> None:
+    """Raise an InputError that names the option unless ``value`` is a number in [0, 1)."""
+    if type(value) not in (int, float) or not 0 <= value < 1:  # type: ignore[operator]
+        raise InputError(
+            f"aggregator {owner}, option {option}",
+            expected="a number from 0 to below 1",
+            got=repr(value),
+            remedy=f"give {option}=0.25, say",
+        )
+
+
 def _checked_shape(in_shape: Sequence[int]) -> tuple[int, ...]:
     shape = tuple(in_shape)
     if len(shape) not in (1, 3) or not all(isinstance(n, int) and n > 0 for n in shape):

@@ -40,14 +40,51 @@ def segment_max(values: Tensor, offsets: Tensor) -> Tensor:
     return lowest.scatter_reduce(0, rows, values, "amax")
 
 
+def segment_argmax(values: Tensor, offsets: Tensor) -> Tensor:
+    """(N, D) → (B, D) int64: the row, 0 to N - 1, of the largest of each bag's rows, by column.
+
+    Of rows that tie it is the first.
+    """
+    values = values.detach()
+    bag = owners(offsets).to(values.device)
+    rows = torch.arange(len(values), device=values.device)[:, None].expand_as(values)
+    # "Not smaller" rather than "equal", so that NaN, if there is one, still gives a row.
+    smaller = values < segment_max(values, offsets)[bag]
+    candidates = rows.masked_fill(smaller, len(values))
+    none_yet = rows.new_full((len(offsets) - 1, values.shape[1]), len(values))
+    return none_yet.scatter_reduce(0, bag[:, None].expand_as(rows), candidates, "amin")
+
+
+def segment_ranks(scores: Tensor, offsets: Tensor) -> Tensor:
+    """(N,) or (N, K) → the same, int64: each row's rank in its bag by score, 0 for the largest.
+
+    Each column by itself; rows that tie rank in their order. Ranks of random scores are a random
+    order of each bag.
+    """
+    columns = scores.detach().reshape(len(scores), -1)
+    bag = owners(offsets).to(scores.device)
+    order = columns.argsort(dim=0, descending=True, stable=True)
+    order = order.gather(0, bag[order].argsort(dim=0, stable=True))
+    # Now row r of ``order`` lies in the bag of row r, at place r less the bag's first row.
+    place = torch.arange(len(bag), device=scores.device) - offsets.to(scores.device)[bag]
+    ranks = torch.empty_like(order).scatter_(0, order, place[:, None].expand_as(order))
+    return ranks.view(scores.shape)
+
+
 def segment_softmax(scores: Tensor, offsets: Tensor) -> Tensor:
-    """(N,) → (N,): scores to weights above 0 that add up to 1 in each bag."""
+    """(N,) or (N, K) → the same: scores to weights that add up to 1 in each bag, by column."""
     bag, ends = owners(offsets).to(scores.device), offsets.to(scores.device)
     # What is subtracted cancels out: the largest score, so that exp cannot overflow.
     largest = torch.segment_reduce(scores.detach(), "max", offsets=ends, unsafe=True)
     powers = (scores - largest.index_select(0, bag)).exp()
     total = torch.segment_reduce(powers, "sum", offsets=ends, unsafe=True)
     return powers / total.index_select(0, bag)
+
+
+def segment_attend(values: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    """(N, D) → (B, K, D): for each column of weights (N, K), the weighted sum of a bag's rows."""
+    columns = weights.t().contiguous()
+    return torch.stack([segment_sum(values, offsets, column) for column in columns], 1)
 
 
 def _embedding_bag(

@@ -1,0 +1,131 @@
+"""ACMIL: several attentions made to differ, the highest of their weights withheld at random.
+
+"Attention-Challenging Multiple Instance Learning for Whole Slide Image Classification" (Zhang et
+al., 2024), with gated attention. With h = ReLU(W x + b) and K branches:
+
+- scores s_i = w_iᵀ (tanh(V h) ⊙ σ(U h)) for branch i, all on one V and U;
+- in training, of the 10 highest scores of a bag and branch (all, in smaller bags), 0.6 of them, by
+  chance and rounded down, become -∞ (stochastic top-k instance masking);
+- a_i = softmax over the bag of s_i; a linear classifier of its own on Σ_k a_ik h_k has the bag's
+  labels as targets;
+- the bag's embedding is Σ_k ā_k h_k, with ā the mean of the branches' a;
+- loss = bag loss + mean loss of the branches + diversity: the mean over the pairs of branches of
+  the cosine similarity of their a within the bag, mean over the bags.
+
+What differs. W has a bias, attention scores have none, which the softmax would cancel. With one
+branch there is no diversity, but its classifier stays; the authors then leave it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dragn_cache.aggregators.base import Aggregated, Aggregator, check_count, check_rate
+from dragn_cache.aggregators.dense import GatedScores, relu_network
+from dragn_cache.aggregators.segments import (
+    segment_attend,
+    segment_ranks,
+    segment_softmax,
+    segment_sum,
+)
+from dragn_cache.bags import RaggedBags, owners
+from dragn_cache.losses import Supervision
+
+
+class Acmil(Aggregator):
+    """Embedding (B, D): each bag's mean weighted by the mean attention, which is (N,).
+
+    Args:
+        in_shape: (C, h, w) or (C,); maps are averaged over h and w first.
+        labels: L, of the branches' classifiers.
+        branches: K.
+        top: of how many of the highest scores some are masked.
+        mask: which part of them.
+        embed: widths of the ReLU network in front, one or several; the last is D. Empty: h = x.
+        attn_dim: width of the gated attention.
+    """
+
+    needs: ClassVar[Literal["map", "vector", "any"]] = "any"
+    order_sensitive: bool = False
+    has_attention: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        *,
+        labels: int,
+        branches: int = 5,
+        top: int = 10,
+        mask: float = 0.6,
+        embed: int | Sequence[int] = 512,
+        attn_dim: int = 128,
+    ) -> None:
+        super().__init__(in_shape)
+        for option, value in (
+            ("labels", labels),
+            ("branches", branches),
+            ("top", top),
+            ("attn_dim", attn_dim),
+        ):
+            check_count("acmil", option, value)
+        check_rate("acmil", "mask", mask)
+        self.top, self.mask = top, mask
+        self.embed, self.out_dim = relu_network("acmil", "embed", self.out_dim, embed)
+        self.scores = GatedScores(self.out_dim, attn_dim, branches)
+        self.classifiers = nn.ModuleList(nn.Linear(self.out_dim, labels) for _ in range(branches))
+
+    def aggregate(self, bags: RaggedBags) -> Aggregated:
+        return self._attend(bags)[0]
+
+    def supervised(self, bags: RaggedBags, supervision: Supervision) -> Aggregated:
+        """``aggregate`` with the branches' loss and the diversity term."""
+        result, h, attention = self._attend(bags)
+        pooled = segment_attend(h, bags.offsets, attention)  # (B, K, D)
+        logits = [layer(pooled[:, i]) for i, layer in enumerate(self.classifiers)]
+        bag = torch.arange(len(bags)).repeat(len(logits))
+        loss = supervision.loss(torch.cat(logits), bag) + similarity(attention, bags.offsets)
+        return result._replace(loss=loss)
+
+    def _attend(self, bags: RaggedBags) -> tuple[Aggregated, Tensor, Tensor]:
+        """The result, h (N, D) and the attention of each branch (N, K)."""
+        h = self.embed(self.vectors(bags))
+        scores = self.scores(h)
+        if self.training:
+            chosen = masked_rows(scores, bags.offsets, self.top, self.mask)
+            scores = scores.masked_fill(chosen, float("-inf"))
+        attention = segment_softmax(scores, bags.offsets)
+        mean = attention.mean(1)
+        return Aggregated(segment_sum(h, bags.offsets, mean), mean), h, attention
+
+
+def masked_rows(scores: Tensor, offsets: Tensor, top: int, rate: float) -> Tensor:
+    """(N, K) → (N, K) bool: ``rate`` of each bag's ``top`` highest, by column, drawn at random.
+
+    The number is rounded down, and below that of the highest, so that something is left of every
+    bag. Drawn from the global generator of the CPU, the same on every device.
+    """
+    sizes = offsets.diff().to(scores.device)
+    bag = owners(offsets).to(scores.device)
+    highest = sizes.clamp(max=top)
+    count = (highest.double() * rate).long().minimum(highest - 1)
+    outside = segment_ranks(scores, offsets) >= highest[bag, None]
+    drawn = torch.rand(scores.shape).to(scores.device).masked_fill(outside, -1.0)
+    return segment_ranks(drawn, offsets) < count[bag, None]
+
+
+def similarity(attention: Tensor, offsets: Tensor) -> Tensor:
+    """Scalar: the mean cosine similarity of the columns (N, K) within each bag, mean over bags.
+
+    0 where there is one column only.
+    """
+    branches = attention.shape[1]
+    first, second = torch.triu_indices(branches, branches, 1, device=attention.device)
+    if len(first) == 0:
+        return attention.new_zeros(())
+    lengths = segment_sum(attention.square(), offsets).sqrt()
+    products = segment_sum(attention[:, first] * attention[:, second], offsets)
+    return (products / (lengths[:, first] * lengths[:, second])).mean()

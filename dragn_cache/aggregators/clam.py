@@ -1,0 +1,197 @@
+"""CLAM: gated attention whose extremes teach instance classifiers; one branch, or one per label.
+
+"Data-efficient and weakly supervised computational pathology on whole-slide images" (Lu et al.,
+2021), both forms in one file because the paper has both:
+
+- h = ReLU(W x + b), dropout; scores by gated attention (``dense.GatedScores``), dropout as well;
+  a = softmax over the bag;
+- ``clam_sb``: one a, embedding Σ a_k h_k, one linear classifier;
+- ``clam_mb``: one a per label, embedding Σ a_kl h_k per label, and for each label a classifier of
+  its own on its own embedding;
+- instance loss: for a label that a bag has, its B instances of highest attention should be
+  positive and its B of lowest negative, by cross-entropy of the label's two-class instance
+  classifier on h, mean of the 2B; with ``subtyping``, for a label that a bag does not have, its B
+  of highest attention should be negative;
+- loss = 0.7 bag loss + 0.3 instance loss.
+
+What differs. The published bag has exactly one class; here every label a bag has is "in class",
+and a bag's instance loss is the mean over the labels that take part (those it has, all with
+``subtyping``): for one class per bag, that is the published loss in both cases. B is at most half
+of the bag, so that no instance is both; a bag of one instance, and a bag without a label where
+there is no ``subtyping``, adds nothing. Both ends come from one order, ties by index. The instance
+loss is cross-entropy; the authors' other choice, a smooth SVM, is left out. Attention scores have
+no bias, which the softmax would cancel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dragn_cache.aggregators.base import (
+    Aggregated,
+    Aggregator,
+    check_choice,
+    check_count,
+    check_rate,
+)
+from dragn_cache.aggregators.dense import GatedScores, relu_network
+from dragn_cache.aggregators.segments import (
+    segment_attend,
+    segment_ranks,
+    segment_softmax,
+    segment_sum,
+)
+from dragn_cache.bags import RaggedBags, owners
+from dragn_cache.errors import InputError
+from dragn_cache.losses import Supervision
+
+
+class ClamSb(Aggregator):
+    """Embedding (B, D): each bag's attention-weighted mean; the attention is (N,).
+
+    Args:
+        in_shape: (C, h, w) or (C,); maps are averaged over h and w first.
+        labels: L.
+        embed: widths of the ReLU network in front, one or several; the last is D. Empty: h = x.
+        attn_dim: width of the gated attention.
+        instances: B, how many instances of each end the instance loss takes, at most.
+        instance_weight: what the instance loss counts; the bag's counts the rest up to 1.
+        subtyping: whether labels exclude each other as subtypes do, so that what a label's
+            attention finds in a bag without it is an example against it.
+        dropout: of h and of both factors of the gated attention, in training.
+    """
+
+    needs: ClassVar[Literal["map", "vector", "any"]] = "any"
+    order_sensitive: bool = False
+    has_attention: ClassVar[bool] = True
+    name: ClassVar[str] = "clam_sb"
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        *,
+        labels: int,
+        embed: int | Sequence[int] = 512,
+        attn_dim: int = 256,
+        instances: int = 8,
+        instance_weight: float = 0.3,
+        subtyping: bool = False,
+        dropout: float = 0.25,
+    ) -> None:
+        super().__init__(in_shape)
+        for option, value in (
+            ("labels", labels),
+            ("attn_dim", attn_dim),
+            ("instances", instances),
+        ):
+            check_count(self.name, option, value)
+        check_rate(self.name, "instance_weight", instance_weight)
+        check_rate(self.name, "dropout", dropout)
+        check_choice(self.name, "subtyping", subtyping, (False, True))
+        self.labels, self.instances, self.subtyping = labels, instances, subtyping
+        self.instance_weight, self.bag_weight = instance_weight, 1 - instance_weight
+        self.embed, width = relu_network(self.name, "embed", self.out_dim, embed)
+        self.dropout = nn.Dropout(dropout)
+        self.scores = GatedScores(width, attn_dim, self.branches, dropout)
+        self.instance_classifiers = nn.Linear(width, 2 * labels)
+        self.out_dim = self.branches * width
+
+    @property
+    def branches(self) -> int:
+        """How many attentions there are."""
+        return 1
+
+    def aggregate(self, bags: RaggedBags) -> Aggregated:
+        return self._attend(bags)[0]
+
+    def supervised(self, bags: RaggedBags, supervision: Supervision) -> Aggregated:
+        """``aggregate`` with the weighted instance loss."""
+        result, h, attention = self._attend(bags)
+        has_label = supervision.targets.to(h.device) > 0.5
+        loss = self._instance_loss(h, attention, bags.offsets, has_label)
+        return result._replace(loss=self.instance_weight * loss)
+
+    def _attend(self, bags: RaggedBags) -> tuple[Aggregated, Tensor, Tensor]:
+        """The result, h (N, D) and the attention of each branch (N, branches)."""
+        h = self.dropout(self.embed(self.vectors(bags)))
+        attention = segment_softmax(self.scores(h), bags.offsets)
+        embedding = segment_attend(h, bags.offsets, attention).flatten(1)
+        return Aggregated(embedding, self._shown(attention)), h, attention
+
+    def _shown(self, attention: Tensor) -> Tensor:
+        return attention.squeeze(1)
+
+    def _instance_loss(
+        self, h: Tensor, attention: Tensor, offsets: Tensor, has_label: Tensor
+    ) -> Tensor:
+        """Mean over the bags, each the mean over its labels that take part; has_label (B, L)."""
+        sizes = offsets.diff().to(h.device)
+        bag = owners(offsets).to(h.device)
+        taken = (sizes // 2).clamp(max=self.instances)
+        ranks = segment_ranks(attention, offsets)
+        top, bottom = ranks < taken[bag, None], ranks >= (sizes - taken)[bag, None]
+        inside = has_label[bag]
+        positive, negative = top & inside, bottom & inside
+        if self.subtyping:
+            negative = negative | (top & ~inside)
+        likelihood = self.instance_classifiers(h).view(len(h), self.labels, 2).log_softmax(2)
+        picked = likelihood[:, :, 1].masked_fill(~positive, 0)
+        picked = picked + likelihood[:, :, 0].masked_fill(~negative, 0)
+        counts = taken[:, None] * (1 + has_label.to(taken.dtype))
+        by_label = -segment_sum(picked, offsets) / counts.clamp(min=1)
+        labels = self.labels if self.subtyping else has_label.sum(1).clamp(min=1)
+        return (by_label.sum(1) / labels).mean()
+
+
+class ClamMb(ClamSb):
+    """``ClamSb`` with an attention per label: embedding (B, L · D), attention (N, L). Same options.
+
+    A label's part of the embedding is D wide; ``head`` classifies each by itself.
+    """
+
+    name: ClassVar[str] = "clam_mb"
+
+    @property
+    def branches(self) -> int:
+        return self.labels
+
+    def head(self, labels: int) -> nn.Module:
+        """A classifier for each label on its own part of the embedding.
+
+        Raises:
+            InputError: for another number of labels than there are branches.
+        """
+        if labels != self.labels:
+            raise InputError(
+                "aggregator clam_mb, head",
+                expected=f"the {self.labels} labels that it has branches for",
+                got=str(labels),
+                remedy="make it with labels=… for as many",
+            )
+        return LabelwiseLinear(self.out_dim // labels, labels)
+
+    def _shown(self, attention: Tensor) -> Tensor:
+        return attention
+
+
+class LabelwiseLinear(nn.Module):
+    """Logit l is linear in part l of the embedding: (B, L · D) → (B, L).
+
+    Args:
+        width: D.
+        labels: L.
+    """
+
+    def __init__(self, width: int, labels: int) -> None:
+        super().__init__()
+        bound = width**-0.5
+        self.weight = nn.Parameter(torch.empty(labels, width).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(labels).uniform_(-bound, bound))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        parts = embedding.view(-1, *self.weight.shape)
+        return (parts * self.weight).sum(2) + self.bias

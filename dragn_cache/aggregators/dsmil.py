@@ -1,0 +1,96 @@
+"""DSMIL: per label, instances are weighted by how much they resemble the bag's critical one.
+
+"Dual-stream Multiple Instance Learning Network for Whole Slide Image Classification with
+Self-supervised Contrastive Learning" (Li, Li, Eliceiri, 2021). For label l and instances k:
+
+- first stream: c_k = W h_k + b, the instances' own logits; m_l = argmax over the bag of c_kl, the
+  critical instance (of those that tie the first);
+- second stream: U_kl = softmax over the bag of q_k · q_{m_l} / √128, and the bag's embedding for l
+  is Σ_k U_kl v_k;
+- the L embeddings side by side, times L · D weights per label, are the second stream's logits (the
+  authors write a Conv1d from L to L channels whose kernel has length D, which is the same);
+- loss = ½ loss(max over the bag of c) + ½ loss(second stream).
+
+What differs. Where paper and the authors' code do, both are options: q is linear in the paper, two
+layers with ReLU and tanh in the code; v is linear in the paper, h itself in the code or, by a
+switch, linear with ReLU. The division by √128 is the code's. The model's prediction is the second
+stream's, as in the code unless told otherwise; the paper averages both streams' logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice, check_count
+from dragn_cache.aggregators.segments import segment_argmax, segment_attend, segment_softmax
+from dragn_cache.bags import RaggedBags
+from dragn_cache.losses import Supervision
+
+
+class Dsmil(Aggregator):
+    """Embedding (B, L · C), label after label; attention (N, L), a label's adds up to 1 in a bag.
+
+    Args:
+        in_shape: (C, h, w) or (C,); maps are averaged over h and w first.
+        labels: L.
+        attn_dim: width of q.
+        query: "linear" (the paper), or "mlp": Linear, ReLU, Linear, tanh (the authors' code).
+        value: "identity", v = h (the authors' code); "linear" (the paper), or "relu", with a ReLU
+            after (the code's switch; its dropout is the classifier's here).
+    """
+
+    needs: ClassVar[Literal["map", "vector", "any"]] = "any"
+    order_sensitive: bool = False
+    has_attention: ClassVar[bool] = True
+    bag_weight: float = 0.5
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        *,
+        labels: int,
+        attn_dim: int = 128,
+        query: Literal["linear", "mlp"] = "linear",
+        value: Literal["identity", "linear", "relu"] = "identity",
+    ) -> None:
+        super().__init__(in_shape)
+        check_count("dsmil", "labels", labels)
+        check_count("dsmil", "attn_dim", attn_dim)
+        check_choice("dsmil", "query", query, ("linear", "mlp"))
+        check_choice("dsmil", "value", value, ("identity", "linear", "relu"))
+        width = self.out_dim
+        self.instances = nn.Linear(width, labels)
+        self.query = nn.Sequential(nn.Linear(width, attn_dim))
+        if query == "mlp":
+            self.query.extend((nn.ReLU(), nn.Linear(attn_dim, attn_dim), nn.Tanh()))
+        self.value = nn.Sequential()
+        if value != "identity":
+            self.value.append(nn.Linear(width, width))
+        if value == "relu":
+            self.value.append(nn.ReLU())
+        self.out_dim = labels * width
+
+    def aggregate(self, bags: RaggedBags) -> Aggregated:
+        return self._streams(bags)[0]
+
+    def supervised(self, bags: RaggedBags, supervision: Supervision) -> Aggregated:
+        """``aggregate`` with half the loss of the first stream: the largest logit of each bag."""
+        result, largest = self._streams(bags)
+        return result._replace(loss=0.5 * supervision.loss(largest))
+
+    def _streams(self, bags: RaggedBags) -> tuple[Aggregated, Tensor]:
+        """What the second stream makes, and the first one's logits (B, L)."""
+        h = self.vectors(bags)
+        logits = self.instances(h)
+        critical = segment_argmax(logits, bags.offsets)
+        q, bag = self.query(h), bags.segment_ids
+        # One label at a time: all at once would take N · L · attn_dim numbers.
+        scores = [(q * q[rows].index_select(0, bag)).sum(1) for rows in critical.t()]
+        scaled = torch.stack(scores, 1) / q.shape[1] ** 0.5
+        attention = segment_softmax(scaled, bags.offsets)
+        embedding = segment_attend(self.value(h), bags.offsets, attention).flatten(1)
+        return Aggregated(embedding, attention), logits.gather(0, critical)

@@ -1,0 +1,139 @@
+"""DTFD-MIL: a bag is split into pseudo-bags, each gives one or two features, attention joins them.
+
+"DTFD-MIL: Double-Tier Feature Distillation Multiple Instance Learning for Histopathology Whole
+Slide Image Classification" (Zhang et al., 2022). With h = ReLU(W x + b):
+
+- a bag of n instances becomes min(G, n) pseudo-bags of nearly equal size: at random in training,
+  of neighbours at evaluation;
+- tier 1, with weights shared by all pseudo-bags: gated attention a, pooled Σ a_k h_k, a linear
+  classifier with the bag's labels as targets;
+- distilling: ``afs`` takes each pseudo-bag's pooled feature; ``max`` its instance h_k with the
+  highest class activation, w · (a_k h_k), the instance's part in the tier-1 logit; ``maxmin`` that
+  and the one with the lowest;
+- tier 2: gated attention b over a bag's distilled features; their weighted sum is the embedding;
+- loss = loss of tier 1 + loss of tier 2.
+
+In each form the embedding is a weighted sum of the h_k: the attention given is this weight, a_k
+b_g for ``afs``, and b_g for the instances that were picked and 0 for all others otherwise.
+
+What differs. The class activation of an instance is its largest over the labels: the paper has
+one positive class, and ranks by its probability, which is the same order for one label. Each
+step's gradient is that of the sum of the losses; the authors step two optimisers, with tier 1's
+gradient clipped, from the same two losses. They split at random at evaluation as well; by index a
+result can be repeated, and depends on the instances' order. W has a bias, attention scores have
+none, which the softmax would cancel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice, check_count
+from dragn_cache.aggregators.dense import GatedScores, relu_network
+from dragn_cache.aggregators.segments import (
+    segment_argmax,
+    segment_ranks,
+    segment_softmax,
+    segment_sum,
+)
+from dragn_cache.bags import RaggedBags, offsets_of, owners
+from dragn_cache.losses import Supervision
+
+
+class Dtfd(Aggregator):
+    """Embedding (B, D): a weighted sum of a bag's h_k; the attention (N,) is the weights.
+
+    Args:
+        in_shape: (C, h, w) or (C,); maps are averaged over h and w first.
+        labels: L, of the classifier of pseudo-bags.
+        groups: G, how many pseudo-bags a bag becomes, at most. With one, the order of the
+            instances does not matter.
+        distill: "afs", "max" (the paper's MaxS) or "maxmin" (MaxMinS).
+        embed: widths of the ReLU network in front, one or several; the last is D. Empty: h = x.
+        attn_dim: width of both gated attentions.
+    """
+
+    needs: ClassVar[Literal["map", "vector", "any"]] = "any"
+    order_sensitive: bool = True
+    has_attention: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        *,
+        labels: int,
+        groups: int = 4,
+        distill: Literal["afs", "max", "maxmin"] = "afs",
+        embed: int | Sequence[int] = 512,
+        attn_dim: int = 128,
+    ) -> None:
+        super().__init__(in_shape)
+        for option, value in (("labels", labels), ("groups", groups), ("attn_dim", attn_dim)):
+            check_count("dtfd", option, value)
+        check_choice("dtfd", "distill", distill, ("afs", "max", "maxmin"))
+        self.groups, self.distill = groups, distill
+        self.order_sensitive = groups > 1
+        self.embed, self.out_dim = relu_network("dtfd", "embed", self.out_dim, embed)
+        self.tier1 = GatedScores(self.out_dim, attn_dim)
+        self.tier2 = GatedScores(self.out_dim, attn_dim)
+        self.classifier = nn.Linear(self.out_dim, labels)
+
+    def aggregate(self, bags: RaggedBags) -> Aggregated:
+        return self._tiers(bags)[0]
+
+    def supervised(self, bags: RaggedBags, supervision: Supervision) -> Aggregated:
+        """``aggregate`` with the loss of the pseudo-bags, each with its bag's targets."""
+        result, pooled, groups = self._tiers(bags)
+        loss = supervision.loss(self.classifier(pooled), owners(groups))
+        return result._replace(loss=loss)
+
+    def _tiers(self, bags: RaggedBags) -> tuple[Aggregated, Tensor, Tensor]:
+        """The result; the pooled pseudo-bags (P, D); their offsets by bag (B + 1,)."""
+        parts, groups = pseudo_bags(bags.offsets, self.groups)
+        h = self.embed(self.vectors(bags))
+        if not self.training:
+            embedding, attention, pooled = self._distilled(h, parts, groups)
+            return Aggregated(embedding, attention), pooled, groups
+        ranks = segment_ranks(torch.rand(len(h)), bags.offsets)
+        order = (bags.offsets[owners(bags.offsets)] + ranks).to(h.device)
+        embedding, shuffled, pooled = self._distilled(h[order], parts, groups)
+        attention = torch.empty_like(shuffled).index_copy(0, order, shuffled)
+        return Aggregated(embedding, attention), pooled, groups
+
+    def _distilled(self, h: Tensor, parts: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Embedding (B, D), weights (N,) and pooled pseudo-bags (P, D) of h in pseudo-bags."""
+        first = segment_softmax(self.tier1(h).squeeze(1), parts)
+        pooled = segment_sum(h, parts, first)
+        if self.distill == "afs":
+            second = segment_softmax(self.tier2(pooled).squeeze(1), groups)
+            weights = first * second[owners(parts).to(h.device)]
+            return segment_sum(pooled, groups, second), weights, pooled
+        activation = ((h * first[:, None]) @ self.classifier.weight.t()).amax(1, keepdim=True)
+        rows = segment_argmax(activation, parts)
+        if self.distill == "maxmin":
+            rows = torch.cat((rows, segment_argmax(-activation, parts)), 1)
+        picked, ends = h[rows.flatten()], groups * rows.shape[1]
+        second = segment_softmax(self.tier2(picked).squeeze(1), ends)
+        # An instance alone in its pseudo-bag is both its highest and its lowest.
+        weights = torch.zeros_like(first).index_add(0, rows.flatten(), second)
+        return segment_sum(picked, ends, second), weights, pooled
+
+
+def pseudo_bags(offsets: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Split each bag of n rows into min(groups, n) parts of neighbours, the larger ones first.
+
+    Returns:
+        offsets (P + 1,) of the parts among the rows, and offsets (B + 1,) of the bags among the
+        parts; int64, on the host.
+    """
+    sizes = offsets.diff()
+    counts = sizes.clamp(max=groups)
+    by_bag = offsets_of(counts)
+    bag = owners(by_bag)
+    number = torch.arange(len(bag)) - by_bag[bag]
+    extra = number < (sizes % counts)[bag]
+    return offsets_of((sizes // counts)[bag] + extra), by_bag
