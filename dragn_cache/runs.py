@@ -3,10 +3,10 @@
 RUN/
   config.toml      every setting, resolved
   splits.csv       bag_id, split, group
-  history.csv      loss by epoch
+  history.csv      loss by epoch; without epochs selection.csv, how each label's SVM was chosen
   metrics.json     every score for train, validation and test, with 95 % intervals
   predictions.csv  bag_id, split, y_<label>…, p_<label>…
-  checkpoint.pt    weights, and the digest of the features they were trained on
+  checkpoint.pt    weights or machines, and the digest of the features they were made from
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pickle
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +27,30 @@ import tomli_w
 import torch
 from numpy.typing import NDArray
 
-from dragn_cache.aggregators import aggregator_class
 from dragn_cache.bags import RaggedBags, offsets_of
+from dragn_cache.classical import Choice
 from dragn_cache.config import TrainConfig
 from dragn_cache.devices import find_device
 from dragn_cache.errors import InputError, StoreMismatchError, UnknownNameError
 from dragn_cache.feeding import StoredBags, memory_for_features
 from dragn_cache.files import write_bytes, write_text
 from dragn_cache.manifest import SPLITS, Bag, Task, check_bags, columns_given, read_bags
+from dragn_cache.methods import (
+    ClassicalFitted,
+    Fitted,
+    Model,
+    fit_method,
+    load_model,
+    method_facts,
+    predict_method,
+    settings_read,
+    without_unread,
+)
 from dragn_cache.metrics import evaluate
 from dragn_cache.splits import check_split, make_split
 from dragn_cache.store import Store, Tap, differences
 from dragn_cache.store.schema import CLEAN_VIEW
-from dragn_cache.train import (
-    BagClassifier,
-    LabelledBags,
-    Progress,
-    Trained,
-    build_model,
-    no_views,
-    predict,
-    train,
-)
+from dragn_cache.train import LabelledBags, Progress, no_views
 
 CHECKPOINT_VERSION = 1
 # What zipfile and torch.load raise on bytes that torch.save did not write.
@@ -122,6 +124,7 @@ def train_run(
     """
     require_new(out)
     store.require_complete()
+    config = without_unread(config, warn)
     if config.views != "off" and len(store.description.views) == 1:
         raise no_views(config, str(store.path))
     tap = choose_tap(store, config)
@@ -129,7 +132,7 @@ def train_run(
     _require_labels(labelling)
     labelling, data = _load_labelled(store, tap, labelling, config, warn)
     splits = data.splits
-    trained = train(data, config, progress=progress)
+    trained = fit_method(data, config, labels=labelling.labels, progress=progress, warn=warn)
     metrics = {
         split: _scores(data.targets, trained.probabilities, data.rows(split), data.task, config)
         for split in SPLITS
@@ -145,7 +148,7 @@ def train_run(
         ["bag_id", "split", "group"],
         zip(labelling.ids, splits, groups, strict=True),
     )
-    write_csv(out / "history.csv", list(trained.history[0]), (r.values() for r in trained.history))
+    _write_course(out, trained, labelling.labels)
     write_predictions(out / "predictions.csv", labelling, splits, trained.probabilities)
     _write_checkpoint(out / "checkpoint.pt", trained, config, labelling, store, tap)
     write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
@@ -180,8 +183,7 @@ def predict_run(
     tap, config = store.tap(record["tap"]), TrainConfig(**record["config"])
     memory = memory_for_features("auto", target)
     labelling, bags = load_bags(store, tap, labelling, memory, warn)
-    bags = bags.to(device=target)
-    probabilities = predict(model.to(target), bags, labelling.task)
+    probabilities = predict_method(model, bags, labelling.task, target)
     out.mkdir(parents=True, exist_ok=True)
     splits = [bag.split for bag in labelling.bags]
     write_predictions(out / "predictions.csv", labelling, splits, probabilities)
@@ -220,7 +222,7 @@ def choose_tap(store: Store, config: TrainConfig) -> Tap:
     """The tap asked for, else a map for methods that need maps and a vector for the rest."""
     if config.tap is not None:
         return store.tap(config.tap)
-    wants_map = aggregator_class(config.aggregator).needs == "map"
+    wants_map = method_facts(config.aggregator).needs == "map"
     for tap in store.description.taps:
         if (len(tap.shape) == 3) == wants_map:
             return tap
@@ -339,7 +341,9 @@ def _load_labelled(
             raise _views_too_large(config, needed, memory)
         stacked = stack_views(store, tap, bags, labelling.ids, training)
         bags = stacked.first(len(bags))  # so that the loaded copy goes
-    return labelling, LabelledBags(bags, labelling.targets(), splits, labelling.task, stacked)
+    groups = tuple(bag.group for bag in labelling.bags)
+    targets = labelling.targets()
+    return labelling, LabelledBags(bags, targets, splits, labelling.task, stacked, groups)
 
 
 def _views_too_large(config: TrainConfig, needed: int, memory: int) -> InputError:
@@ -437,8 +441,18 @@ def write_csv(path: Path, head: Sequence[str], rows: Any) -> None:
     write_text(path, text.getvalue())
 
 
+def _write_course(out: Path, trained: Fitted, labels: Sequence[str]) -> None:
+    """Write how training went: losses by epoch, or what was chosen for each label."""
+    if isinstance(trained, ClassicalFitted):
+        head = ["label", *(field.name for field in fields(Choice))]
+        rows = ([k, *astuple(choice)] for k, choice in zip(labels, trained.choices, strict=True))
+        write_csv(out / "selection.csv", head, rows)
+        return
+    write_csv(out / "history.csv", list(trained.history[0]), (r.values() for r in trained.history))
+
+
 def _config_toml(config: TrainConfig, labelling: Labelling, store: Store) -> str:
-    settings = {k: v for k, v in asdict(config).items() if v is not None}
+    settings = {k: v for k, v in settings_read(config).items() if v is not None}
     settings["options"] = {k: v for k, v in (config.options or {}).items() if v is not None}
     record = {
         "train": settings,
@@ -455,7 +469,7 @@ def _config_toml(config: TrainConfig, labelling: Labelling, store: Store) -> str
 
 def _write_checkpoint(
     path: Path,
-    trained: Trained,
+    trained: Fitted,
     config: TrainConfig,
     labelling: Labelling,
     store: Store,
@@ -477,7 +491,7 @@ def _write_checkpoint(
     write_bytes(path, content.getvalue())
 
 
-def load_checkpoint(run: Path) -> tuple[BagClassifier, dict[str, Any]]:
+def load_checkpoint(run: Path) -> tuple[Model, dict[str, Any]]:
     """The model of a run, in evaluation mode, and everything its checkpoint records."""
     path = run / "checkpoint.pt"
     if not path.is_file():
@@ -501,14 +515,14 @@ def load_checkpoint(run: Path) -> tuple[BagClassifier, dict[str, Any]]:
                 remedy="use the version of dragn-cache that wrote it, or train again",
             )
         config = TrainConfig(**record["config"])
-        model = build_model(config, tuple(record["in_shape"]), len(record["labels"]))
-        model.load_state_dict(record["state"])
+        shape, labels = tuple(record["in_shape"]), len(record["labels"])
+        model = load_model(config, shape, labels, record["state"])
     except CHECKPOINT_DAMAGE as error:
         got = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
             str(path), expected="a checkpoint of dragn-cache", got=got, remedy="train again"
         ) from error
-    return model.eval(), record
+    return model, record
 
 
 def refuse_other_features(run: Path, record: dict[str, Any], store: Store, warn: Warn) -> None:

@@ -107,6 +107,7 @@ class LabelledBags:
         bags: the B bags' clean features, in memory or to be read from their store.
         stacked: for training on views: ``bags`` (in the same memory), and after them the training
             bags in the first augmented view, in the second, and so on, K views in all.
+        groups: the group of each bag, empty for a group of its own; () if all are.
     """
 
     bags: RaggedBags | StoredBags
@@ -114,6 +115,7 @@ class LabelledBags:
     splits: tuple[str, ...]
     task: Task
     stacked: RaggedBags | None = None
+    groups: tuple[str, ...] = ()
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Numbers of the bags of a split."""

@@ -10,23 +10,20 @@ import typer
 def aggregators(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the aggregators: the tap they need, whether order matters, whether they attend.
+    """List the methods: the tap they need, whether order matters, whether they attend.
+
+    A head is trained together with its aggregator; an svm is fitted to encoded bags.
 
     Example: dragn-cache aggregators
     """
-    from dragn_cache.aggregators import AGGREGATORS
+    from dataclasses import asdict
+
+    from dragn_cache.methods import method_facts, method_names
     from dragn_cache_cli import screen
 
-    found = {
-        name: {
-            "needs": cls.needs,
-            "order_sensitive": cls.order_sensitive,
-            "attention": cls.has_attention,
-        }
-        for name, cls in AGGREGATORS.items()
-    }
+    found = {name: asdict(method_facts(name)) for name in method_names()}
     if as_json:
         screen.print_json(found)
         return
     rows = [(name, *facts.values()) for name, facts in found.items()]
-    screen.print_table(["aggregator", "needs", "order-sensitive", "attention"], rows)
+    screen.print_table(["aggregator", "needs", "order-sensitive", "attention", "classifier"], rows)

@@ -1,0 +1,327 @@
+"""One support vector machine for each label on encoded bags, and probabilities from its scores.
+
+- **Judges.** C and γ are chosen, and scores turned into probabilities, on bags that the machine was
+  not fitted to: the validation bags, or folds of the training bags with groups whole, the held-out
+  scores of all folds pooled. Where one has not both classes of a label, the other judges.
+- **Probabilities** (Platt, 1999): σ(a·f + b), a and b of greatest likelihood on the validation
+  bags' scores f. a stays positive, so that probabilities rank bags as the scores do. Classes that
+  exclude each other: one machine against the rest each, their probabilities divided by their sum.
+- A label that all or no training bags have, or that nothing can judge, has a constant probability.
+- Machines are fitted on precomputed kernels, so that one matrix of inner products serves all labels
+  and every C and γ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dragn_cache.classical.base import Arrays, ClassicalMethod, Floats, Ints
+from dragn_cache.manifest import Task
+from dragn_cache.splits import stratified_folds
+
+FOLDS = 5
+C_GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
+GAMMA_GRID = (0.1, 0.1**0.5, 1.0, 10**0.5, 10.0)
+LEAST_SLOPE = 0.01
+
+Parts = list[tuple[Ints, Ints]]
+"""Rows that a machine is fitted to and rows that it then scores, several times over."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """T training bags, then V validation bags.
+
+    Attributes:
+        encoded: (T + V, E).
+        targets: (T + V, L) of 0 and 1.
+        groups: T names; an empty one is a group of its own.
+    """
+
+    encoded: Floats
+    targets: NDArray[np.int8]
+    groups: tuple[str, ...]
+
+    @property
+    def training(self) -> int:
+        """T."""
+        return len(self.groups)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one label's machine was made.
+
+    Attributes:
+        judge: ``validation`` or ``folds`` chose C and γ; ``none``: a constant probability.
+        c, gamma: what was chosen; gamma is None for a linear machine.
+        average_precision: on the judge's bags.
+        slope, offset: a and b of its probabilities σ(a·f + b).
+        note: what is unusual about it.
+    """
+
+    judge: str
+    c: float | None
+    gamma: float | None
+    average_precision: float | None
+    slope: float
+    offset: float
+    note: str
+
+
+def fit_machines(
+    examples: Examples, method: ClassicalMethod, weights: Sequence[float], seed: int
+) -> tuple[Arrays, list[Choice]]:
+    """Fit a machine for each label.
+
+    Args:
+        weights: L, what a positive bag counts against a negative one.
+        seed: of the folds.
+
+    Returns:
+        ``slope``, ``offset`` and ``intercept`` (L,), and ``weights`` (L, E) of linear machines, or
+        ``support`` (S, E), ``dual`` (L, S) and ``gamma`` (L,) of RBF ones; and each label's choice.
+    """
+    kernels = Kernels.of(examples, method)
+    labels = range(examples.targets.shape[1])
+    judges = [_judges(examples, k, method.select, seed) for k in labels]
+    best = _search(kernels, examples, method, weights, judges)
+    dual = np.zeros((len(labels), examples.training))
+    intercept, choices = np.zeros(len(labels)), []
+    for k in labels:
+        if k not in best:
+            choices.append(_constant(examples.targets[: examples.training, k]))
+            continue
+        score, c, gamma = best[k]
+        kernel, y = kernels.at(gamma), examples.targets[:, k]
+        machine = _machine(kernel[: examples.training], y[: examples.training], c, weights[k])
+        dual[k, machine.support_] = machine.dual_coef_[0]
+        intercept[k] = machine.intercept_[0]
+        calibrating = next(name for name in ("validation", "folds") if name in judges[k])
+        held, truth = _held_out(kernel, y, judges[k][calibrating], c, weights[k])
+        slope, offset = fit_sigmoid(held, truth)
+        judge = next(iter(judges[k]))
+        note = _note(judge, calibrating, method.select, slope)
+        choices.append(Choice(judge, c, gamma, score, slope, offset, note))
+    arrays = _stored(examples.encoded[: examples.training], dual, choices, method)
+    return arrays | {"intercept": intercept}, choices
+
+
+def decision_values(arrays: Arrays, encoded: Floats) -> Floats:
+    """Scores (B, L) of encoded bags (B, E), above 0 on a label's side."""
+    if "weights" in arrays:
+        linear: Floats = encoded @ arrays["weights"].T + arrays["intercept"]
+        return linear
+    squares = squared_distances(encoded, arrays["support"])
+    scores = [
+        np.exp(-gamma * squares) @ dual
+        for gamma, dual in zip(arrays["gamma"], arrays["dual"], strict=True)
+    ]
+    return np.stack(scores, axis=1) + arrays["intercept"]
+
+
+def machine_probabilities(arrays: Arrays, encoded: Floats, task: Task) -> Floats:
+    """Probabilities (B, L) of encoded bags (B, E)."""
+    logits = arrays["slope"] * decision_values(arrays, encoded) + arrays["offset"]
+    logs = -np.logaddexp(0, -logits)
+    if task == "multiclass":
+        logs -= np.logaddexp.reduce(logs, axis=1, keepdims=True)
+    result: Floats = np.exp(logs)
+    return result
+
+
+def squared_distances(a: Floats, b: Floats) -> Floats:
+    """(M, T): ‖a_i − b_j‖² of rows (M, E) and (T, E)."""
+    squares = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * (a @ b.T)
+    clipped: Floats = np.maximum(squares, 0)
+    return clipped
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Kernels between all examples and the training ones.
+
+    Attributes:
+        products: (T + V, T): inner products, or squared distances for RBF kernels.
+        cs, gammas: what to try; gammas is [None] for linear ones.
+    """
+
+    products: Floats
+    cs: list[float]
+    gammas: list[float | None]
+
+    @classmethod
+    def of(cls, examples: Examples, method: ClassicalMethod) -> Kernels:
+        """The kernels of a method, and its grid in units of what the training bags are like."""
+        training = examples.encoded[: examples.training]
+        if method.svm == "linear":
+            unit = float((training**2).sum(1).mean()) or 1.0
+            cs = [c / unit for c in C_GRID] if method.c == "search" else [float(method.c)]
+            return cls(examples.encoded @ training.T, cs, [None])
+        squares = squared_distances(examples.encoded, training)
+        unit = float(squares[: examples.training].mean()) or 1.0
+        cs = list(C_GRID) if method.c == "search" else [float(method.c)]
+        gammas: list[float | None] = (
+            [g / unit for g in GAMMA_GRID] if method.gamma == "search" else [float(method.gamma)]
+        )
+        return cls(squares, cs, gammas)
+
+    def at(self, gamma: float | None) -> Floats:
+        """(T + V, T)."""
+        if gamma is None:
+            return self.products
+        kernel: Floats = np.exp(-gamma * self.products)
+        return kernel
+
+
+def _search(
+    kernels: Kernels,
+    examples: Examples,
+    method: ClassicalMethod,
+    weights: Sequence[float],
+    judges: list[dict[str, Parts]],
+) -> dict[int, tuple[float, float, float | None]]:
+    """For each label with a judge: highest average precision, its C and γ; smallest if tied."""
+    from sklearn.metrics import average_precision_score
+
+    best: dict[int, tuple[float, float, float | None]] = {}
+    for gamma in kernels.gammas:
+        kernel = kernels.at(gamma)
+        for k, found in enumerate(judges):
+            for c in kernels.cs if found else ():
+                parts = next(iter(found.values()))
+                held, truth = _held_out(kernel, examples.targets[:, k], parts, c, weights[k])
+                score = float(average_precision_score(truth, held))
+                if k not in best or score > best[k][0]:
+                    best[k] = (score, c, gamma)
+    return best
+
+
+def _judges(examples: Examples, label: int, preferred: str, seed: int) -> dict[str, Parts]:
+    """What can judge a label's machine, the preferred one first; empty if nothing can."""
+    y, T = examples.targets[:, label], examples.training
+    rows = np.arange(len(y))
+    found: dict[str, Parts] = {}
+    if _both(y[:T]) and _both(y[T:]):
+        found["validation"] = [(rows[:T], rows[T:])]
+    if preferred == "folds" or not found:
+        parts = _folds(y[:T], examples.groups, seed)
+        if parts:
+            found = {"folds": parts, **found}
+    return found
+
+
+def _folds(y: NDArray[np.int8], groups: tuple[str, ...], seed: int) -> Parts:
+    """Folds of bags with labels y (T,), groups whole; none where a rest lacks a class."""
+    distinct = len(set(groups) - {""}) + groups.count("")
+    count = min(FOLDS, distinct, int(y.sum()), int((1 - y).sum()))
+    if count < 2:
+        return []
+    fold = stratified_folds(y[:, None], groups, [1 / count] * count, seed=seed)
+    parts = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(count)]
+    return parts if all(_both(y[fitted]) for fitted, _ in parts) else []
+
+
+def _held_out(
+    kernel: Floats, y: NDArray[np.int8], parts: Parts, c: float, weight: float
+) -> tuple[Floats, NDArray[np.int8]]:
+    """Scores and labels of all rows that were held out, (M,) each."""
+    scores = []
+    for fitted, held in parts:
+        machine = _machine(kernel[np.ix_(fitted, fitted)], y[fitted], c, weight)
+        scores.append(machine.decision_function(kernel[np.ix_(held, fitted)]))
+    return np.concatenate(scores), y[np.concatenate([held for _, held in parts])]
+
+
+def _machine(kernel: Floats, y: NDArray[np.int8], c: float, weight: float) -> Any:
+    """A machine fitted to T bags with a kernel (T, T)."""
+    from sklearn.svm import SVC
+
+    machine = SVC(C=c, kernel="precomputed", class_weight={0: 1.0, 1: weight})
+    return machine.fit(kernel, y)
+
+
+def fit_sigmoid(scores: Floats, y: NDArray[np.int8]) -> tuple[float, float]:
+    """Slope a ≥ `LEAST_SLOPE` and offset b of σ(a·f + b) for scores f (M,) of labels y (M,).
+
+    Of greatest likelihood for targets (n₊ + 1)/(n₊ + 2) and 1/(n₋ + 2) instead of 1 and 0, which
+    keeps it finite where the scores separate the labels (Platt, 1999; the search is Newton's, as in
+    Lin, Lin and Weng, 2007).
+    """
+    positive = int(y.sum())
+    negative = len(y) - positive
+    targets = np.where(y == 1, (positive + 1) / (positive + 2), 1 / (negative + 2))
+    start = float(np.log((positive + 1) / (negative + 1)))
+    design = np.stack([scores, np.ones_like(scores)], axis=1)
+    slope, offset = _newton(design, targets, np.zeros(len(scores)), np.array([0.0, start]))
+    if slope >= LEAST_SLOPE:
+        return float(slope), float(offset)
+    fixed = LEAST_SLOPE * scores
+    return LEAST_SLOPE, float(_newton(design[:, 1:], targets, fixed, np.array([start]))[0])
+
+
+def _newton(design: Floats, targets: Floats, fixed: Floats, start: Floats) -> Floats:
+    """The coefficients w that minimise the cross-entropy of σ(fixed + design·w) and targets."""
+
+    def loss(w: Floats) -> float:
+        z = fixed + design @ w
+        return float((np.logaddexp(0, z) - targets * z).sum())
+
+    w, value = start, loss(start)
+    for _ in range(100):
+        p = 1 / (1 + np.exp(-np.clip(fixed + design @ w, -500, 500)))
+        gradient = design.T @ (p - targets)
+        hessian = (design.T * (p * (1 - p))) @ design + 1e-12 * np.eye(len(w))
+        step = np.linalg.solve(hessian, gradient)
+        share = 1.0
+        while loss(w - share * step) > value - 1e-4 * share * float(gradient @ step):
+            share /= 2
+            if share < 1e-10:  # as good as it gets in floating point
+                return w
+        w = w - share * step
+        value = loss(w)
+    return w
+
+
+def _constant(y: NDArray[np.int8]) -> Choice:
+    """A label without a machine: the share of training bags that have it, by Laplace's rule."""
+    share = (int(y.sum()) + 1) / (len(y) + 2)
+    note = f"{int(y.sum())} of {len(y)} training bags have it"
+    if _both(y):
+        note += ", too few to hold some out, and validation lacks a class"
+    note += f": its probability is always {share:.3g}"
+    return Choice("none", None, None, None, 0.0, float(np.log(share / (1 - share))), note)
+
+
+def _note(judge: str, calibrating: str, preferred: str, slope: float) -> str:
+    notes = []
+    if judge != preferred:
+        notes.append(f"C and γ are chosen on the {judge}: the {preferred} lack a class")
+    if calibrating != "validation":
+        notes.append("its probabilities come from training folds: validation lacks a class")
+    if slope == LEAST_SLOPE:
+        notes.append("its machine's scores say nothing about the bags held out")
+    return "; ".join(notes)
+
+
+def _stored(
+    training: Floats, dual: Floats, choices: list[Choice], method: ClassicalMethod
+) -> Arrays:
+    arrays: Arrays = {
+        "slope": np.array([choice.slope for choice in choices]),
+        "offset": np.array([choice.offset for choice in choices]),
+    }
+    if method.svm == "linear":
+        return arrays | {"weights": dual @ training}
+    used = (dual != 0).any(0)
+    gamma = np.array([choice.gamma or 0.0 for choice in choices])
+    return arrays | {"support": training[used], "dual": dual[:, used], "gamma": gamma}
+
+
+def _both(y: NDArray[np.int8]) -> bool:
+    return bool(0 < y.sum() < len(y))

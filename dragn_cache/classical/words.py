@@ -1,0 +1,104 @@
+"""Bag of visual words and VLAD: every instance goes to its nearest word of a k-means codebook.
+
+- **Bag of visual words** (Csurka et al., 2004; Yang et al., 2007): entry k of a bag's vector is the
+  share of its instances that are nearest to word k.
+- **VLAD** (Jégou et al., CVPR 2010): part k is ``Σ_t (x_t − c_k)`` over the instances nearest to
+  word c_k, the bag's K parts then normalised together (``l2``), after square roots (``power``,
+  Jégou et al., PAMI 2012) or after each part by itself (``intra``, Arandjelović and Zisserman,
+  CVPR 2013).
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from dragn_cache.classical.base import (
+    Arrays,
+    Floats,
+    Ints,
+    Normalise,
+    WordMethod,
+    normalised,
+    owners,
+    seed_of,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BagOfWords(WordMethod):
+    """How often each word occurs in a bag; E = K.
+
+    Args:
+        normalise: ``l1`` gives shares, ``power`` their square roots, whose inner product is
+            Hellinger's kernel, ``l2`` counts of norm 1.
+    """
+
+    name: ClassVar[str] = "bovw"
+    normalisations: ClassVar[tuple[Normalise, ...]] = ("l1", "l2", "power")
+    normalise: Normalise = "l1"
+    svm: Literal["linear", "rbf"] = "rbf"
+
+    def fit(self, instances: Floats, seed: int) -> Arrays:
+        """``words`` (K, D): the centres that k-means finds."""
+        return {"words": codebook(instances, self.count(instances), seed)}
+
+    def encode(self, arrays: Arrays, instances: Floats, offsets: Ints) -> Floats:
+        """(B, K); see `ClassicalMethod.encode`."""
+        words, bags = arrays["words"], len(offsets) - 1
+        cell = owners(offsets) * len(words) + nearest(instances, words)
+        counts = np.bincount(cell, minlength=bags * len(words)).astype(np.float64)
+        return normalised(counts.reshape(bags, len(words)), self.normalise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vlad(WordMethod):
+    """Sums of what separates instances from their words; E = K·D.
+
+    Args:
+        normalise: ``l2``, ``power`` or ``intra``; see the module.
+    """
+
+    name: ClassVar[str] = "vlad"
+    normalisations: ClassVar[tuple[Normalise, ...]] = ("l2", "power", "intra")
+    normalise: Normalise = "power"
+
+    def fit(self, instances: Floats, seed: int) -> Arrays:
+        """``words`` (K, D): the centres that k-means finds."""
+        return {"words": codebook(instances, self.count(instances), seed)}
+
+    def encode(self, arrays: Arrays, instances: Floats, offsets: Ints) -> Floats:
+        """(B, K·D), word after word; see `ClassicalMethod.encode`."""
+        words, bags = arrays["words"], len(offsets) - 1
+        assigned = nearest(instances, words)
+        cell = owners(offsets) * len(words) + assigned
+        order = np.argsort(cell, kind="stable")
+        held, starts = np.unique(cell[order], return_index=True)
+        sums = np.zeros((bags * len(words), words.shape[1]))
+        sums[held] = np.add.reduceat((instances - words[assigned])[order], starts, axis=0)
+        return normalised(sums.reshape(bags, *words.shape), self.normalise)
+
+
+def codebook(instances: Floats, count: int, seed: int) -> Floats:
+    """Centres (count, D) of instances (N, D) by k-means (Lloyd, from k-means++, best of 3)."""
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    # One thread: several add up a centre in an order that changes from run to run.
+    with threadpool_limits(1), warnings.catch_warnings():
+        # Instances that differ by rounding alone share a word.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = KMeans(count, n_init=3, random_state=seed_of(seed)).fit(instances)
+    centres: Floats = found.cluster_centers_.astype(np.float64)
+    return centres
+
+
+def nearest(instances: Floats, words: Floats) -> Ints:
+    """(N,): the word (K, D) nearest to each instance (N, D), the first if tied."""
+    distances = (words**2).sum(1) - 2 * (instances @ words.T)  # less ‖x‖², the same for all words
+    found: Ints = distances.argmin(1)
+    return found
