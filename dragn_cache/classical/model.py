@@ -79,7 +79,7 @@ class ClassicalModel:
         """The model that `state_dict` described.
 
         Raises:
-            LookupError, ValueError: it was another method's.
+            LookupError, RuntimeError, ValueError: it was another model's.
         """
         parts: dict[str, Arrays] = {"pca": {}, "encoding": {}, "machines": {}, "scaling": {}}
         for name, tensor in state.items():
