@@ -40,6 +40,7 @@ Warn = Callable[[str], None]
 # The settings that classical methods read; the others belong to training by gradients.
 CLASSICAL_SETTINGS = frozenset(
     {"aggregator", "options", "tap", "scale", "pos_weight", "seed", "memory", "intervals"}
+    | {"decision"}
 )
 
 
