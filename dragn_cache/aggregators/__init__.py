@@ -16,8 +16,12 @@ from dragn_cache.aggregators.deepsets import DeepSets
 from dragn_cache.aggregators.dragn import Dragn
 from dragn_cache.aggregators.dsmil import Dsmil
 from dragn_cache.aggregators.dtfd import Dtfd
+from dragn_cache.aggregators.imploc import Imploc
 from dragn_cache.aggregators.max import Max
 from dragn_cache.aggregators.mean import Mean
+from dragn_cache.aggregators.rrt import Rrt
+from dragn_cache.aggregators.set_transformer import SetTransformer
+from dragn_cache.aggregators.transmil import Transmil
 from dragn_cache.errors import InputError, UnknownNameError
 
 __all__ = [
@@ -39,8 +43,12 @@ AGGREGATORS: dict[str, type[Aggregator]] = {
     "dsmil": Dsmil,
     "dtfd": Dtfd,
     "gated_abmil": GatedAbmil,
+    "imploc": Imploc,
     "max": Max,
     "mean": Mean,
+    "rrt": Rrt,
+    "set_transformer": SetTransformer,
+    "transmil": Transmil,
 }
 
 

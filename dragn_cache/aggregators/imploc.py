@@ -1,0 +1,91 @@
+"""ImPLoc: a transformer encoder without positions over a bag's instances, then a mean.
+
+"ImPLoc: a multi-instance deep learning model for the prediction of protein subcellular
+localization based on immunohistochemistry images" (Long, Yang, Shen, 2020): 4 layers of 6 heads
+with d_k = 32 and a feed-forward network of width 4d, each with its residual and layer norm after:
+
+    h = LN(x + W_o softmax(Q Kᵀ / √d_k) V),  x' = LN(h + W_2 ReLU(W_1 h + b_1) + b_2)
+
+The authors' code reads the output at the last position, which may be padding: a result then
+depends on the bag's batch mates and on the order of its instances. Here it is the mean over the
+instances, or a learned CLS row in front, and neither depends on either. The width d, the CNN's own
+there, is ``embed``, behind a linear layer. Q, K and V have no biases, and no dropout is inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice, check_count
+from dragn_cache.aggregators.padded import Linear, Padding, attend, firsts, with_first
+from dragn_cache.aggregators.segments import segment_mean
+from dragn_cache.bags import RaggedBags
+
+
+class Imploc(Aggregator):
+    """Embedding (B, embed): the mean of the encoder's rows, or its CLS row; no attention.
+
+    Args:
+        in_shape: (C, h, w) or (C,); maps are averaged over h and w.
+        embed: the model's width d.
+        layers: of the encoder.
+        heads: of each layer.
+        head_dim: d_k = d_v, the width of a head.
+        readout: ``mean`` or ``cls``.
+    """
+
+    needs: ClassVar[Literal["map", "vector", "any"]] = "any"
+    order_sensitive: bool = False
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        *,
+        embed: int = 192,
+        layers: int = 4,
+        heads: int = 6,
+        head_dim: int = 32,
+        readout: str = "mean",
+    ) -> None:
+        super().__init__(in_shape)
+        options = {"embed": embed, "layers": layers, "heads": heads, "head_dim": head_dim}
+        for option, value in options.items():
+            check_count("imploc", option, value)
+        check_choice("imploc", "readout", readout, ("mean", "cls"))
+        self.embed = Linear(self.out_dim, embed)
+        self.cls = nn.Parameter(torch.randn(embed)) if readout == "cls" else None
+        self.layers = nn.ModuleList(EncoderLayer(embed, heads, head_dim) for _ in range(layers))
+        self.out_dim = embed
+
+    def aggregate(self, bags: RaggedBags) -> Aggregated:
+        x, offsets = self.embed(self.vectors(bags)), bags.offsets
+        if self.cls is not None:
+            x, offsets = with_first(self.cls, x, offsets)
+        padding = Padding(offsets, x.device)
+        for layer in self.layers:
+            x = layer(x, padding)
+        read = segment_mean(x, offsets) if self.cls is None else firsts(x, offsets)
+        return Aggregated(read, None)
+
+
+class EncoderLayer(nn.Module):
+    """(N, embed) → (N, embed)."""
+
+    def __init__(self, embed: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = Linear(embed, 3 * heads * head_dim, bias=False)
+        self.o = Linear(heads * head_dim, embed, bias=False)
+        self.norm1, self.norm2 = nn.LayerNorm(embed), nn.LayerNorm(embed)
+        self.widen, self.narrow = Linear(embed, 4 * embed), Linear(4 * embed, embed)
+
+    def forward(self, x: Tensor, padding: Padding) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, 1)
+        h = self.norm1(x + self.o(attend(q, k, v, padding, heads=self.heads)))
+        result: Tensor = self.norm2(h + self.narrow(F.relu(self.widen(h))))
+        return result
