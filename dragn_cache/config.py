@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from dragn_cache.augment import Augmentation
+from dragn_cache.decisions import check_rule
 from dragn_cache.errors import InputError
 from dragn_cache.intensity import Intensity
 
@@ -188,6 +189,7 @@ class TrainConfig:
         memory: what features may fill, as ``8GB``; ``auto`` is 60 % of what is free. Larger ones
             are streamed from the store in shuffled blocks.
         intervals: bootstrap resamples behind each 95 % interval; 0 leaves them out.
+        decision: rule by which probabilities become label sets, see `Decision`.
     """
 
     aggregator: str = "dragn"
@@ -207,6 +209,7 @@ class TrainConfig:
     device: str = "cpu"
     memory: str = "auto"
     intervals: int = 1000
+    decision: str = "default"
 
     def __post_init__(self) -> None:
         _one_of("--scale", self.scale, ("none", "standard"))
@@ -216,6 +219,7 @@ class TrainConfig:
         _at_least("--batch-size", self.batch_size, 1)
         _at_least("--intervals", self.intervals, 0)
         parse_memory(self.memory)
+        check_rule(self.decision)
         _at_least("--seed", self.seed, 0)
         _at_least("--shuffle-seed", self.order_seed, 0)
         weight = 1.0 if self.pos_weight in (None, "balanced") else self.pos_weight

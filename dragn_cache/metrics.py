@@ -1,4 +1,4 @@
-"""Decisions and scores of predicted probabilities, with bootstrap intervals over bags.
+"""Scores of predicted probabilities and of decisions by them, with bootstrap intervals over bags.
 
 - Every score is computed from a weight per bag, for many weightings at once: weights of one give
   the score itself, the counts of a resample give one draw of the bootstrap.
@@ -15,11 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dragn_cache.calibration import calibration_errors
+from dragn_cache.decisions import (
+    DEFAULT,
+    Decision,
+    checked_probabilities,
+    checked_targets,
+    decide,
+)
 from dragn_cache.errors import InputError
 from dragn_cache.manifest import Task
 
 Floats = NDArray[np.float64]
-Decisions = NDArray[np.int8]
 
 SCORES = (
     "auc_macro",
@@ -34,6 +41,7 @@ SCORES = (
     "map",
     "accuracy",
     "precision_macro_reference",
+    "brier",
 )
 COVERAGE_PERCENT = 95.0
 MIN_RESAMPLES = 20
@@ -42,44 +50,12 @@ CHUNK_WEIGHTS = 1_000_000
 EPSILON = float(np.finfo(np.float64).eps)
 
 
-def decide(probabilities: ArrayLike, task: Task) -> Decisions:
-    """Turn probabilities into label sets.
-
-    Multi-label with L >= 2: a label is taken where p >= min(0.5, max p of the bag), so that every
-    bag has at least one label. One label: p >= 0.5. Multi-class: the largest p, the first if tied.
-
-    Args:
-        probabilities: (B, L) floats in [0, 1].
-        task: ``"multilabel"`` or ``"multiclass"``.
-
-    Returns:
-        (B, L) int8 of 0 and 1.
-
-    Raises:
-        InputError: the shape, a value or the task is wrong.
-    """
-    p = _checked_probabilities(probabilities)
-    if task == "multiclass":
-        best = np.argmax(p, axis=1)[:, None]
-        one_hot: Decisions = (best == np.arange(p.shape[1])).astype(np.int8)
-        return one_hot
-    if task != "multilabel":
-        raise InputError(
-            "task",
-            expected="'multilabel' or 'multiclass'",
-            got=repr(task),
-            remedy="correct the task",
-        )
-    threshold = np.minimum(0.5, p.max(axis=1, keepdims=True)) if p.shape[1] > 1 else 0.5
-    decided: Decisions = (p >= threshold).astype(np.int8)
-    return decided
-
-
 def evaluate(
     targets: ArrayLike,
     probabilities: ArrayLike,
     *,
     task: Task,
+    decision: Decision = DEFAULT,
     intervals: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -93,7 +69,8 @@ def evaluate(
     Args:
         targets: (B, L) of 0 and 1; one-hot when the task is multi-class.
         probabilities: (B, L) floats in [0, 1].
-        task: ``"multilabel"`` or ``"multiclass"``; it selects how `decide` decides.
+        task: ``"multilabel"`` or ``"multiclass"``.
+        decision: how `decide` decides; its thresholds stay as they are in every resample.
         intervals: number of bootstrap resamples over bags; 0 for none.
         seed: seed of the bootstrap.
 
@@ -107,17 +84,22 @@ def evaluate(
         ``map`` (mean average precision over the labels that have a positive),
         ``accuracy`` (share of bags whose whole label set is right), and
         ``precision_macro_reference``, DRAGN's convention (TP + ε) / (TP + FP + ε), by which a
-        label that is never predicted scores 1; then
+        label that is never predicted scores 1;
+        ``brier`` (mean of (p - y)² over all bags and labels; for classes the mean over bags of its
+        sum); ``ece, ece_macro``, without intervals, see `calibration_errors`; then
         ``labels_undefined`` (labels with one class only) and ``bags``, both int;
-        ``average_precision`` and ``auc``, lists of L floats or None; and
+        ``average_precision`` and ``auc``, lists of L floats or None; ``f1, precision, recall``
+        and ``positives``, lists of L numbers;
+        ``decision`` (the rule's name), ``thresholds`` (L floats, None for other rules) and
+        ``thresholds_kept``, see `Decision`; and
         ``intervals``: for each score ``[low, high]``, the 95 % percentile bootstrap over bags.
         Resamples in which a score is undefined are left out; below 20 its interval is None.
 
     Raises:
         InputError: shapes, values, the task or ``intervals`` are wrong.
     """
-    p = _checked_probabilities(probabilities)
-    y = _checked_targets(targets, p.shape, task)
+    p = checked_probabilities(probabilities)
+    y = checked_targets(targets, p.shape, task)
     if intervals < 0:
         raise InputError(
             "intervals",
@@ -126,14 +108,20 @@ def evaluate(
             remedy="give 0 for no intervals, or 1000",
         )
     order = np.lexsort(np.hstack([y, p]).T)
-    table = _Table.of(y[order], p[order], task)
+    table = _Table.of(y[order], p[order], task, decision)
     bags = len(p)
     point, auc, precision = table.scores(np.ones((1, bags)))
     result: dict[str, Any] = {name: _or_none(point[name][0]) for name in SCORES}
+    ece, ece_macro = calibration_errors(table.targets, table.probabilities, task)
+    result["ece"], result["ece_macro"] = _or_none(ece), _or_none(ece_macro)
     result["labels_undefined"] = int(np.isnan(auc).sum())
     result["bags"] = bags
     result["average_precision"] = [_or_none(value) for value in precision[0]]
     result["auc"] = [_or_none(value) for value in auc[0]]
+    result |= table.label_scores()
+    result["decision"] = decision.rule
+    result["thresholds"] = decision.thresholds and list(decision.thresholds)
+    result["thresholds_kept"] = list(decision.kept)
     draws = [table.scores(weights)[0] for weights in _resamples(bags, intervals, seed)]
     result["intervals"] = {name: _interval([draw[name] for draw in draws]) for name in SCORES}
     return result
@@ -149,6 +137,7 @@ class _Table:
         decided: (B, L) of 0 and 1.
         f1_of_bag: (B,) F1 over the bag's labels; NaN when L = 1.
         auc_of_bag: (B,) AUC over the bag's labels; NaN without both classes.
+        brier_of_bag: (B,) mean over the bag's labels of (p - y)²; for classes the sum.
     """
 
     targets: Floats
@@ -156,11 +145,13 @@ class _Table:
     decided: Floats
     f1_of_bag: Floats
     auc_of_bag: Floats
+    brier_of_bag: Floats
 
     @classmethod
-    def of(cls, targets: Floats, probabilities: Floats, task: Task) -> _Table:
-        decided = decide(probabilities, task).astype(np.float64)
+    def of(cls, targets: Floats, probabilities: Floats, task: Task, decision: Decision) -> _Table:
+        decided = decide(probabilities, task, decision).astype(np.float64)
         bags, labels = targets.shape
+        squares = ((probabilities - targets) ** 2).sum(axis=1)
         both = 2 * (targets * decided).sum(axis=1)
         f1 = _ratio(both, targets.sum(axis=1) + decided.sum(axis=1), undefined=0.0)
         return cls(
@@ -169,6 +160,7 @@ class _Table:
             decided=decided,
             f1_of_bag=f1 if labels > 1 else np.full(bags, np.nan),
             auc_of_bag=_auc_of_bags(targets, probabilities),
+            brier_of_bag=squares if task == "multiclass" else squares / labels,
         )
 
     def scores(self, weights: Floats) -> tuple[dict[str, Floats], Floats, Floats]:
@@ -191,15 +183,13 @@ class _Table:
             "f1_samples": _weighted_mean(self.f1_of_bag, weights),
             "auc_samples": _weighted_mean(self.auc_of_bag, weights),
             "accuracy": _weighted_mean(right, weights),
+            "brier": _weighted_mean(self.brier_of_bag, weights),
         }
         return scores, auc, precision
 
     def _decision_scores(self, weights: Floats) -> dict[str, Floats]:
         """The scores that follow from counts of right and wrong decisions, each (R,)."""
-        tp = weights @ (self.targets * self.decided)  # (R, L), like the next three
-        fp = weights @ ((1 - self.targets) * self.decided)
-        fn = weights @ (self.targets * (1 - self.decided))
-        tn = weights @ ((1 - self.targets) * (1 - self.decided))
+        tp, fp, fn, tn = self._counts(weights)
         tp_sum, fp_sum, fn_sum, tn_sum = (count.sum(axis=1) for count in (tp, fp, fn, tn))
         return {
             "f1_macro": _ratio(2 * tp, 2 * tp + fp + fn, undefined=0.0).mean(axis=1),
@@ -210,6 +200,24 @@ class _Table:
             "specificity": _ratio(tn_sum, tn_sum + fp_sum),
             "precision_macro_reference": ((tp + EPSILON) / (tp + fp + EPSILON)).mean(axis=1),
         }
+
+    def label_scores(self) -> dict[str, list[float] | list[int]]:
+        """Each label's F1, precision and recall, 0/0 counting as 0, and its number of positives."""
+        tp, fp, fn, _ = (count[0] for count in self._counts(np.ones((1, len(self.targets)))))
+        return {
+            "f1": _ratio(2 * tp, 2 * tp + fp + fn, undefined=0.0).tolist(),
+            "precision": _ratio(tp, tp + fp, undefined=0.0).tolist(),
+            "recall": _ratio(tp, tp + fn, undefined=0.0).tolist(),
+            "positives": (tp + fn).astype(int).tolist(),
+        }
+
+    def _counts(self, weights: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+        """True and false positives, false and true negatives of each label, each (R, L)."""
+        tp = weights @ (self.targets * self.decided)
+        fp = weights @ ((1 - self.targets) * self.decided)
+        fn = weights @ (self.targets * (1 - self.decided))
+        tn = weights @ ((1 - self.targets) * (1 - self.decided))
+        return tp, fp, fn, tn
 
 
 def _rank_scores(targets: Floats, scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
@@ -296,55 +304,3 @@ def _weighted_mean(of_bag: Floats, weights: Floats) -> Floats:
 
 def _or_none(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
-
-
-def _checked_probabilities(probabilities: ArrayLike) -> Floats:
-    p = np.asarray(probabilities)
-    if p.ndim != 2 or p.shape[1] < 1 or p.dtype.kind not in "buif":
-        raise InputError(
-            "probabilities",
-            expected="numbers of shape (bags, labels), with at least one label",
-            got=f"{p.dtype} of shape {p.shape}",
-            remedy="give one row per bag and one column per label",
-        )
-    wrong = ~((p >= 0) & (p <= 1))  # also true for NaN
-    if wrong.any():
-        bag, label = np.argwhere(wrong)[0]
-        raise InputError(
-            f"probabilities, bag {bag}, label {label}",
-            expected="a probability in [0, 1]",
-            got=str(p[bag, label]),
-            remedy="give probabilities, not logits; if NaN, the training diverged",
-        )
-    return p.astype(np.float64)
-
-
-def _checked_targets(targets: ArrayLike, shape: tuple[int, ...], task: Task) -> Floats:
-    y = np.asarray(targets)
-    if y.shape != shape or y.dtype.kind not in "buif":
-        raise InputError(
-            "targets",
-            expected=f"numbers of the probabilities' shape {shape}",
-            got=f"{y.dtype} of shape {y.shape}",
-            remedy="give one row per bag and one column per label in both",
-        )
-    wrong = (y != 0) & (y != 1)
-    if wrong.any():
-        bag, label = np.argwhere(wrong)[0]
-        raise InputError(
-            f"targets, bag {bag}, label {label}",
-            expected="0 or 1",
-            got=str(y[bag, label]),
-            remedy="encode each label as 0 or 1 (classes as one-hot rows)",
-        )
-    y = y.astype(np.float64)
-    not_one = np.flatnonzero(y.sum(axis=1) != 1)
-    if task == "multiclass" and len(not_one):
-        bag = not_one[0]
-        raise InputError(
-            f"targets, bag {bag}",
-            expected="exactly one class",
-            got=f"{int(y[bag].sum())} classes",
-            remedy="give one-hot rows, or use the task multilabel",
-        )
-    return y

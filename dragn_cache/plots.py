@@ -12,6 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from dragn_cache.calibration import BINS, EDGES, Reliability
+
 COLOURS = ("#33658a", "#f26419", "#758e4f", "#86429f", "#8c6d31")
 SCORE_NAMES = {"auc_macro": "macro AUC", "map": "mAP", "f1_macro": "macro F1"}
 
@@ -85,3 +87,35 @@ def _show_losses(axes: Axes, histories: Mapping[str, Sequence[Mapping[str, float
     axes.set_xlabel("epoch (dot: the one kept)")
     axes.set_ylabel("validation loss")
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def plot_reliability(path: Path, found: Reliability, title: str) -> None:
+    """A reliability diagram: how often each bin's probabilities were true, and how many there were.
+
+    Args:
+        path: the PNG to write.
+        found: the bins.
+        title: whose probabilities they are.
+    """
+    figure = Figure(figsize=(5.2, 6.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    gaps, counts = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+    filled = found.counts > 0
+    middles, width = (EDGES[:-1] + EDGES[1:]) / 2, 0.92 / BINS
+    gaps.plot([0, 1], [0, 1], color="#222222", linewidth=1, linestyle="--")
+    gaps.bar(middles[filled], found.frequency[filled], width, color=COLOURS[0], alpha=0.35)
+    gaps.plot(found.confidence[filled], found.frequency[filled], "o-", color=COLOURS[0])
+    gaps.set_ylim(0, 1.02)
+    gaps.set_ylabel("share that is true")
+    gaps.set_title(f"{title}\nexpected calibration error {found.error:.3f}", fontsize=10)
+    counts.bar(middles[filled], found.counts[filled], width, color=COLOURS[0])
+    for x, count in zip(middles[filled], found.counts[filled], strict=True):
+        counts.text(x, count, f"{count}", ha="center", va="bottom", fontsize=6)
+    counts.set_yscale("log")
+    counts.set_ylim(0.7, 4 * found.counts.max())
+    counts.set_xlim(0, 1)
+    counts.set_xlabel("probability (dots: mean of the bin; dashed: as it should be)")
+    counts.set_ylabel("how many")
+    for axes in (gaps, counts):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)

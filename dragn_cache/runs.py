@@ -5,8 +5,8 @@ RUN/
   splits.csv       bag_id, split, group
   history.csv      loss by epoch; without epochs selection.csv, how each label's SVM was chosen
   metrics.json     every score for train, validation and test, with 95 % intervals
-  predictions.csv  bag_id, split, y_<label>…, p_<label>…
-  checkpoint.pt    weights or machines, and the digest of the features they were made from
+  predictions.csv  bag_id, split, y_<label>…, p_<label>…, d_<label>… (truth, probability, decision)
+  checkpoint.pt    weights or machines, how to decide, the digests of the features and bags used
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from dragn_cache.bags import RaggedBags, offsets_of
 from dragn_cache.classical import Choice
 from dragn_cache.config import TrainConfig
+from dragn_cache.decisions import Decision, check_rule_for, choose_decision, decide
 from dragn_cache.devices import find_device
 from dragn_cache.errors import InputError, StoreMismatchError, UnknownNameError
 from dragn_cache.feeding import StoredBags, memory_for_features
@@ -129,12 +130,16 @@ def train_run(
         raise no_views(config, str(store.path))
     tap = choose_tap(store, config)
     labelling = read_labelling(store, bags_csv)
-    _require_labels(labelling)
+    require_labels(labelling)
+    check_rule_for(config.decision, labelling.task, len(labelling.labels))
     labelling, data = _load_labelled(store, tap, labelling, config, warn)
     splits = data.splits
     trained = fit_method(data, config, labels=labelling.labels, progress=progress, warn=warn)
+    p, chosen = trained.probabilities, data.rows("validation")
+    decision = choose_decision(config.decision, data.task, data.targets[chosen], p[chosen])
+    tell_kept(decision, labelling.labels, warn)
     metrics = {
-        split: _scores(data.targets, trained.probabilities, data.rows(split), data.task, config)
+        split: _scores(data.targets, p, data.rows(split), data.task, decision, config)
         for split in SPLITS
     }
     if isinstance(data.bags, StoredBags):  # the order of training depends on the blocks
@@ -149,8 +154,9 @@ def train_run(
         zip(labelling.ids, splits, groups, strict=True),
     )
     _write_course(out, trained, labelling.labels)
-    write_predictions(out / "predictions.csv", labelling, splits, trained.probabilities)
-    _write_checkpoint(out / "checkpoint.pt", trained, config, labelling, store, tap)
+    write_predictions(out / "predictions.csv", labelling, splits, p, decision)
+    seen = [b for b, split in zip(labelling.ids, splits, strict=True) if split != "test"]
+    _write_checkpoint(out / "checkpoint.pt", trained, config, labelling, store, decision, seen)
     write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
 
@@ -180,19 +186,31 @@ def predict_run(
     refuse_other_features(run, record, store, warn)
     store.require_complete()
     labelling = _labelling_for(record, store, bags_csv, warn)
-    tap, config = store.tap(record["tap"]), TrainConfig(**record["config"])
-    memory = memory_for_features("auto", target)
-    labelling, bags = load_bags(store, tap, labelling, memory, warn)
-    probabilities = predict_method(model, bags, labelling.task, target)
+    labelling, probabilities = apply_model(model, record, store, labelling, target, warn)
+    decision = decision_of(record)
     out.mkdir(parents=True, exist_ok=True)
     splits = [bag.split for bag in labelling.bags]
-    write_predictions(out / "predictions.csv", labelling, splits, probabilities)
+    write_predictions(out / "predictions.csv", labelling, splits, probabilities, decision)
     if any(bag.labels is None for bag in labelling.bags):
         return None
-    rows = np.arange(len(labelling.bags))
-    scores = _scores(labelling.targets(), probabilities, rows, labelling.task, config)
+    rows, config = np.arange(len(labelling.bags)), TrainConfig(**record["config"])
+    scores = _scores(labelling.targets(), probabilities, rows, labelling.task, decision, config)
     write_text(out / "metrics.json", json.dumps({"all": scores}, indent=2) + "\n")
     return scores
+
+
+def apply_model(
+    model: Model,
+    record: dict[str, Any],
+    store: Store,
+    labelling: Labelling,
+    device: torch.device,
+    warn: Warn,
+) -> tuple[Labelling, NDArray[np.float64]]:
+    """Probabilities (B, L) of a store's bags; those without a usable instance are left out."""
+    memory = memory_for_features("auto", device)
+    labelling, bags = load_bags(store, store.tap(record["tap"]), labelling, memory, warn)
+    return labelling, predict_method(model, bags, labelling.task, device)
 
 
 def _labelling_for(
@@ -276,7 +294,7 @@ def _checked(labelling: Labelling) -> Labelling:
     return labelling
 
 
-def _require_labels(labelling: Labelling) -> None:
+def require_labels(labelling: Labelling) -> None:
     unlabelled = [bag for bag in labelling.bags if bag.labels is None]
     if unlabelled or not labelling.labels:
         got = "no labels" if not unlabelled else f"none for bag {unlabelled[0].bag_id!r}"
@@ -398,11 +416,24 @@ def _scores(
     probabilities: NDArray[np.float64],
     rows: NDArray[np.int64],
     task: Task,
+    decision: Decision,
     config: TrainConfig,
 ) -> dict[str, Any]:
     return evaluate(
-        targets[rows], probabilities[rows], task=task, intervals=config.intervals, seed=config.seed
+        targets[rows],
+        probabilities[rows],
+        task=task,
+        decision=decision,
+        intervals=config.intervals,
+        seed=config.seed,
     )
+
+
+def tell_kept(decision: Decision, labels: Sequence[str], warn: Warn) -> None:
+    """Report the labels for which no threshold could be chosen."""
+    if decision.kept:
+        names = ", ".join(labels[k] for k in decision.kept)
+        warn(f"no validation bag has these labels, their thresholds stay 0.5: {names}")
 
 
 def write_predictions(
@@ -410,23 +441,21 @@ def write_predictions(
     labelling: Labelling,
     splits: Sequence[str],
     probabilities: NDArray[np.float64],
+    decision: Decision,
 ) -> None:
-    """Write bag_id, split, y_<label>…, p_<label>…; y is empty for a bag without labels."""
-    head = [
-        "bag_id",
-        "split",
-        *(f"y_{label}" for label in labelling.labels),
-        *(f"p_{label}" for label in labelling.labels),
-    ]
+    """Write bag_id, split, y_<label>…, p_<label>…, d_<label>…; y is empty without labels."""
+    columns = [f"{kind}_{label}" for kind in "ypd" for label in labelling.labels]
+    head = ["bag_id", "split", *columns]
     targets = labelling.targets().tolist()
+    decided = decide(probabilities, labelling.task, decision).tolist()
     blank = [""] * len(labelling.labels)
     write_csv(
         path,
         head,
         (
-            [bag.bag_id, split, *(blank if bag.labels is None else y), *map(repr, p)]
-            for bag, split, y, p in zip(
-                labelling.bags, splits, targets, probabilities.tolist(), strict=True
+            [bag.bag_id, split, *(blank if bag.labels is None else y), *map(repr, p), *d]
+            for bag, split, y, p, d in zip(
+                labelling.bags, splits, targets, probabilities.tolist(), decided, strict=True
             )
         ),
     )
@@ -473,8 +502,11 @@ def _write_checkpoint(
     config: TrainConfig,
     labelling: Labelling,
     store: Store,
-    tap: Tap,
+    decision: Decision,
+    seen: Sequence[str],
 ) -> None:
+    tap = store.tap(config.tap)
+    digests = [digest.tobytes().hex() for digest in store.digests(seen)]
     record = {
         "version": CHECKPOINT_VERSION,
         "config": asdict(config),
@@ -483,6 +515,8 @@ def _write_checkpoint(
         "labels": list(labelling.labels),
         "task": labelling.task,
         "best_epoch": trained.best_epoch,
+        "decision": asdict(decision),
+        "seen": dict(zip(seen, digests, strict=True)),
         "provenance": {k: store.description.provenance[k] for k in ("features", "numerics")},
         "state": trained.model.state_dict(),
     }
@@ -523,6 +557,11 @@ def load_checkpoint(run: Path) -> tuple[Model, dict[str, Any]]:
             str(path), expected="a checkpoint of dragn-cache", got=got, remedy="train again"
         ) from error
     return model, record
+
+
+def decision_of(record: dict[str, Any]) -> Decision:
+    """How a run decides, by its checkpoint; those of before there was a choice have the default."""
+    return Decision(**record.get("decision", {}))
 
 
 def refuse_other_features(run: Path, record: dict[str, Any], store: Store, warn: Warn) -> None:

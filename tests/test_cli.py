@@ -167,6 +167,9 @@ def test_training_writes_a_run(store: Path, trained: Path) -> None:
         "p_actin",
         "p_nucleus",
         "p_golgi",
+        "d_actin",
+        "d_nucleus",
+        "d_golgi",
     ]
     assert len(rows) == 20
     printed = ok(

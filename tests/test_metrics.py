@@ -11,15 +11,15 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from dragn_cache import metrics
+from dragn_cache.decisions import DEFAULT
 from dragn_cache.errors import InputError
-from dragn_cache.metrics import SCORES, decide, evaluate
+from dragn_cache.metrics import SCORES, evaluate
 
-# Five bags, three labels; the third is never true. By `decide`, thresholds are .5 .5 .4 .3 .4.
+# Five bags, three labels; the third is never true. By default, thresholds are .5 .5 .4 .3 .4.
 TARGETS = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0], [1, 0, 0]])
 PROBABILITIES = np.array(
     [[0.9, 0.2, 0.1], [0.6, 0.7, 0.2], [0.4, 0.3, 0.1], [0.1, 0.3, 0.2], [0.2, 0.1, 0.4]]
 )
-DECIDED = [[1, 0, 0], [1, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
 
 
 def random_problem(
@@ -42,26 +42,6 @@ def without_intervals(targets: Any, probabilities: Any, task: Any = "multilabel"
     return evaluate(targets, probabilities, task=task, intervals=0)
 
 
-# --- decide --------------------------------------------------------------------------------------
-
-
-def test_decide_takes_the_best_label_when_none_reaches_a_half() -> None:
-    decided = decide(PROBABILITIES, "multilabel")
-    assert decided.dtype == np.int8
-    assert decided.tolist() == DECIDED
-    assert decide([[0.2, 0.2, 0.1], [0.0, 0.0, 0.0]], "multilabel").tolist() == [[1, 1, 0], [1] * 3]
-
-
-def test_decide_one_label_by_a_half() -> None:
-    assert decide([[0.4], [0.5], [0.6]], "multilabel").tolist() == [[0], [1], [1]]
-
-
-def test_decide_one_class_the_first_if_tied() -> None:
-    decided = decide([[0.2, 0.5, 0.3], [0.4, 0.2, 0.4]], "multiclass")
-    assert decided.dtype == np.int8
-    assert decided.tolist() == [[0, 1, 0], [1, 0, 0]]
-
-
 # --- values --------------------------------------------------------------------------------------
 
 
@@ -70,6 +50,14 @@ def test_values_by_hand() -> None:
     assert result.pop("auc") == [pytest.approx(2 / 3), pytest.approx(11 / 12), None]
     assert result.pop("average_precision") == [pytest.approx(29 / 36), pytest.approx(5 / 6), None]
     assert result.pop("intervals") == dict.fromkeys(SCORES)
+    assert result.pop("f1") == pytest.approx([2 / 3, 1 / 2, 0])
+    assert result.pop("precision") == pytest.approx([2 / 3, 1 / 2, 0])
+    assert result.pop("recall") == pytest.approx([2 / 3, 1 / 2, 0])
+    assert result.pop("positives") == [3, 2, 0]
+    assert (result.pop("decision"), result.pop("thresholds")) == ("default", None)
+    assert result.pop("thresholds_kept") == []
+    assert 0 < result.pop("ece_macro") < 1  # see test_calibration.py
+    assert 0 < result.pop("ece") < 1
     assert result == {
         "auc_macro": pytest.approx(19 / 24),
         "f1_macro": pytest.approx(7 / 18),
@@ -83,6 +71,7 @@ def test_values_by_hand() -> None:
         "map": pytest.approx(59 / 72),
         "accuracy": pytest.approx(1 / 5),
         "precision_macro_reference": pytest.approx(7 / 18),
+        "brier": pytest.approx(2.36 / 15),
         "labels_undefined": 1,
         "bags": 5,
     }
@@ -195,7 +184,9 @@ def test_auc_of_the_opposite_is_the_complement() -> None:
 def test_perfect_and_constant_predictions() -> None:
     y = np.array([[1, 0, 1], [0, 1, 1], [1, 1, 0], [0, 0, 1], [0, 1, 0]])
     perfect = without_intervals(y, y.astype(float))
-    assert {perfect[name] for name in SCORES} == {1.0}
+    errors = {"brier", "ece", "ece_macro"}
+    assert {perfect[name] for name in SCORES if name not in errors} == {1.0}
+    assert {perfect[name] for name in errors} == {0.0}
     constant = without_intervals(y, np.full(y.shape, 0.3))
     assert constant["auc"] == [0.5, 0.5, 0.5]
     assert constant["auc_samples"] == 0.5
@@ -205,7 +196,7 @@ def test_perfect_and_constant_predictions() -> None:
 def test_weights_are_repetitions_of_bags() -> None:
     y, p = random_problem(6, bags=19, decimals=1)
     counts = np.random.default_rng(2).integers(0, 4, size=(5, 19))
-    table = metrics._Table.of(y.astype(float), p, "multilabel")
+    table = metrics._Table.of(y.astype(float), p, "multilabel", DEFAULT)
     scores, _, _ = table.scores(counts.astype(float))
     for row, count in enumerate(counts):
         want = without_intervals(y.repeat(count, axis=0), p.repeat(count, axis=0))
@@ -230,6 +221,8 @@ def test_labels_with_one_class_are_counted_not_scored() -> None:
 def test_no_bags_no_scores() -> None:
     result = evaluate(np.zeros((0, 3), int), np.zeros((0, 3)), task="multilabel")
     assert [result[name] for name in SCORES] == [None] * len(SCORES)
+    assert result["f1"] == [0.0] * 3
+    assert result["positives"] == [0] * 3
     assert result["auc"] == result["average_precision"] == [None] * 3
     assert (result["labels_undefined"], result["bags"]) == (3, 0)
     assert result["intervals"] == dict.fromkeys(SCORES)

@@ -137,8 +137,8 @@ def test_metrics_are_scores_for_each_split(store: Store, tmp_path: Path) -> None
 
 def test_predictions_list_every_bag_and_give_the_scores(store: Store, run: Path) -> None:
     rows = rows_of(run / "predictions.csv")
-    y_columns, p_columns = [f"y_{label}" for label in LABELS], [f"p_{label}" for label in LABELS]
-    assert list(rows[0]) == ["bag_id", "split", *y_columns, *p_columns]
+    y_columns, p_columns, d_columns = ([f"{kind}_{label}" for label in LABELS] for kind in "ypd")
+    assert list(rows[0]) == ["bag_id", "split", *y_columns, *p_columns, *d_columns]
     assert [row["bag_id"] for row in rows] == store.bag_ids
     for row, bag in zip(rows, store.bags, strict=True):
         assert [row[c] for c in y_columns] == [str(int(label in bag.labels)) for label in LABELS]
@@ -150,6 +150,7 @@ def test_predictions_list_every_bag_and_give_the_scores(store: Store, run: Path)
         assert scores["bags"] == len(chosen)
         assert scores["auc_macro"] == pytest.approx(roc_auc_score(y, p, average="macro"))
         decided = p >= np.minimum(0.5, p.max(1, keepdims=True))
+        assert [[int(row[c]) for c in d_columns] for row in chosen] == decided.astype(int).tolist()
         assert scores["f1_micro"] == pytest.approx(f1_score(y, decided, average="micro"))
 
 

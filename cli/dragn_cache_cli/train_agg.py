@@ -50,6 +50,9 @@ def train_agg(
         str, typer.Option(help="What features may fill, as 8GB; larger ones are streamed.")
     ] = "auto",
     intervals: Annotated[int, typer.Option(help="Resamples for the intervals; 0: none.")] = 1000,
+    decision: Annotated[
+        str, typer.Option(help="What counts as yes: default, half, thresholds or top-K.")
+    ] = "default",
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
     """Train an aggregator on a store; validation chooses the epoch, test reports.
@@ -84,6 +87,7 @@ def train_agg(
         device=device,
         memory=memory,
         intervals=intervals,
+        decision=decision,
     )
     run = out or Path("runs") / run_name(store, config)
     with screen.progress_bar("training", "epochs") as progress:

@@ -104,11 +104,14 @@ class Store:
     def index(self, number: int) -> PartIndex:
         """Everything in a part except its features (cached)."""
         if number not in self._index:
-            with self._damage(number):
-                index = self._format.read_index(self.part_path(number))
-                check_index(index, self._planned[number])
-                self._index[number] = index
+            self._index[number] = self._read_index(number)
         return self._index[number]
+
+    def _read_index(self, number: int) -> PartIndex:
+        with self._damage(number):
+            index = self._format.read_index(self.part_path(number))
+            check_index(index, self._planned[number])
+        return index
 
     def instances(self, bag_id: str) -> PartIndex:
         """Everything but the features of one bag: its piece of its part's index."""
@@ -147,6 +150,17 @@ class Store:
         """(B,): instances of some bags, by their ids."""
         places = [self._place(bag_id) for bag_id in bags]
         return np.array([last - first for _, first, last in places], np.int64)
+
+    def digests(self, bags: Sequence[str]) -> NDArray[np.uint8]:
+        """(B, 32): the digest of each bag's features, by their ids; see `bag_digests`."""
+        places = [self._place(bag_id)[0] for bag_id in bags]
+        of_bag: dict[str, NDArray[np.uint8]] = {}
+        for number in sorted(set(places)):
+            # An index that was not asked for before is not kept: it names every image.
+            index = self._index.get(number) or self._read_index(number)
+            here = set(self._planned[number])
+            of_bag |= {b: d for b, d in zip(index.ids, index.digests, strict=True) if b in here}
+        return np.array([of_bag[bag_id] for bag_id in bags], np.uint8).reshape(-1, 32)
 
     def summary(self) -> dict[str, Any]:
         """What the store holds and how it was made, as JSON can hold it."""
