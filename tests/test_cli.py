@@ -200,6 +200,27 @@ def test_predicting_repeats_the_runs_probabilities(
     assert columns(tmp_path / "p" / "predictions.csv") == columns(trained / "predictions.csv")
 
 
+def test_evaluating_scores_the_runs_test_bags(store: Path, trained: Path, tmp_path: Path) -> None:
+    scores = json.loads((trained / "metrics.json").read_text())["test"]
+    printed = ok("evaluate", trained, "--out", tmp_path / "a", "--json")
+    assert json.loads(printed) == {"test": scores}
+    text = ok("evaluate", trained, "--store", store, "--split", "test", "--out", tmp_path / "b")
+    assert f"test: {scores['bags']} bags, decided by default" in text
+    assert re.search(rf"f1_macro +{scores['f1_macro']:.3f} \(", text)
+    assert re.search(rf"actin +{scores['positives'][0]} ", text)
+    text = ok("evaluate", trained, "--decision", "half", "--out", tmp_path / "c")
+    assert "decided by half" in text
+    assert "0.500" in text
+    args = ("--store", store, "--out", tmp_path / "d")
+    assert "of 20 that it was: '0" in refused("evaluate", trained, *args)
+    assert "--decision: expected default, half, thresholds or top-K" in refused(
+        "evaluate", trained, "--decision", "best", "--out", tmp_path / "d"
+    )
+    assert "got 'best'" in refused("train-agg", *args, "--decision", "best")
+    assert "at most top-3 of 3" in refused("train-agg", *args, "--decision", "top-4")
+    assert not (tmp_path / "d").exists()
+
+
 def test_another_table_of_bags(store: Path, tmp_path: Path) -> None:
     table = tmp_path / "other.csv"
     ids = [f"0{k:02d}" for k in range(12)]
@@ -355,6 +376,7 @@ def test_devices_that_are_not_there_are_refused_by_every_command(
         args = ["--store", store, "--out", tmp_path / "r", "--device", device]
         assert "--device: expected cpu" in refused("train-agg", *args)
         assert "--device: expected cpu" in refused("predict", trained, *args)
+        assert "--device: expected cpu" in refused("evaluate", trained, *args)
 
 
 def test_predicting_bags_with_other_labels_gives_no_scores(trained: Path, tmp_path: Path) -> None:
