@@ -97,9 +97,10 @@ def plot_reliability(path: Path, found: Reliability, title: str) -> None:
         found: the bins.
         title: whose probabilities they are.
     """
-    figure = Figure(figsize=(5.2, 6.2), layout="constrained")
+    figure = Figure(figsize=(5.2, 6.2))
     FigureCanvasAgg(figure)
-    gaps, counts = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+    margins = {"left": 0.12, "right": 0.97, "bottom": 0.08, "top": 0.92, "hspace": 0.06}
+    gaps, counts = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True, gridspec_kw=margins)
     filled = found.counts > 0
     middles, width = (EDGES[:-1] + EDGES[1:]) / 2, 0.92 / BINS
     gaps.plot([0, 1], [0, 1], color="#222222", linewidth=1, linestyle="--")
@@ -112,10 +113,12 @@ def plot_reliability(path: Path, found: Reliability, title: str) -> None:
     for x, count in zip(middles[filled], found.counts[filled], strict=True):
         counts.text(x, count, f"{count}", ha="center", va="bottom", fontsize=6)
     counts.set_yscale("log")
+    counts.yaxis.set_ticks([], minor=False)
+    counts.yaxis.set_ticks([], minor=True)
     counts.set_ylim(0.7, 4 * found.counts.max())
     counts.set_xlim(0, 1)
     counts.set_xlabel("probability (dots: mean of the bin; dashed: as it should be)")
-    counts.set_ylabel("how many")
+    counts.set_ylabel("how many (log)")
     for axes in (gaps, counts):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)

@@ -394,6 +394,10 @@ def test_digests_do_not_depend_on_the_format(tmp_path: Path, format: str) -> Non
         for k in range(6)
     )
     assert digests == by_hand
+    chosen = [4, 0, 3]
+    found = store.digests([store.bag_ids[k] for k in chosen])
+    assert [row.tobytes() for row in found] == [by_hand[32 * k : 32 * k + 32] for k in chosen]
+    assert store.digests([]).shape == (0, 32)
 
 
 @pytest.mark.parametrize("wrong", [[0, -7, 4], [0, 3, 5], [1, 3, 4], [0, 4], [3, 0, 4]])

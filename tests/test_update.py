@@ -77,6 +77,7 @@ def test_changed_new_and_removed_bags(tmp_path: Path, format: str) -> None:
     folder, out = write_dataset(tmp_path / "d", SIZES), tmp_path / "s"
     extract(read_manifest(folder), config(format=format), out)
     kept = open_store(out).bag("004", "gap")
+    before_it = open_store(out).digests(["002", "004"])
     draw_image(folder / "img" / "002_3.png", np.random.default_rng(99), 41, 53)
     edit(folder, drop="001")
     edit(folder, add=("900", 3))
@@ -86,6 +87,8 @@ def test_changed_new_and_removed_bags(tmp_path: Path, format: str) -> None:
     assert (found.changed, found.new, found.removed) == (("002",), ("900",), ("001",))
     assert (found.kept, report.instances_done) == (5, 3 + 5)
     np.testing.assert_array_equal(open_store(out).bag("004", "gap"), kept)
+    digests = open_store(out).digests(["002", "004"])  # the old features of 002 are still there
+    assert (digests == before_it).all(1).tolist() == [False, True]
     same_features(out, folder, tmp_path / "fresh", format)
     assert sum(open_store(out).rows(n) for n in open_store(out).parts) == sum(SIZES) - 1 + 3
     # From now on it is as complete as any store: both commands have nothing to do.
