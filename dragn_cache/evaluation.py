@@ -7,7 +7,7 @@ OUT/
   calibration.png   reliability diagram
 
 - Without a store the run's own predictions are scored again, by default those of its test bags.
-- With a store every bag must be new: no bag that chose weights, epoch or thresholds, known by its
+- With a store every bag must be new: no training or validation bag of the run, known by its
   id, its group or the digest of its features. A split scores the run's own bags of its own store.
 """
 

@@ -231,6 +231,16 @@ def test_classes(tmp_path: Path) -> None:
         evaluate_run(tmp_path / "run", tmp_path / "b", store=both)
 
 
+def test_a_method_without_epochs(store: Store, other: Store, tmp_path: Path) -> None:
+    config = TrainConfig(aggregator="svm", decision="thresholds", intervals=0)
+    metrics = train_run(store, config, tmp_path / "run")
+    assert metrics["test"]["decision"] == "thresholds"
+    assert evaluate_run(tmp_path / "run", tmp_path / "a").scores == metrics["test"]
+    assert evaluate_run(tmp_path / "run", tmp_path / "b", store=other).scores["bags"] == 31
+    with pytest.raises(InputError, match="got 32 of 53 that it was"):
+        evaluate_run(tmp_path / "run", tmp_path / "c", store=store)
+
+
 # --- bags that were trained on -------------------------------------------------------------------
 
 
