@@ -14,8 +14,10 @@ from torch import Tensor
 from dragn_cache.aggregators.segments import (
     segment_argmax,
     segment_attend,
+    segment_logsumexp,
     segment_max,
     segment_mean,
+    segment_outer,
     segment_ranks,
     segment_softmax,
     segment_sum,
@@ -57,6 +59,11 @@ def attended(values: Tensor, offsets: Tensor) -> Tensor:
     return segment_attend(values, offsets, values[:, :3]).flatten(1)
 
 
+def outer(values: Tensor, offsets: Tensor) -> Tensor:
+    """The first seven columns with all of them, flattened."""
+    return segment_outer(values[:, :7], values, offsets).flatten(1)
+
+
 Operation = Callable[[Tensor, Tensor], Tensor]
 OPERATIONS: dict[str, tuple[Operation, Callable[[Rows], Rows]]] = {
     "sum": (segment_sum, lambda rows: rows.sum(0, keepdims=True)),
@@ -66,6 +73,8 @@ OPERATIONS: dict[str, tuple[Operation, Callable[[Rows], Rows]]] = {
     "softmax": (softmax, softmax_of),
     "softmax by column": (segment_softmax, softmaxes_of),
     "attended": (attended, lambda rows: (rows[:, :3].T @ rows).reshape(1, -1)),
+    "logsumexp": (segment_logsumexp, lambda rows: np.log(np.exp(rows).sum(0, keepdims=True))),
+    "outer": (outer, lambda rows: (rows[:, :7].T @ rows).reshape(1, -1)),
 }
 every_operation = pytest.mark.parametrize("name", list(OPERATIONS))
 

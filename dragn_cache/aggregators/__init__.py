@@ -10,8 +10,12 @@ from typing import Any
 
 from dragn_cache.aggregators.abmil import Abmil, GatedAbmil
 from dragn_cache.aggregators.acmil import Acmil
+from dragn_cache.aggregators.annofly import AnnoFly
 from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.aggregators.bilstm import BiLstm
+from dragn_cache.aggregators.bow import Bow
 from dragn_cache.aggregators.clam import ClamMb, ClamSb
+from dragn_cache.aggregators.deepmiml import DeepMiml
 from dragn_cache.aggregators.deepsets import DeepSets
 from dragn_cache.aggregators.dragn import Dragn
 from dragn_cache.aggregators.dsmil import Dsmil
@@ -19,8 +23,12 @@ from dragn_cache.aggregators.dtfd import Dtfd
 from dragn_cache.aggregators.imploc import Imploc
 from dragn_cache.aggregators.max import Max
 from dragn_cache.aggregators.mean import Mean
+from dragn_cache.aggregators.nan import Nan
+from dragn_cache.aggregators.netvlad import NetVlad
 from dragn_cache.aggregators.rrt import Rrt
 from dragn_cache.aggregators.set_transformer import SetTransformer
+from dragn_cache.aggregators.si import Si
+from dragn_cache.aggregators.spoc import Spoc
 from dragn_cache.aggregators.transmil import Transmil
 from dragn_cache.errors import InputError, UnknownNameError
 
@@ -36,8 +44,12 @@ __all__ = [
 AGGREGATORS: dict[str, type[Aggregator]] = {
     "abmil": Abmil,
     "acmil": Acmil,
+    "annofly": AnnoFly,
+    "bilstm": BiLstm,
+    "bow": Bow,
     "clam_mb": ClamMb,
     "clam_sb": ClamSb,
+    "deepmiml": DeepMiml,
     "deepsets": DeepSets,
     "dragn": Dragn,
     "dsmil": Dsmil,
@@ -46,8 +58,12 @@ AGGREGATORS: dict[str, type[Aggregator]] = {
     "imploc": Imploc,
     "max": Max,
     "mean": Mean,
+    "nan": Nan,
+    "netvlad": NetVlad,
     "rrt": Rrt,
     "set_transformer": SetTransformer,
+    "si": Si,
+    "spoc": Spoc,
     "transmil": Transmil,
 }
 

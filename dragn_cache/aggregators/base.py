@@ -163,12 +163,12 @@ def check_choice(owner: str, option: str, value: object, allowed: Sequence[objec
         )
 
 
-def check_count(owner: str, option: str, value: object) -> None:
-    """Raise an InputError that names the option unless ``value`` is a whole number above 0."""
-    if type(value) is not int or value < 1:
+def check_count(owner: str, option: str, value: object, *, least: int = 1) -> None:
+    """Raise an InputError that names the option unless ``value`` is a whole number, big enough."""
+    if type(value) is not int or value < least:
         raise InputError(
             f"aggregator {owner}, option {option}",
-            expected="a whole number above 0",
+            expected=f"a whole number above {least - 1}",
             got=repr(value),
             remedy=f"give {option}=64, say",
         )

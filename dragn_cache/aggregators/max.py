@@ -12,9 +12,9 @@ from dragn_cache.bags import RaggedBags
 class Max(Aggregator):
     """Embedding (B, C): the maximum over each bag's instances, channel by channel.
 
-    From "Multi-view Convolutional Neural Networks" (Su et al., 2015), as the DRAGN paper compares
-    with it. No parameters, no attention. Instances that tie for a maximum share its gradient
-    evenly, as in ``Tensor.amax``.
+    This is ``mvcnn`` by another name: "Multi-view Convolutional Neural Networks" (Su et al.,
+    2015), as the DRAGN paper compares with it. No parameters, no attention. Instances that tie for
+    a maximum share its gradient evenly, as in ``Tensor.amax``.
     """
 
     needs: ClassVar[Literal["map", "vector", "any"]] = "any"

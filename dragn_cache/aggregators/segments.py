@@ -1,15 +1,17 @@
-"""Sums, means, maxima and softmaxes over the rows of each bag, without padding.
+"""Sums, means, maxima, softmaxes and outer products over the rows of each bag.
 
 Bag b has the rows ``offsets[b] : offsets[b + 1]`` of an array of N rows; offsets (B + 1,) int64 are
 on the host, as ``RaggedBags`` keeps them. No bag may be empty. A bag's rows are added in their
 order and by themselves, so a result does not depend on the bag's batch mates, on any device:
-``index_add`` would use atomics on a GPU, where the last bits then change from run to run.
+``index_add`` would use atomics on a GPU, where the last bits then change from run to run. Only
+``segment_outer`` pads, as matrix products of unequal bags would be a loop otherwise.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -85,6 +87,35 @@ def segment_attend(values: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     """(N, D) → (B, K, D): for each column of weights (N, K), the weighted sum of a bag's rows."""
     columns = weights.t().contiguous()
     return torch.stack([segment_sum(values, offsets, column) for column in columns], 1)
+
+
+def segment_logsumexp(values: Tensor, offsets: Tensor) -> Tensor:
+    """(N, D) → (B, D): the logarithm of the sum of each bag's exponentials, by column."""
+    largest = segment_max(values.detach(), offsets)
+    powers = (values - largest.index_select(0, owners(offsets).to(values.device))).exp()
+    return segment_sum(powers, offsets).log() + largest
+
+
+def segment_outer(left: Tensor, right: Tensor, offsets: Tensor) -> Tensor:
+    """(N, K) and (N, C) → (B, K, C): over each bag's rows, the sum of left_i times right_iᵀ.
+
+    What ``segment_attend`` gives, for many columns K.
+    """
+    # A bag is padded to the next power of two, whatever its batch mates are, and meets those of
+    # its length in one product: a handful of products, less than twice the rows.
+    starts, sizes = offsets.numpy()[:-1], np.diff(offsets.numpy())
+    lengths = 2 ** np.ceil(np.log2(sizes)).astype(np.int64)
+    products, bags = [], []
+    for length in np.unique(lengths):
+        chosen = np.flatnonzero(lengths == length)
+        place, last = np.arange(length), sizes[chosen, None] - 1
+        rows = torch.from_numpy(starts[chosen, None] + np.minimum(place, last)).to(left.device)
+        inside = torch.from_numpy(place <= last).to(left.device)
+        padded = (left[rows] * inside[:, :, None], right[rows])
+        products.append(padded[0].transpose(1, 2) @ padded[1])
+        bags.append(chosen)
+    order = torch.from_numpy(np.argsort(np.concatenate(bags))).to(left.device)
+    return torch.cat(products).index_select(0, order)
 
 
 def _embedding_bag(
