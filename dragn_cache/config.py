@@ -247,6 +247,29 @@ class TrainConfig:
         return self.seed if self.shuffle_seed is None else self.shuffle_seed
 
 
+@dataclass(frozen=True)
+class ExplainConfig:
+    """Settings of looking inside a run.
+
+    Attributes:
+        method: ``attention``, ``cosine``, ``leave-one-out``, or ``auto``: attention where the
+            aggregator has one, else cosine for DRAGN and HAMIL, else leave-one-out.
+        split: only bags that were on this side when the run was trained; None is all.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        h5: whether one .h5 per bag is written beside the table.
+    """
+
+    method: Literal["auto", "attention", "cosine", "leave-one-out"] = "auto"
+    split: Literal["train", "validation", "test"] | None = None
+    device: str = "cpu"
+    h5: bool = True
+
+    def __post_init__(self) -> None:
+        _one_of("--method", self.method, ("auto", "attention", "cosine", "leave-one-out"))
+        if self.split is not None:
+            _one_of("--split", self.split, ("train", "validation", "test"))
+
+
 def parse_memory(text: str) -> int | None:
     """Bytes of ``8GB``, ``500MB`` or a plain number; None for ``auto``.
 

@@ -22,6 +22,7 @@ FORBIDDEN = {
     "dragn_cache.train": ("torchvision", "PIL", "dragn_cache.backbones", "dragn_cache.images"),
     "dragn_cache.methods": ("torchvision", "PIL", "dragn_cache.backbones", "sklearn"),
     "dragn_cache.runs": ("torchvision", "PIL", "dragn_cache.backbones", "dragn_cache.images"),
+    "dragn_cache.explain": ("torchvision", "PIL", "dragn_cache.backbones", "dragn_cache.images"),
     "dragn_cache.backbones": ("h5py", "zarr", "dragn_cache.manifest"),
     "dragn_cache_cli.app": ("torch", "h5py", "zarr", "PIL", "matplotlib", "sklearn"),
 }

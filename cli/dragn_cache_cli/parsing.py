@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from dragn_cache.errors import InputError
@@ -26,6 +27,14 @@ def parse_names(text: str | None) -> tuple[str, ...] | None:
     if text is None:
         return None
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def parse_bags(text: str | None) -> tuple[str, ...] | Path | None:
+    """Ids separated by commas; the table where the text is a file, or is called like one."""
+    if text is None:
+        return None
+    path = Path(text)
+    return path if path.is_file() or path.suffix in (".csv", ".tsv") else parse_names(text)
 
 
 def parse_floats(option: str, text: str | None) -> tuple[float, ...] | None:

@@ -20,6 +20,7 @@ from dragn_cache.aggregators.deepsets import DeepSets
 from dragn_cache.aggregators.dragn import Dragn
 from dragn_cache.aggregators.dsmil import Dsmil
 from dragn_cache.aggregators.dtfd import Dtfd
+from dragn_cache.aggregators.hamil import Hamil
 from dragn_cache.aggregators.imploc import Imploc
 from dragn_cache.aggregators.max import Max
 from dragn_cache.aggregators.mean import Mean
@@ -55,6 +56,7 @@ AGGREGATORS: dict[str, type[Aggregator]] = {
     "dsmil": Dsmil,
     "dtfd": Dtfd,
     "gated_abmil": GatedAbmil,
+    "hamil": Hamil,
     "imploc": Imploc,
     "max": Max,
     "mean": Mean,

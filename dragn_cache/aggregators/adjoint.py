@@ -43,7 +43,9 @@ BLOCK_VALUES = 1 << 19
 DEVICE_BLOCK_VALUES = 1 << 26
 
 
-def pool_linearly(bags: RaggedBags, weight: Tensor, bias: Tensor) -> Tensor:
+def pool_linearly(
+    bags: RaggedBags, weight: Tensor, bias: Tensor, orders: Tensor | None = None
+) -> Tensor:
     """(B, C) in the dtype of ``weight``: L1Agg's recursion and global average pooling.
 
     Equal to Algorithm 1 with ``conv2d(windows, weight, bias)`` as unit, values and gradients.
@@ -52,6 +54,8 @@ def pool_linearly(bags: RaggedBags, weight: Tensor, bias: Tensor) -> Tensor:
         bags: (N, C, h, w) or (N, C) values of any floating dtype, each bag with an instance.
         weight: (1, 3, k, k) shared by all channels, or (C, 3, k, k), a kernel for each.
         bias: (1,) or (C,).
+        orders: (K, N) as in `orders`: the result is the mean over the bags in K orders, which is
+            the sum with the mean of their weights. Only with ``weight`` (1, …).
     """
     values = bags.values
     height, width = values.shape[2:] if values.dim() == 4 else (1, 1)
@@ -62,14 +66,25 @@ def pool_linearly(bags: RaggedBags, weight: Tensor, bias: Tensor) -> Tensor:
     if len(weight) == 1:
         owner = torch.repeat_interleave(sizes)
         rows = (first_row(sizes) - bags.offsets[:-1])[owner] + torch.arange(len(values))
-        rows = rows.to(values.device)
-        pooled = weighted_pool(values, table[0].index_select(0, rows), bags.offsets)
+        kappa = _kappas(table[0], rows[None] if orders is None else _by_instance(rows, orders))
+        pooled = weighted_pool(values, kappa, bags.offsets)
     else:
         pooled = weighted_pool_by_channel(values, table, bags.offsets)
     if longest <= 2:  # no bag meets the unit
         return pooled
     factors = bias_factors(table, longest).index_select(1, sizes.to(values.device) - 1)
     return torch.addcmul(pooled, bias, factors.T)
+
+
+def _by_instance(rows: Tensor, orders: Tensor) -> Tensor:
+    """(K, N): what ``rows`` (N,) has for the place of each instance in K orders."""
+    return torch.empty_like(orders).scatter_(1, orders, rows.expand_as(orders))
+
+
+def _kappas(table: Tensor, rows: Tensor) -> Tensor:
+    """(N, P): the table's rows (K, N), their mean over K."""
+    chosen = table.index_select(0, rows.flatten().to(table.device))
+    return chosen if len(rows) == 1 else chosen.view(*rows.shape, -1).mean(0)
 
 
 # --- the chain ---------------------------------------------------------------------------------

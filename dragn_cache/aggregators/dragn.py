@@ -12,6 +12,10 @@ of two the mean. Global average pooling comes after the recursion, so the featur
   pooling after it are one weighted sum (`adjoint`), and no window is ever made. On a CPU with a C++
   compiler everything else, and L1Agg with kernels of its own per channel, runs in `recursion`. What
   is left (a GPU, ``full``, no compiler) goes through the unit's own layers, round by round, here.
+- **The order** (``order``) is the caller's, unless the embedding is the mean over ``permutations``
+  seeded ones of each bag, or the order is the one in which HAMIL's tree has the instances, which
+  does not depend on the caller's (see `orders`). Rows are put in order once, before the recursion;
+  where L1Agg is one weighted sum not even that: its weights are.
 - **The unit** sees windows as a batch of M maps, the three instances as channels. ``mixing``:
   ``shared``, one kernel for all feature channels, M = windows x C, (M, 3, h, w) -> (M, 1, h, w);
   ``per_channel``, a kernel of its own for each feature channel, and ``full``, all channels into
@@ -39,8 +43,9 @@ from torch import Tensor, nn
 
 from dragn_cache.aggregators import recursion, simd
 from dragn_cache.aggregators.adjoint import pool_linearly
-from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice
+from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice, check_count
 from dragn_cache.aggregators.lanes import pack_unit
+from dragn_cache.aggregators.orders import clustered_orders, permuted_orders, reordered
 from dragn_cache.aggregators.rounds import Plan, Round, plan_rounds
 from dragn_cache.aggregators.shifts import DENSE_PIXELS, shift_matrices
 from dragn_cache.bags import RaggedBags
@@ -51,6 +56,9 @@ Mixing = Literal["shared", "per_channel", "full"]
 KernelSize = Literal[1, 3, 5, 7]
 BatchNormScope = Literal["round", "window"]
 Init = Literal["mean", "default"]
+Order = Literal["given", "permuted", "clustered"]
+
+PERMUTATIONS = 8
 
 CONVOLUTIONS: dict[str, int] = {"L1Agg": 1, "L2Agg": 2, "L3Agg": 3}
 
@@ -71,14 +79,18 @@ class Dragn(Aggregator):
             features); "default" is PyTorch's, which can explode on long bags.
         share_rounds: one unit for all rounds; False makes one per round.
         rounds: with ``share_rounds=False`` only, how many units; later rounds reuse the last.
+        order: "given": as the rows come (training shuffles them unless told otherwise);
+            "permuted": the embedding is the mean over seeded permutations of the bag; "clustered":
+            the leaves of the bag's single-link tree, so the object is not ``order_sensitive``.
+        permutations: with ``order="permuted"`` only, how many; None is 8.
 
     Attributes:
         units: the units by round, each a module (M, 3, h, w) -> (M, 1, h, w) (see ``mixing``);
             ``unit`` is the first, and the only one when rounds share it.
 
     Raises:
-        InputError: a value that is not allowed, BN for L1Agg, or ``rounds`` without
-            ``share_rounds=False`` or the other way round.
+        InputError: a value that is not allowed, BN for L1Agg, ``rounds`` without
+            ``share_rounds=False`` or the other way round, or ``permutations`` in another order.
     """
 
     needs: ClassVar[Literal["map", "vector", "any"]] = "map"
@@ -96,6 +108,8 @@ class Dragn(Aggregator):
         init: Init = "mean",
         share_rounds: bool = True,
         rounds: int | None = None,
+        order: Order = "given",
+        permutations: int | None = None,
     ) -> None:
         super().__init__(in_shape)
         if unit not in CONVOLUTIONS:
@@ -106,6 +120,10 @@ class Dragn(Aggregator):
         check_choice("dragn", "bn_scope", bn_scope, get_args(BatchNormScope))
         check_choice("dragn", "init", init, get_args(Init))
         check_choice("dragn", "share_rounds", share_rounds, (True, False))
+        check_choice("dragn", "order", order, get_args(Order))
+        self._order = order
+        self._permutations = _permutation_count(permutations, order)
+        self.order_sensitive = order != "clustered"
         self.bn_scope = bn_scope
         self._mixing = mixing
         self._linear = unit == "L1Agg" and share_rounds and mixing != "full"
@@ -129,18 +147,41 @@ class Dragn(Aggregator):
 
     @property
     def stackable(self) -> bool:
-        return self._linear and self._mixing == "shared"
+        # A tree is grown on the host.
+        return self._linear and self._mixing == "shared" and self._order != "clustered"
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
+        orders = self._orders(bags)
+        if orders is None:
+            return Aggregated(self._fold_all(bags), None)
+        if self._linear and self._mixing == "shared":
+            return Aggregated(self._pool_linearly(bags, orders), None)
+        pooled = self._fold_all(reordered(bags, orders))
+        return Aggregated(pooled.view(len(orders), len(bags), -1).mean(0), None)
+
+    def _orders(self, bags: RaggedBags) -> Tensor | None:
+        """(K, N), as `orders` makes them; None is as the rows come."""
+        if self._order == "given":
+            return None
+        if self._order == "clustered":
+            return clustered_orders(bags)
+        return permuted_orders(bags.offsets, self._permutations)
+
+    def _pool_linearly(self, bags: RaggedBags, orders: Tensor | None = None) -> Tensor:
+        """(B, C) by `adjoint`."""
+        conv = cast(UnitConv, self.unit[0])
+        return pool_linearly(bags, conv.weight, cast(Tensor, conv.bias), orders)
+
+    def _fold_all(self, bags: RaggedBags) -> Tensor:
+        """(B, C): the recursion on bags in their order, in the fastest way that there is."""
         if self._linear and not (self._mixing == "per_channel" and self._compiled(bags)):
-            conv = cast(UnitConv, self.unit[0])
-            return Aggregated(pool_linearly(bags, conv.weight, cast(Tensor, conv.bias)), None)
+            return self._pool_linearly(bags)
         steps = list(plan_rounds(bags.offsets.diff()))
         norms = NormPass(self.bn_scope)
         fold = self._fold_in_vectors if self._compiled(bags) else self._fold_by_library
         pooled = fold(bags, steps, norms)
         norms.finish()
-        return Aggregated(pooled, None)
+        return pooled
 
     def _compiled(self, bags: RaggedBags) -> bool:
         """Whether the recursion in C++ can do it: not on a GPU, without a compiler, or ``full``.
@@ -213,13 +254,14 @@ class Dragn(Aggregator):
 
 
 class DragnUnit(nn.Sequential):
-    """Folds three instances into one: (M, 3 channels, h, w) -> (M, channels, h, w).
+    """Folds k instances into one: (M, k channels, h, w) -> (M, channels, h, w).
 
     ``convolutions`` same-padded convolutions with [BN and] ReLU between them, none after the
     last. Called by itself in training mode, BN behaves as ``nn.BatchNorm2d``.
 
     Args:
         convolutions: 1, 2 or 3, for L1Agg, L2Agg and L3Agg.
+        instances: k; DRAGN folds three.
         channels: feature channels that it sees at once: 1 (shared by all) or C.
         groups: 1, or C for a kernel per feature channel.
         kernel: odd side of the kernel in pixels.
@@ -228,15 +270,24 @@ class DragnUnit(nn.Sequential):
     """
 
     def __init__(
-        self, convolutions: int, *, channels: int, groups: int, kernel: int, bn: bool, init: Init
+        self,
+        convolutions: int,
+        *,
+        instances: int = 3,
+        channels: int,
+        groups: int,
+        kernel: int,
+        bn: bool,
+        init: Init,
     ) -> None:
         super().__init__()
         for number in range(1, convolutions + 1):
             last = number == convolutions
-            out = channels if last else 3 * channels
-            conv = UnitConv(3 * channels, out, kernel, padding=kernel // 2, groups=groups)
+            inputs = instances * channels
+            out = channels if last else inputs
+            conv = UnitConv(inputs, out, kernel, padding=kernel // 2, groups=groups)
             if init == "mean":
-                _start_as_mean(conv) if last else _start_as_identity(conv)
+                _start_as_mean(conv, instances) if last else _start_as_identity(conv)
             self.append(conv)
             if not last:
                 if bn:
@@ -400,6 +451,21 @@ def _unit_count(rounds: int | None, *, share_rounds: bool) -> int:
     )
 
 
+def _permutation_count(permutations: int | None, order: Order) -> int:
+    if order == "permuted":
+        count = PERMUTATIONS if permutations is None else permutations
+        check_count("dragn", "permutations", count)
+        return count
+    if permutations is None:
+        return 1
+    raise InputError(
+        "aggregator dragn, option permutations",
+        expected=f"no value with order={order!r}",
+        got=repr(permutations),
+        remedy="order='permuted', permutations=K takes the mean over K orders of each bag",
+    )
+
+
 @torch.no_grad()
 def _start_as_identity(conv: nn.Conv2d) -> None:
     nn.init.dirac_(conv.weight, conv.groups)
@@ -407,11 +473,11 @@ def _start_as_identity(conv: nn.Conv2d) -> None:
 
 
 @torch.no_grad()
-def _start_as_mean(conv: nn.Conv2d) -> None:
-    """Output channel c becomes the mean of input channels 3c, 3c+1, 3c+2, pixel by pixel."""
+def _start_as_mean(conv: nn.Conv2d, instances: int) -> None:
+    """Output channel c becomes the mean of its ``instances`` input channels, pixel by pixel."""
     nn.init.zeros_(conv.weight)
     nn.init.zeros_(cast(Tensor, conv.bias))
     centre = conv.kernel_size[0] // 2
     for c in range(conv.out_channels):
-        first = 0 if conv.groups > 1 else 3 * c  # within its group
-        conv.weight[c, first : first + 3, centre, centre] = 1 / 3
+        first = 0 if conv.groups > 1 else instances * c  # within its group
+        conv.weight[c, first : first + instances, centre, centre] = 1 / instances

@@ -99,7 +99,11 @@ def write_tables(store: Store, tap: Tap, folder: Path) -> None:
     (folder / PROVENANCE).write_text(text + "\n", encoding="utf-8")
 
 
-def refuse_bad_names(ids: Sequence[str]) -> None:
+def refuse_bad_names(
+    ids: Sequence[str],
+    *,
+    remedy: str = "export to --layout hdf5, zarr or anndata, which keep ids as text",
+) -> None:
     """Raise `InputError` for the first bag id that cannot be a file's name, or that is another's
     on a file system that knows no case."""
     seen: dict[str, str] = {}
@@ -113,7 +117,7 @@ def refuse_bad_names(ids: Sequence[str]) -> None:
                 f"bag {bag_id[:60]!r}",
                 expected="an id that can be a file's name",
                 got=fault,
-                remedy="export to --layout hdf5, zarr or anndata, which keep ids as text",
+                remedy=remedy,
             )
         seen[folded] = bag_id
 

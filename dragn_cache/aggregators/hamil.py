@@ -1,0 +1,128 @@
+"""HAMIL: instances merge two by two, the most similar first, by one small convolution.
+
+"HAMIL: Hierarchical Aggregation-Based Multi-Instance Learning for Microscopy Image Classification"
+(Tu, Lei, Long, Yang, arXiv 2103.09764), DRAGN's successor. Agglomerative clustering of a bag's
+features (single link, Euclidean distances) gives a binary tree; in its order each merge replaces
+two maps by one, u(x, y), with one unit for all channels and merges:
+
+- ``L1Agg``: W * [x, y] + b
+- ``L2Agg``: W' * f(g(W * [x, y] + b)) + b', f a ReLU, g batch normalisation, two hidden maps
+- ``L3Agg``: one such stage more
+
+Global average pooling comes after the last merge. A bag of one instance is that instance; two meet
+the unit once. Where the paper leaves a choice, or this differs from it:
+
+- **The kernel's size** is not in our sources: 3, as in DRAGN, unless ``kernel`` says otherwise.
+- **Distances** are between averaged maps, and the tree is taken as given: no gradient through it.
+- **Symmetry.** A convolution tells its two inputs apart, and a tree does not. By default a merge is
+  ``(u(x, y) + u(y, x)) / 2``, so that the order of a bag's instances does not matter (unless
+  distances are equal: see `tree`). Without it, x is the node with the lower number.
+- **The start.** DRAGN's "mean" start (hidden convolutions the identity, the last one an average)
+  would be its own mirror image: with hidden maps and inputs both swapped nothing changes, so under
+  a symmetric unit the gradients keep it so, and half of the parameters would repeat the other half
+  for ever. The first hidden convolution therefore starts as ``[x, (x + y) / 2]``. Without BN and on
+  non-negative features a merge still starts as exactly the mean of its two. L1Agg cannot be more
+  than symmetric: it is linear, and its two kernels count by their sum.
+- **Batch normalisation in training** takes its statistics over everything that meets the unit in
+  one level of the batch's trees, both orders; running statistics move once per forward pass, to the
+  pooled moments of all levels. Statistics over a single value raise PyTorch's ValueError, "Expected
+  more than 1 value per channel".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice
+from dragn_cache.aggregators.dragn import (
+    CONVOLUTIONS,
+    DragnUnit,
+    Init,
+    KernelSize,
+    NormPass,
+    UnitConv,
+    UnitName,
+)
+from dragn_cache.aggregators.tree import bag_vectors, merge_levels, plan_merges, single_link_tree
+from dragn_cache.bags import RaggedBags
+from dragn_cache.errors import UnknownNameError
+
+
+class Hamil(Aggregator):
+    """Embedding (B, C): global average pooling of the tree's root. No attention.
+
+    Args:
+        in_shape: (C, h, w), or (C,) for vectors, which are maps of one pixel.
+        unit: how many convolutions the unit has: 1, 2 or 3.
+        kernel: side of the square kernel in pixels; zero padding keeps h and w.
+        bn: batch normalisation after each hidden convolution; None is off for L1Agg, which has no
+            hidden convolution, and on for the others.
+        symmetric: whether a merge is the mean over both orders of its two; if not, the object is
+            ``order_sensitive``.
+        init: "mean" starts as the mean at every merge (with ``symmetric`` off as well, without BN,
+            on non-negative features); "default" is PyTorch's.
+
+    Raises:
+        InputError: a value that is not allowed, or BN for L1Agg.
+    """
+
+    needs: ClassVar[Literal["map", "vector", "any"]] = "map"
+    order_sensitive: bool = False
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        *,
+        unit: UnitName = "L3Agg",
+        kernel: KernelSize = 3,
+        bn: bool | None = None,
+        symmetric: bool = True,
+        init: Init = "mean",
+    ) -> None:
+        super().__init__(in_shape)
+        if unit not in CONVOLUTIONS:
+            raise UnknownNameError("unit", str(unit), CONVOLUTIONS)
+        check_choice("hamil", "kernel", kernel, get_args(KernelSize))
+        check_choice("hamil", "bn", bn, (None, False) if unit == "L1Agg" else (None, True, False))
+        check_choice("hamil", "symmetric", symmetric, (True, False))
+        check_choice("hamil", "init", init, get_args(Init))
+        self.symmetric = symmetric
+        self.order_sensitive = not symmetric
+        self.unit = DragnUnit(
+            CONVOLUTIONS[unit],
+            instances=2,
+            channels=1,
+            groups=1,
+            kernel=kernel,
+            bn=unit != "L1Agg" if bn is None else bn,
+            init=init,
+        )
+        if init == "mean" and symmetric and unit != "L1Agg":
+            _tell_hidden_maps_apart(self.unit.convolutions[0])
+
+    def aggregate(self, bags: RaggedBags) -> Aggregated:
+        plan = plan_merges([single_link_tree(vectors) for vectors in bag_vectors(bags)])
+        norms = NormPass("round")
+        roots = merge_levels(plan, self.maps(bags), lambda x, y: self._merge(x, y, norms))
+        norms.finish()
+        return Aggregated(roots.mean((2, 3)), None)
+
+    def _merge(self, x: Tensor, y: Tensor, norms: NormPass) -> Tensor:
+        """(m, C, h, w) twice -> (m, C, h, w)."""
+        pairs = torch.stack((x, y), dim=2)
+        if self.symmetric:
+            pairs = torch.cat((pairs, pairs.flip(2)))
+        merged: Tensor = self.unit(pairs.flatten(0, 1), norms)
+        orders = merged.view(-1, *x.shape)
+        return orders.mean(0)
+
+
+@torch.no_grad()
+def _tell_hidden_maps_apart(conv: UnitConv) -> None:
+    """From [x, y] to [x, (x + y) / 2]; see the module."""
+    centre = conv.kernel_size[0] // 2
+    conv.weight[1, :, centre, centre] = 0.5

@@ -1,0 +1,194 @@
+"""Binary trees of bags by single-link clustering: who merges with whom, and in what order.
+
+A tree is its merges (n - 1, 2) int64, as SciPy numbers them: node k < n is instance k of the bag,
+node n + j is what merge j made; a merge comes after those of its children, and of its two children
+the one with the lower number is first.
+
+- **Distances** are Euclidean, between instances averaged over h and w, in float64 whatever the
+  features are, so that neither batch mates nor the order of the instances can change a tree by
+  rounding. Distances that are equal are taken by index. No gradient goes through a tree.
+- **A batch is merged level by level** (`plan_merges`): a merge is on the level after the higher one
+  of its children, and all merges of a level, of all bags, are done at once. Each level's results
+  lie in the order of the levels that they go to, so that they are passed on as slices: every row is
+  copied once where it arrives, however deep the trees are.
+- **The order of the leaves** (`leaf_order`) is the tree's where no row of instances can tell left
+  from right: the child whose instances lie nearer to the bag's mean, on average, comes first.
+
+A bag of n instances takes n² / 2 distances, so 4 n² bytes while its tree is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dragn_cache.bags import RaggedBags
+from dragn_cache.errors import InputError
+
+Merges = NDArray[np.int64]
+Sends = list[tuple[int, int]]
+"""(entry, count): so many rows go to that entry of the levels, the next ones to the next."""
+
+
+class Level(NamedTuple):
+    """What is merged at once."""
+
+    pairs: Tensor  # (m, 2) int64: which of the rows that have arrived are merged
+    sends: Sends  # where the m results go
+
+
+class MergePlan(NamedTuple):
+    """How a batch's instances become one row per bag."""
+
+    leaves: Tensor  # (N,) int64: the instances' rows in the order in which they are sent
+    sends: Sends  # where these go; len(levels) is the end
+    levels: list[Level]
+    roots: Tensor  # (B,) int64: which of the rows at the end is each bag's
+
+
+def bag_vectors(bags: RaggedBags) -> list[NDArray[np.float64]]:
+    """The instances (n, C) of each bag, averaged over h and w, on the host.
+
+    Raises:
+        InputError: a value that is not finite, which has no distance to others.
+    """
+    values = bags.values.detach()
+    if values.dim() == 4:
+        values = values.mean((2, 3), dtype=torch.float64)
+    vectors = values.double().cpu().numpy()
+    if not np.isfinite(vectors).all():
+        row = int(np.flatnonzero(~np.isfinite(vectors).all(1))[0])
+        bag = int(np.searchsorted(bags.offsets.numpy(), row, side="right")) - 1
+        raise InputError(
+            f"clustering, bag {bag} of the batch, instance {row - int(bags.offsets[bag])}",
+            expected="finite features",
+            got="a value that is not",
+            remedy="extract that bag again, or leave it out",
+        )
+    return [vectors[start:end] for start, end in pairwise(bags.offsets.tolist())]
+
+
+def single_link_tree(vectors: NDArray[np.float64]) -> Merges:
+    """The merges (n - 1, 2) of instances (n, C), n at least 1."""
+    from scipy.cluster.hierarchy import linkage
+    from scipy.spatial.distance import pdist
+
+    if len(vectors) < 3:  # nothing to choose
+        return np.array([[0, 1]], np.int64)[: len(vectors) - 1]
+    merges: Merges = np.sort(linkage(pdist(vectors), "single")[:, :2].astype(np.int64), axis=1)
+    return merges
+
+
+def leaf_order(vectors: NDArray[np.float64], merges: Merges) -> NDArray[np.int64]:
+    """(n,): the instances as the tree has them from left to right.
+
+    It does not depend on the order in which the instances are given, unless distances are equal.
+    """
+    n = len(vectors)
+    totals = np.sqrt(((vectors - vectors.mean(0)) ** 2).sum(1)).tolist()
+    counts = [1] * n
+    for first, second in merges.tolist():
+        totals.append(totals[first] + totals[second])
+        counts.append(counts[first] + counts[second])
+    order = []
+    waiting = [len(totals) - 1]
+    while waiting:
+        node = waiting.pop()
+        if node < n:
+            order.append(node)
+            continue
+        a, b = merges[node - n].tolist()
+        nearer = totals[a] / counts[a] <= totals[b] / counts[b]
+        waiting += [b, a] if nearer else [a, b]
+    return np.array(order, np.int64)
+
+
+def plan_merges(trees: Sequence[Merges]) -> MergePlan:
+    """The levels of a batch of bags with these trees, in the bags' order."""
+    sizes = np.array([len(merges) + 1 for merges in trees])
+    children, roots = _joined(trees, sizes)
+    rows = int(sizes.sum())
+    level, home = _levels(rows, children, roots)
+    last = int(level.max()) + 1
+    # Nodes in the order in which they are made, then that in which they arrive.
+    made = np.lexsort((np.arange(len(level)), home, level))
+    arriving = np.lexsort((np.arange(len(level)), level, home))
+    first = np.searchsorted(home[arriving], np.arange(last + 1))
+    place = np.empty(len(level), np.int64)
+    place[arriving] = np.arange(len(level)) - first[home[arriving]]
+    edges = np.searchsorted(level[made], np.arange(1, last + 1)).tolist()
+    levels = [
+        Level(torch.from_numpy(place[children[nodes - rows]]), _sends(home[nodes]))
+        for nodes in (made[start:end] for start, end in pairwise(edges))
+    ]
+    leaves = made[:rows]
+    return MergePlan(
+        torch.from_numpy(leaves), _sends(home[leaves]), levels, torch.from_numpy(place[roots])
+    )
+
+
+def merge_levels(plan: MergePlan, rows: Tensor, unit: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """(N, …) -> (B, …): every bag's root, by a ``unit`` (m, …), (m, …) -> (m, …)."""
+    arrived: list[list[Tensor]] = [[] for _ in range(len(plan.levels) + 1)]
+
+    def send(made: Tensor, sends: Sends) -> None:
+        pieces = torch.split(made, [count for _, count in sends])
+        for (level, _), piece in zip(sends, pieces, strict=True):
+            arrived[level].append(piece)
+
+    def take(level: int, places: Tensor) -> Tensor:
+        here = torch.cat(arrived[level])
+        arrived[level].clear()
+        return here.index_select(0, places.to(here.device))
+
+    send(rows.index_select(0, plan.leaves.to(rows.device)), plan.sends)
+    for number, (pairs, sends) in enumerate(plan.levels):
+        first, second = take(number, pairs.T.flatten()).chunk(2)
+        send(unit(first, second), sends)
+    return take(len(plan.levels), plan.roots)
+
+
+def _joined(trees: Sequence[Merges], sizes: NDArray[Any]) -> tuple[Merges, NDArray[np.int64]]:
+    """The children of all merges, and the root of each bag, with nodes numbered over the batch.
+
+    Nodes 0 .. N - 1 are the instances, the others the merges, bag after bag.
+    """
+    rows = int(sizes.sum())
+    ends = sizes.cumsum()
+    starts = ends - sizes
+    made_before = rows + starts - np.arange(len(sizes))  # a bag of n instances has n - 1 merges
+    children = [
+        np.where(merges < n, merges + start, merges - n + made)
+        for merges, n, start, made in zip(trees, sizes, starts, made_before, strict=True)
+    ]
+    roots = np.where(sizes == 1, starts, made_before + sizes - 2)
+    return np.concatenate(children).reshape(-1, 2), roots
+
+
+def _levels(
+    rows: int, children: Merges, roots: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each node the level that makes it, 0 for instances, and the entry it goes to.
+
+    Level k + 1 is entry k of a plan's levels; roots go to the end, behind the last.
+    """
+    made = [0] * rows
+    for a, b in children.tolist():
+        made.append(1 + max(made[a], made[b]))
+    level = np.array(made, np.int64)
+    home = np.empty_like(level)
+    home[children] = level[rows:, None] - 1
+    home[roots] = level.max()
+    return level, home
+
+
+def _sends(home: NDArray[np.int64]) -> Sends:
+    """How many rows go where; they lie in that order."""
+    levels, counts = np.unique(home, return_counts=True)
+    return list(zip(levels.tolist(), counts.tolist(), strict=True))
