@@ -175,10 +175,19 @@ class TrainConfig:
         tap: tap to train on; None is a map for methods that need maps, else a vector.
         epochs: passes over the training bags.
         batch_size: bags in a step.
-        lr, weight_decay: Adam's learning rate and decoupled weight decay (AdamW).
+        loss: name of a loss, or ``auto``: binary cross-entropy for multi-label tasks,
+            cross-entropy for multi-class ones.
+        loss_options: its options, for example ``{"gamma": 1.5}``.
+        optimizer: ``adamw`` (weight decay decoupled from the gradient), ``adam`` or ``sgd``.
+        lr, weight_decay: the optimiser's learning rate and weight decay.
+        momentum: of ``sgd``.
+        schedule: how the learning rate goes on: ``none``, ``plateau``, ``cosine`` or ``step``.
+        schedule_options: its options, for example ``{"patience": 5}``.
+        patience: training ends after that many epochs without a lower validation loss; 0: never.
         dropout: on the bag's embedding, before the head.
         pos_weight: how much a positive target counts in a multi-label loss: a number, or
-            ``balanced``, each label's (N - n) / n where n of the N training bags have it.
+            ``balanced``, each label's (N - n) / n where n of the N training bags have it. None is
+            1, but ``balanced`` for the losses ``weighted_bce`` and ``frn``.
         scale: ``standard`` standardises each channel by the training instances' moments.
         order: order of instances in training; evaluation always uses the manifest's.
         views: ``random`` draws one of the store's views for every training instance and epoch,
@@ -197,8 +206,15 @@ class TrainConfig:
     tap: str | None = None
     epochs: int = 60
     batch_size: int = 16
+    loss: str = "auto"
+    loss_options: Mapping[str, Any] | None = None
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = 3e-4
     weight_decay: float = 1e-2
+    momentum: float = 0.9
+    schedule: Literal["none", "plateau", "cosine", "step"] = "none"
+    schedule_options: Mapping[str, Any] | None = None
+    patience: int = 0
     dropout: float = 0.5
     pos_weight: float | Literal["balanced"] | None = None
     scale: Literal["none", "standard"] = "none"
@@ -215,8 +231,11 @@ class TrainConfig:
         _one_of("--scale", self.scale, ("none", "standard"))
         _one_of("--order", self.order, ("random", "manifest"))
         _one_of("--views", self.views, ("off", "random", "all"))
+        _one_of("--optimizer", self.optimizer, ("adamw", "adam", "sgd"))
+        _one_of("--schedule", self.schedule, ("none", "plateau", "cosine", "step"))
         _at_least("--epochs", self.epochs, 1)
         _at_least("--batch-size", self.batch_size, 1)
+        _at_least("--patience", self.patience, 0)
         _at_least("--intervals", self.intervals, 0)
         parse_memory(self.memory)
         check_rule(self.decision)
@@ -230,16 +249,11 @@ class TrainConfig:
                 got=repr(self.pos_weight),
                 remedy="change it",
             )
-        for option, value, low, high in (
-            ("--pos-weight", weight, 0.0, 1e6),
-            ("--lr", self.lr, 0.0, 1e3),
-            ("--weight-decay", self.weight_decay, 0.0, 1e3),
-            ("--dropout", self.dropout, 0.0, 0.999),
-        ):
-            if not low <= value <= high:
-                raise InputError(
-                    option, expected=f"{low} to {high}", got=str(value), remedy="change it"
-                )
+        _within("--pos-weight", weight, 0.0, 1e6)
+        _within("--lr", self.lr, 0.0, 1e3)
+        _within("--weight-decay", self.weight_decay, 0.0, 1e3)
+        _within("--momentum", self.momentum, 0.0, 0.999)
+        _within("--dropout", self.dropout, 0.0, 0.999)
 
     @property
     def order_seed(self) -> int:
@@ -275,3 +289,8 @@ def _at_least(option: str, value: int, least: int) -> None:
         raise InputError(
             option, expected=f"at least {least}", got=str(value), remedy="give a larger number"
         )
+
+
+def _within(option: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise InputError(option, expected=f"{low} to {high}", got=str(value), remedy="change it")

@@ -481,8 +481,11 @@ def _write_course(out: Path, trained: Fitted, labels: Sequence[str]) -> None:
 
 
 def _config_toml(config: TrainConfig, labelling: Labelling, store: Store) -> str:
-    settings = {k: v for k, v in settings_read(config).items() if v is not None}
-    settings["options"] = {k: v for k, v in (config.options or {}).items() if v is not None}
+    read = settings_read(config)
+    settings = {k: v for k, v in read.items() if v is not None}
+    for name in ("options", "loss_options", "schedule_options"):
+        if name in read:
+            settings[name] = {k: v for k, v in (read[name] or {}).items() if v is not None}
     record = {
         "train": settings,
         "data": {

@@ -163,7 +163,7 @@ def test_the_run_says_how_it_was_made(store: Store, run: Path) -> None:
     assert record["data"]["features"] == store.description.digest("features")
     history = rows_of(run / "history.csv")
     assert [row["epoch"] for row in history] == ["1", "2", "3"]
-    assert list(history[0]) == ["epoch", "train_loss", "validation_loss"]
+    assert list(history[0]) == ["epoch", "lr", "train_loss", "validation_loss"]
 
 
 def test_the_checkpoint_is_the_epoch_of_lowest_validation_loss(
