@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -188,6 +188,9 @@ class TrainConfig:
         pos_weight: how much a positive target counts in a multi-label loss: a number, or
             ``balanced``, each label's (N - n) / n where n of the N training bags have it. None is
             1, but ``balanced`` for the losses ``weighted_bce`` and ``frn``.
+        stage_mask: where labels that a bag's stage cannot have are masked: in ``train`` they count
+            nothing in losses, in ``predict`` their probability is 0, in ``both`` both; None: never.
+        stages: for the mask, labels to the stages in which alone they exist.
         scale: ``standard`` standardises each channel by the training instances' moments.
         order: order of instances in training; evaluation always uses the manifest's.
         views: ``random`` draws one of the store's views for every training instance and epoch,
@@ -217,6 +220,8 @@ class TrainConfig:
     patience: int = 0
     dropout: float = 0.5
     pos_weight: float | Literal["balanced"] | None = None
+    stage_mask: Literal["train", "predict", "both"] | None = None
+    stages: Mapping[str, Sequence[str]] | None = None
     scale: Literal["none", "standard"] = "none"
     order: Literal["random", "manifest"] = "random"
     views: Literal["off", "random", "all"] = "off"
@@ -249,16 +254,47 @@ class TrainConfig:
                 got=repr(self.pos_weight),
                 remedy="change it",
             )
+        self._check_stages()
         _within("--pos-weight", weight, 0.0, 1e6)
         _within("--lr", self.lr, 0.0, 1e3)
         _within("--weight-decay", self.weight_decay, 0.0, 1e3)
         _within("--momentum", self.momentum, 0.0, 0.999)
         _within("--dropout", self.dropout, 0.0, 0.999)
 
+    def _check_stages(self) -> None:
+        if self.stage_mask is not None:
+            _one_of("--stage-mask", self.stage_mask, ("train", "predict", "both"))
+        if (self.stage_mask is None) != (self.stages is None):
+            given, absent = ("--stage-mask", "--stage-table")[:: -1 if self.stages else 1]
+            raise InputError(
+                given, expected=f"{absent} as well", got="none", remedy="give both or neither"
+            )
+
+    @property
+    def masks_training(self) -> bool:
+        """Whether labels that a bag's stage cannot have count nothing in losses."""
+        return self.stage_mask in ("train", "both")
+
+    @property
+    def masks_predictions(self) -> bool:
+        """Whether the probability of labels that a bag's stage cannot have is 0."""
+        return self.stage_mask in ("predict", "both")
+
     @property
     def order_seed(self) -> int:
         """Seed of the order of bags and instances, and of their views."""
         return self.seed if self.shuffle_seed is None else self.shuffle_seed
+
+
+def flag(name: str) -> str:
+    """The command line's option for a field of `TrainConfig`."""
+    named = {
+        "options": "--option",
+        "loss_options": "--loss-option",
+        "schedule_options": "--schedule-option",
+        "stages": "--stage-table",
+    }
+    return named.get(name, f"--{name.replace('_', '-')}")
 
 
 def parse_memory(text: str) -> int | None:

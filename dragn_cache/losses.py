@@ -84,7 +84,7 @@ def bce(
     return F.binary_cross_entropy_with_logits(
         logits,
         targets.to(logits),
-        weight,
+        None if weight is None else weight.to(logits),
         pos_weight=None if pos_weight is None else pos_weight.to(logits),
     )
 

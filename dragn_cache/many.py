@@ -43,6 +43,7 @@ from dragn_cache.train import (
     divergence,
     fit_aggregator,
     fit_scaling,
+    masked,
     positive_weights,
     present,
     probabilities,
@@ -264,6 +265,7 @@ class _Group:
             for name, x in self.stack.state.items():
                 x.copy_(self.best[name])
         predicted = probabilities(self._evaluate(), self.data.task)
+        predicted = masked(predicted, self.data, self.configs[0])
         results: list[Trained | Failed] = []
         for k, (history, error) in enumerate(self._state()):
             if error is not None:

@@ -109,6 +109,7 @@ class LabelledBags:
         stacked: for training on views: ``bags`` (in the same memory), and after them the training
             bags in the first augmented view, in the second, and so on, K views in all.
         groups: the group of each bag, empty for a group of its own; () if all are.
+        possible: (B, L), the labels that a bag can have, for ``config.stage_mask``.
     """
 
     bags: RaggedBags | StoredBags
@@ -117,6 +118,7 @@ class LabelledBags:
     task: Task
     stacked: RaggedBags | None = None
     groups: tuple[str, ...] = ()
+    possible: NDArray[np.bool_] | None = None
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Numbers of the bags of a split."""
@@ -140,10 +142,12 @@ def train(data: LabelledBags, config: TrainConfig, *, progress: Progress | None 
         the model (on the CPU, in evaluation mode) and probabilities (B, L) of all bags.
 
     Raises:
-        InputError: ``config.views`` asks for views that the data do not have.
+        InputError: ``config.views`` asks for views that the data do not have, the loss or the
+            schedule cannot be used, or there is a stage mask without ``data.possible``.
         DragnCacheError: the training loss is not finite.
     """
     device = find_device(config.device)
+    objective = Objective(data, config, device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         model = build_model(config, data.bags.in_shape, data.targets.shape[1]).to(device)
@@ -153,9 +157,9 @@ def train(data: LabelledBags, config: TrainConfig, *, progress: Progress | None 
         fit_scaling(model.scaling, bags, data)
         fit_aggregator(model, bags, data)
         weights = positive_weights(data, config, device)
-        fit = _Fit(model, feed, bags, data, config, Objective(data, config, device), weights)
+        fit = _Fit(model, feed, bags, data, config, objective, weights)
         best_epoch, history = fit.run(generator, progress)
-    predicted = predict(model, bags, data.task)
+    predicted = masked(predict(model, bags, data.task), data, config)
     return Trained(model.cpu(), best_epoch, tuple(history), predicted)
 
 
@@ -173,6 +177,16 @@ class Objective:
         self.targets = torch.from_numpy(data.targets).to(device, torch.float32)
         self._loss = create_loss(config.loss, data.task, config.loss_options)
         self._last = config.epochs
+        if config.stage_mask is not None and data.possible is None:
+            raise InputError(
+                "--stage-mask",
+                expected="bags with the labels that their stages can have",
+                got="none",
+                remedy="train on a store, or leave it out",
+            )
+        self._weights: Tensor | None = None
+        if config.masks_training:
+            self._weights = torch.from_numpy(data.possible).to(device, torch.float32)
 
     def supervision(
         self, rows: Tensor, pos_weight: Tensor | None = None, epoch: int | None = None
@@ -185,7 +199,17 @@ class Objective:
         """
         chosen = rows.to(self.targets.device)
         criterion = self._loss.at(self._last if epoch is None else epoch, pos_weight)
-        return Supervision(self.targets[chosen], criterion)
+        weights = None if self._weights is None else self._weights[chosen]
+        return Supervision(self.targets[chosen], criterion, weights)
+
+
+def masked(
+    probabilities: NDArray[np.float64], data: LabelledBags, config: TrainConfig
+) -> NDArray[np.float64]:
+    """Probabilities (…, B, L), 0 for labels that a bag cannot have if ``config`` asks for that."""
+    if not config.masks_predictions or data.possible is None:
+        return probabilities
+    return np.where(data.possible, probabilities, 0.0)
 
 
 def fit_scaling(
