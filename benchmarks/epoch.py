@@ -28,7 +28,7 @@ from torchmil.models import ABMIL
 from dragn_cache.bags import RaggedBags, offsets_of
 from dragn_cache.config import TrainConfig
 from dragn_cache.feeding import Presentations
-from dragn_cache.losses import bag_loss
+from dragn_cache.losses import bce
 from dragn_cache.train import build_model
 
 BAGS, WIDTH, BATCH, REPEATS = 3000, 512, 32, 7
@@ -57,7 +57,7 @@ def ours(name: str, bags: RaggedBags, targets: torch.Tensor) -> Epoch:
     def epoch() -> float:
         total = 0.0
         for batch, rows in feed.epoch(BATCH, generator):
-            loss = bag_loss(model(batch)[0], targets[rows], "multilabel")
+            loss = bce(model(batch)[0], targets[rows])
             total += loss.item() * len(rows)
             optimizer.zero_grad()
             loss.backward()

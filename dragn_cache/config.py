@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -175,10 +175,22 @@ class TrainConfig:
         tap: tap to train on; None is a map for methods that need maps, else a vector.
         epochs: passes over the training bags.
         batch_size: bags in a step.
-        lr, weight_decay: Adam's learning rate and decoupled weight decay (AdamW).
+        loss: name of a loss, or ``auto``: binary cross-entropy for multi-label tasks,
+            cross-entropy for multi-class ones.
+        loss_options: its options, for example ``{"gamma": 1.5}``.
+        optimizer: ``adamw`` (weight decay decoupled from the gradient), ``adam`` or ``sgd``.
+        lr, weight_decay: the optimiser's learning rate and weight decay.
+        momentum: of ``sgd``.
+        schedule: how the learning rate goes on: ``none``, ``plateau``, ``cosine`` or ``step``.
+        schedule_options: its options, for example ``{"patience": 5}``.
+        patience: training ends after that many epochs without a lower validation loss; 0: never.
         dropout: on the bag's embedding, before the head.
         pos_weight: how much a positive target counts in a multi-label loss: a number, or
-            ``balanced``, each label's (N - n) / n where n of the N training bags have it.
+            ``balanced``, each label's (N - n) / n where n of the N training bags have it. None is
+            1, but ``balanced`` for the losses ``weighted_bce`` and ``frn``.
+        stage_mask: where labels that a bag's stage cannot have are masked: in ``train`` they count
+            nothing in losses, in ``predict`` their probability is 0, in ``both`` both; None: never.
+        stages: for the mask, labels to the stages in which alone they exist.
         scale: ``standard`` standardises each channel by the training instances' moments.
         order: order of instances in training; evaluation always uses the manifest's.
         views: ``random`` draws one of the store's views for every training instance and epoch,
@@ -197,10 +209,19 @@ class TrainConfig:
     tap: str | None = None
     epochs: int = 60
     batch_size: int = 16
+    loss: str = "auto"
+    loss_options: Mapping[str, Any] | None = None
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = 3e-4
     weight_decay: float = 1e-2
+    momentum: float = 0.9
+    schedule: Literal["none", "plateau", "cosine", "step"] = "none"
+    schedule_options: Mapping[str, Any] | None = None
+    patience: int = 0
     dropout: float = 0.5
     pos_weight: float | Literal["balanced"] | None = None
+    stage_mask: Literal["train", "predict", "both"] | None = None
+    stages: Mapping[str, Sequence[str]] | None = None
     scale: Literal["none", "standard"] = "none"
     order: Literal["random", "manifest"] = "random"
     views: Literal["off", "random", "all"] = "off"
@@ -215,8 +236,11 @@ class TrainConfig:
         _one_of("--scale", self.scale, ("none", "standard"))
         _one_of("--order", self.order, ("random", "manifest"))
         _one_of("--views", self.views, ("off", "random", "all"))
+        _one_of("--optimizer", self.optimizer, ("adamw", "adam", "sgd"))
+        _one_of("--schedule", self.schedule, ("none", "plateau", "cosine", "step"))
         _at_least("--epochs", self.epochs, 1)
         _at_least("--batch-size", self.batch_size, 1)
+        _at_least("--patience", self.patience, 0)
         _at_least("--intervals", self.intervals, 0)
         parse_memory(self.memory)
         check_rule(self.decision)
@@ -230,16 +254,31 @@ class TrainConfig:
                 got=repr(self.pos_weight),
                 remedy="change it",
             )
-        for option, value, low, high in (
-            ("--pos-weight", weight, 0.0, 1e6),
-            ("--lr", self.lr, 0.0, 1e3),
-            ("--weight-decay", self.weight_decay, 0.0, 1e3),
-            ("--dropout", self.dropout, 0.0, 0.999),
-        ):
-            if not low <= value <= high:
-                raise InputError(
-                    option, expected=f"{low} to {high}", got=str(value), remedy="change it"
-                )
+        self._check_stages()
+        _within("--pos-weight", weight, 0.0, 1e6)
+        _within("--lr", self.lr, 0.0, 1e3)
+        _within("--weight-decay", self.weight_decay, 0.0, 1e3)
+        _within("--momentum", self.momentum, 0.0, 0.999)
+        _within("--dropout", self.dropout, 0.0, 0.999)
+
+    def _check_stages(self) -> None:
+        if self.stage_mask is not None:
+            _one_of("--stage-mask", self.stage_mask, ("train", "predict", "both"))
+        if (self.stage_mask is None) != (self.stages is None):
+            given, absent = ("--stage-mask", "--stage-table")[:: -1 if self.stages else 1]
+            raise InputError(
+                given, expected=f"{absent} as well", got="none", remedy="give both or neither"
+            )
+
+    @property
+    def masks_training(self) -> bool:
+        """Whether labels that a bag's stage cannot have count nothing in losses."""
+        return self.stage_mask in ("train", "both")
+
+    @property
+    def masks_predictions(self) -> bool:
+        """Whether the probability of labels that a bag's stage cannot have is 0."""
+        return self.stage_mask in ("predict", "both")
 
     @property
     def order_seed(self) -> int:
@@ -270,6 +309,17 @@ class ExplainConfig:
             _one_of("--split", self.split, ("train", "validation", "test"))
 
 
+def flag(name: str) -> str:
+    """The command line's option for a field of `TrainConfig`."""
+    named = {
+        "options": "--option",
+        "loss_options": "--loss-option",
+        "schedule_options": "--schedule-option",
+        "stages": "--stage-table",
+    }
+    return named.get(name, f"--{name.replace('_', '-')}")
+
+
 def parse_memory(text: str) -> int | None:
     """Bytes of ``8GB``, ``500MB`` or a plain number; None for ``auto``.
 
@@ -298,3 +348,8 @@ def _at_least(option: str, value: int, least: int) -> None:
         raise InputError(
             option, expected=f"at least {least}", got=str(value), remedy="give a larger number"
         )
+
+
+def _within(option: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise InputError(option, expected=f"{low} to {high}", got=str(value), remedy="change it")

@@ -21,7 +21,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,15 +33,17 @@ from dragn_cache.config import TrainConfig
 from dragn_cache.devices import find_device
 from dragn_cache.errors import DragnCacheError, InputError
 from dragn_cache.feeding import in_order
-from dragn_cache.losses import Criterion, Supervision, bag_loss
+from dragn_cache.losses import Supervision
 from dragn_cache.train import (
     BagClassifier,
     LabelledBags,
+    Objective,
     Trained,
     build_model,
     divergence,
     fit_aggregator,
     fit_scaling,
+    masked,
     positive_weights,
     present,
     probabilities,
@@ -54,6 +55,9 @@ ManyProgress = Callable[[list[Row | None]], None]
 
 # What may differ in a group. ``seed`` may because ``order_seed`` is compared as well.
 OWN = ("lr", "weight_decay", "dropout", "pos_weight", "seed", "shuffle_seed", "intervals")
+
+# What a group cannot do otherwise.
+ONLY = {"optimizer": "adamw", "schedule": "none", "patience": 0}
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,9 @@ def train_many(
             ``intervals`` and the option ``init``; different seeds need one ``shuffle_seed``.
 
     Raises:
-        InputError: the configurations differ in anything else, or ask for views or weights that
-            the data do not have.
+        InputError: the configurations differ in anything else, ask for another optimiser than
+            AdamW, for a schedule or for early stopping, or for views or weights that the data do
+            not have.
     """
     if not configs:
         return []
@@ -89,7 +94,20 @@ def train_many(
 
 
 def check_group(configs: Sequence[TrainConfig]) -> None:
-    """Raise the `InputError` that names what two configurations of a group may not differ in."""
+    """Raise the `InputError` that names what the configurations of a group may not be.
+
+    They may not differ but in what `OWN` lists and in the option ``init``, and must step as
+    `StackedAdamW` does, at one learning rate.
+    """
+    for name, only in ONLY.items():
+        value = getattr(configs[0], name)
+        if value != only:
+            raise InputError(
+                "configuration 0 of a group",
+                expected=f"{name} {only!r}, which all models can share",
+                got=repr(value),
+                remedy="train each by itself",
+            )
     first = _shared(configs[0])
     for number, config in enumerate(configs):
         for name, value in _shared(config).items():
@@ -117,7 +135,7 @@ class _Group:
         self, data: LabelledBags, configs: Sequence[TrainConfig], device: torch.device
     ) -> None:
         self.data, self.configs, self.device = data, configs, device
-        self.targets = torch.from_numpy(data.targets).to(device, torch.float32)
+        self.objective = Objective(data, configs[0], device)
         self.models, states = [], []
         for config in configs:
             torch.manual_seed(config.seed)
@@ -154,7 +172,7 @@ class _Group:
         for epoch in range(1, config.epochs + 1):
             total = np.zeros(len(self.configs))
             for batch, rows in self.feed.epoch(config.batch_size, generator):
-                total += self._step(batch, rows, optimizer) * len(rows)
+                total += self._step(batch, rows, epoch, optimizer) * len(rows)
             losses = self._losses(self._evaluate(validation), validation)
             self._record(epoch, total / len(self.feed), losses.detach().double().cpu().numpy())
             if progress is not None:
@@ -164,16 +182,17 @@ class _Group:
         return self._results()
 
     def _step(
-        self, batch: RaggedBags, rows: Tensor, optimizer: StackedAdamW
+        self, batch: RaggedBags, rows: Tensor, epoch: int, optimizer: StackedAdamW
     ) -> NDArray[np.float64]:
         """One step of every model; the losses (K,) before it."""
         self.stack.shell.train()
         width = self.stack.shell.aggregator.out_dim
         masks = torch.stack([m.dropout.draw((len(batch), width)) for m in self.models])
-        targets = self.targets[rows.to(self.device)]
-        wanted = [Supervision(targets, self._criterion(k)) for k in range(len(self.models))]
+        wanted = [
+            self.objective.supervision(rows, weight, epoch) for weight in self._each_pos_weight()
+        ]
         logits, auxiliary = self.stack(self._scaled(batch), masks.to(self.device), wanted)
-        losses = self._losses(logits, rows)
+        losses = self._losses(logits, rows, epoch)
         optimizer.zero_grad()
         # The gradient of a sum over models is each model's own gradient.
         total = self.stack.shell.aggregator.bag_weight * losses
@@ -183,19 +202,15 @@ class _Group:
         result: NDArray[np.float64] = losses.detach().double().cpu().numpy()
         return result
 
-    def _losses(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """(K,) of logits (K, b, L) of the bags (b,) in ``rows``."""
-        targets, task = self.targets[rows.to(self.device)], self.data.task
-        if self.pos_weight is None:
-            return torch.func.vmap(lambda z: bag_loss(z, targets, task))(logits)
-        weigh = torch.func.vmap(lambda z, weight: bag_loss(z, targets, task, weight))
-        losses: Tensor = weigh(logits, self.pos_weight)
-        return losses
+    def _losses(self, logits: Tensor, rows: Tensor, epoch: int | None = None) -> Tensor:
+        """(K,) of logits (K, b, L) of the bags (b,) in ``rows``; see `Objective`."""
 
-    def _criterion(self, k: int) -> Criterion:
-        """The loss that model k is trained with."""
-        weight = None if self.pos_weight is None else self.pos_weight[k]
-        return partial(bag_loss, task=self.data.task, pos_weight=weight)
+        def one(z: Tensor, weight: Tensor | None) -> Tensor:
+            return self.objective.supervision(rows, weight, epoch).loss(z)
+
+        dims = (0, None if self.pos_weight is None else 0)
+        losses: Tensor = torch.func.vmap(one, in_dims=dims)(logits, self.pos_weight)
+        return losses
 
     @torch.no_grad()
     def _evaluate(self, numbers: Tensor | None = None) -> Tensor:
@@ -211,8 +226,13 @@ class _Group:
         weights = [positive_weights(self.data, c, self.device) for c in self.configs]
         if all(w is None for w in weights):
             return None
-        ones = torch.ones(self.targets.shape[1], device=self.device)
+        ones = torch.ones(self.data.targets.shape[1], device=self.device)
         return torch.stack([ones if w is None else w for w in weights])
+
+    def _each_pos_weight(self) -> list[Tensor | None]:
+        if self.pos_weight is None:
+            return [None] * len(self.configs)
+        return list(self.pos_weight.unbind())
 
     def _record(
         self, epoch: int, train: NDArray[np.float64], validation: NDArray[np.float64]
@@ -223,6 +243,7 @@ class _Group:
                 continue
             row = {
                 "epoch": epoch,
+                "lr": self.configs[k].lr,
                 "train_loss": float(train[k]),
                 "validation_loss": float(validation[k]),
             }
@@ -244,6 +265,7 @@ class _Group:
             for name, x in self.stack.state.items():
                 x.copy_(self.best[name])
         predicted = probabilities(self._evaluate(), self.data.task)
+        predicted = masked(predicted, self.data, self.configs[0])
         results: list[Trained | Failed] = []
         for k, (history, error) in enumerate(self._state()):
             if error is not None:

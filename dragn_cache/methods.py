@@ -18,7 +18,7 @@ from torch import Tensor
 from dragn_cache.aggregators import AGGREGATORS, aggregator_class
 from dragn_cache.bags import RaggedBags
 from dragn_cache.classical import CLASSICAL, Choice, ClassicalModel, create_classical, fit_model
-from dragn_cache.config import TrainConfig
+from dragn_cache.config import TrainConfig, flag
 from dragn_cache.errors import InputError, UnknownNameError
 from dragn_cache.feeding import StoredBags
 from dragn_cache.manifest import Task
@@ -180,7 +180,7 @@ def without_unread(config: TrainConfig, warn: Warn) -> TrainConfig:
         and getattr(config, field.name) != field.default
     }
     if unread:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in unread)
+        names = ", ".join(map(flag, unread))
         warn(f"{config.aggregator} is not trained by gradients and does not read {names}")
     return replace(config, **unread)
 

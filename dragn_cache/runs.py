@@ -49,6 +49,7 @@ from dragn_cache.methods import (
 )
 from dragn_cache.metrics import evaluate
 from dragn_cache.splits import check_split, make_split
+from dragn_cache.stages import possible_labels
 from dragn_cache.store import Store, Tap, differences
 from dragn_cache.store.schema import CLEAN_VIEW
 from dragn_cache.train import LabelledBags, Progress, no_views
@@ -207,10 +208,17 @@ def apply_model(
     device: torch.device,
     warn: Warn,
 ) -> tuple[Labelling, NDArray[np.float64]]:
-    """Probabilities (B, L) of a store's bags; those without a usable instance are left out."""
+    """Probabilities (B, L) of a store's bags; those without a usable instance are left out.
+
+    Labels that a bag's stage cannot have are 0 if the run masks predictions.
+    """
     memory = memory_for_features("auto", device)
     labelling, bags = load_bags(store, store.tap(record["tap"]), labelling, memory, warn)
-    return labelling, predict_method(model, bags, labelling.task, device)
+    probabilities = predict_method(model, bags, labelling.task, device)
+    config = TrainConfig(**record["config"])
+    if config.masks_predictions:
+        probabilities = np.where(possible_in(store, labelling, config), probabilities, 0.0)
+    return labelling, probabilities
 
 
 def _labelling_for(
@@ -359,9 +367,26 @@ def _load_labelled(
             raise _views_too_large(config, needed, memory)
         stacked = stack_views(store, tap, bags, labelling.ids, training)
         bags = stacked.first(len(bags))  # so that the loaded copy goes
-    groups = tuple(bag.group for bag in labelling.bags)
-    targets = labelling.targets()
-    return labelling, LabelledBags(bags, targets, splits, labelling.task, stacked, groups)
+    data = LabelledBags(
+        bags,
+        labelling.targets(),
+        splits,
+        labelling.task,
+        stacked,
+        groups=tuple(bag.group for bag in labelling.bags),
+        possible=None if config.stage_mask is None else possible_in(store, labelling, config),
+    )
+    return labelling, data
+
+
+def possible_in(store: Store, labelling: Labelling, config: TrainConfig) -> NDArray[np.bool_]:
+    """(B, L): the labels that bags can have by their stage; see `possible_labels`.
+
+    The stages are those of the bags' own table, or the store's where that has none.
+    """
+    known = {bag.bag_id: bag.extra.get("stage", "") for bag in store.bags}
+    stages = {b.bag_id: b.extra.get("stage", known[b.bag_id]) for b in labelling.bags}
+    return possible_labels(config.stages or {}, stages, labelling.labels, labelling.task)
 
 
 def _views_too_large(config: TrainConfig, needed: int, memory: int) -> InputError:
@@ -481,8 +506,11 @@ def _write_course(out: Path, trained: Fitted, labels: Sequence[str]) -> None:
 
 
 def _config_toml(config: TrainConfig, labelling: Labelling, store: Store) -> str:
-    settings = {k: v for k, v in settings_read(config).items() if v is not None}
-    settings["options"] = {k: v for k, v in (config.options or {}).items() if v is not None}
+    read = settings_read(config)
+    settings = {k: v for k, v in read.items() if v is not None}
+    for name in ("options", "loss_options", "schedule_options"):
+        if name in read:
+            settings[name] = {k: v for k, v in (read[name] or {}).items() if v is not None}
     record = {
         "train": settings,
         "data": {

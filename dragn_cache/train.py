@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,8 +27,10 @@ from dragn_cache.config import TrainConfig
 from dragn_cache.devices import find_device
 from dragn_cache.errors import DragnCacheError, InputError
 from dragn_cache.feeding import Feed, Presentations, StoredBags, Streamed, in_order
-from dragn_cache.losses import Supervision, bag_loss
+from dragn_cache.losses import Supervision, create_loss
 from dragn_cache.manifest import Task
+from dragn_cache.metrics import evaluate
+from dragn_cache.optimisation import Monitor, create_optimizer, create_schedule
 from dragn_cache.scaling import Standardise
 
 Progress = Callable[[dict[str, float]], None]
@@ -108,6 +109,7 @@ class LabelledBags:
         stacked: for training on views: ``bags`` (in the same memory), and after them the training
             bags in the first augmented view, in the second, and so on, K views in all.
         groups: the group of each bag, empty for a group of its own; () if all are.
+        possible: (B, L), the labels that a bag can have, for ``config.stage_mask``.
     """
 
     bags: RaggedBags | StoredBags
@@ -116,6 +118,7 @@ class LabelledBags:
     task: Task
     stacked: RaggedBags | None = None
     groups: tuple[str, ...] = ()
+    possible: NDArray[np.bool_] | None = None
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Numbers of the bags of a split."""
@@ -139,10 +142,12 @@ def train(data: LabelledBags, config: TrainConfig, *, progress: Progress | None 
         the model (on the CPU, in evaluation mode) and probabilities (B, L) of all bags.
 
     Raises:
-        InputError: ``config.views`` asks for views that the data do not have.
+        InputError: ``config.views`` asks for views that the data do not have, the loss or the
+            schedule cannot be used, or there is a stage mask without ``data.possible``.
         DragnCacheError: the training loss is not finite.
     """
     device = find_device(config.device)
+    objective = Objective(data, config, device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         model = build_model(config, data.bags.in_shape, data.targets.shape[1]).to(device)
@@ -151,13 +156,60 @@ def train(data: LabelledBags, config: TrainConfig, *, progress: Progress | None 
         feed, bags = present(data, config, device, shuffle=shuffle)
         fit_scaling(model.scaling, bags, data)
         fit_aggregator(model, bags, data)
-        targets = torch.from_numpy(data.targets).to(device, torch.float32)
         weights = positive_weights(data, config, device)
-        best_epoch, history = _fit(
-            model, feed, bags, targets, weights, data, config, generator, progress
-        )
-    predicted = predict(model, bags, data.task)
+        fit = _Fit(model, feed, bags, data, config, objective, weights)
+        best_epoch, history = fit.run(generator, progress)
+    predicted = masked(predict(model, bags, data.task), data, config)
     return Trained(model.cpu(), best_epoch, tuple(history), predicted)
+
+
+class Objective:
+    """What bags should become in each epoch of a training.
+
+    Validation is measured with the criterion of the last epoch, so that its losses can be compared
+    from epoch to epoch whatever the loss does meanwhile.
+
+    Attributes:
+        targets: (B, L) float32 of 0 and 1, on the device.
+    """
+
+    def __init__(self, data: LabelledBags, config: TrainConfig, device: torch.device) -> None:
+        self.targets = torch.from_numpy(data.targets).to(device, torch.float32)
+        self._loss = create_loss(config.loss, data.task, config.loss_options)
+        self._last = config.epochs
+        if config.stage_mask is not None and data.possible is None:
+            raise InputError(
+                "--stage-mask",
+                expected="bags with the labels that their stages can have",
+                got="none",
+                remedy="train on a store, or leave it out",
+            )
+        self._weights: Tensor | None = None
+        if config.masks_training:
+            self._weights = torch.from_numpy(data.possible).to(device, torch.float32)
+
+    def supervision(
+        self, rows: Tensor, pos_weight: Tensor | None = None, epoch: int | None = None
+    ) -> Supervision:
+        """What the bags (b,) in ``rows`` should become.
+
+        Args:
+            pos_weight: (L,) what positive targets count.
+            epoch: of training, from 1; None at validation.
+        """
+        chosen = rows.to(self.targets.device)
+        criterion = self._loss.at(self._last if epoch is None else epoch, pos_weight)
+        weights = None if self._weights is None else self._weights[chosen]
+        return Supervision(self.targets[chosen], criterion, weights)
+
+
+def masked(
+    probabilities: NDArray[np.float64], data: LabelledBags, config: TrainConfig
+) -> NDArray[np.float64]:
+    """Probabilities (…, B, L), 0 for labels that a bag cannot have if ``config`` asks for that."""
+    if not config.masks_predictions or data.possible is None:
+        return probabilities
+    return np.where(data.possible, probabilities, 0.0)
 
 
 def fit_scaling(
@@ -231,52 +283,78 @@ def no_views(config: TrainConfig, where: str) -> InputError:
     )
 
 
-def _fit(
-    model: BagClassifier,
-    feed: Feed,
-    bags: RaggedBags | StoredBags,
-    targets: Tensor,
-    weights: Tensor | None,
-    data: LabelledBags,
-    config: TrainConfig,
-    generator: torch.Generator,
-    progress: Progress | None,
-) -> tuple[int, list[dict[str, float]]]:
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, weight_decay=config.weight_decay
-    )
-    criterion = partial(bag_loss, task=data.task, pos_weight=weights)
-    validation = data.rows("validation")
-    history: list[dict[str, float]] = []
-    best: tuple[float, int, dict[str, Any]] = (float("inf"), 0, {})
-    for epoch in range(1, config.epochs + 1):
-        model.train()
+@dataclass
+class _Fit:
+    """One training: what it needs, and its epochs one after the other."""
+
+    model: BagClassifier
+    feed: Feed
+    bags: RaggedBags | StoredBags
+    data: LabelledBags
+    config: TrainConfig
+    objective: Objective
+    pos_weight: Tensor | None
+
+    def run(
+        self, generator: torch.Generator, progress: Progress | None
+    ) -> tuple[int, list[dict[str, float]]]:
+        """Train; the model is left with the weights of the best epoch, whose number is returned."""
+        config = self.config
+        optimizer = create_optimizer(config, self.model.parameters())
+        schedule = create_schedule(config.schedule, config.schedule_options)
+        end_epoch = schedule.start(optimizer, config.epochs)
+        history: list[dict[str, float]] = []
+        best: tuple[float, int, dict[str, Any]] = (float("inf"), 0, {})
+        for epoch in range(1, config.epochs + 1):
+            row = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"]}
+            row["train_loss"] = self._train_epoch(epoch, optimizer, generator)
+            scores = self._validate(schedule.monitors)
+            row["validation_loss"] = scores["loss"]
+            error = divergence(row, config)
+            if error is not None:
+                raise error
+            history.append(row)
+            if scores["loss"] < best[0]:
+                best = (scores["loss"], epoch, copy.deepcopy(self.model.state_dict()))
+            if progress is not None:
+                progress(row)
+            if config.patience and epoch - best[1] >= config.patience:
+                break
+            end_epoch(scores[schedule.monitors])
+        self.model.load_state_dict(best[2])
+        return best[1], history
+
+    def _train_epoch(
+        self, epoch: int, optimizer: torch.optim.Optimizer, generator: torch.Generator
+    ) -> float:
+        """The mean loss of the bags, each measured before the step that it takes part in."""
+        self.model.train()
         total = 0.0
-        for batch, rows in feed.epoch(config.batch_size, generator):
-            wanted = Supervision(targets[rows.to(targets.device)], criterion)
-            logits, auxiliary = model(batch, supervision=wanted)
+        for batch, rows in self.feed.epoch(self.config.batch_size, generator):
+            wanted = self.objective.supervision(rows, self.pos_weight, epoch)
+            logits, auxiliary = self.model(batch, supervision=wanted)
             loss = wanted.loss(logits)
             total += loss.item() * len(rows)
             optimizer.zero_grad()
-            weighted = model.aggregator.bag_weight * loss
+            weighted = self.model.aggregator.bag_weight * loss
             (weighted if auxiliary is None else weighted + auxiliary).backward()
             optimizer.step()
-        validation_loss = evaluate_loss(model, bags, targets, validation, data.task, weights)
-        row = {
-            "epoch": epoch,
-            "train_loss": total / len(feed),
-            "validation_loss": validation_loss,
-        }
-        error = divergence(row, config)
-        if error is not None:
-            raise error
-        history.append(row)
-        if validation_loss < best[0]:
-            best = (validation_loss, epoch, copy.deepcopy(model.state_dict()))
-        if progress is not None:
-            progress(row)
-    model.load_state_dict(best[2])
-    return best[1], history
+        return total / len(self.feed)
+
+    @torch.no_grad()
+    def _validate(self, monitored: Monitor) -> dict[Monitor, float]:
+        """The loss of the validation bags, and macro F1 if that is monitored."""
+        rows = self.data.rows("validation")
+        logits = _logits(self.model, in_order(self.bags, torch.from_numpy(rows)))
+        wanted = self.objective.supervision(torch.from_numpy(rows), self.pos_weight)
+        scores: dict[Monitor, float] = {"loss": float(wanted.loss(logits))}
+        if monitored == "f1_macro":
+            task = self.data.task
+            found = evaluate(
+                self.data.targets[rows], probabilities(logits, task), task=task, intervals=0
+            )
+            scores["f1_macro"] = found["f1_macro"]
+        return scores
 
 
 def divergence(row: dict[str, float], config: TrainConfig) -> DragnCacheError | None:
@@ -294,12 +372,16 @@ def divergence(row: dict[str, float], config: TrainConfig) -> DragnCacheError | 
 def positive_weights(
     data: LabelledBags, config: TrainConfig, device: torch.device
 ) -> Tensor | None:
-    """(L,) float32, what ``config.pos_weight`` asks for; a label without a bag counts as one bag.
+    """(L,) float32, what ``config.pos_weight`` asks for, or the loss if that asks for nothing.
+
+    A label without a training bag counts as if it had one.
 
     Raises:
-        InputError: it is given for a multi-class task.
+        InputError: it is given for a multi-class task, or the loss cannot be used.
     """
-    if config.pos_weight is None:
+    balanced = create_loss(config.loss, data.task, config.loss_options).balanced
+    wanted = "balanced" if config.pos_weight is None and balanced else config.pos_weight
+    if wanted is None:
         return None
     if data.task != "multilabel":
         raise InputError(
@@ -309,27 +391,12 @@ def positive_weights(
             remedy="leave it out: classes exclude each other here",
         )
     targets = data.targets[data.rows("train")].astype(np.float32)
-    if config.pos_weight == "balanced":
+    if wanted == "balanced":
         positive = targets.sum(0)
         weights = (len(targets) - positive) / positive.clip(1)
     else:
-        weights = np.full(targets.shape[1], config.pos_weight, np.float32)
+        weights = np.full(targets.shape[1], wanted, np.float32)
     return torch.from_numpy(weights).to(device)
-
-
-@torch.no_grad()
-def evaluate_loss(
-    model: BagClassifier,
-    bags: RaggedBags | StoredBags,
-    targets: Tensor,
-    rows: NDArray[np.int64],
-    task: Task,
-    pos_weight: Tensor | None = None,
-) -> float:
-    """Mean loss over some bags, in evaluation mode, instances in the manifest's order."""
-    chosen = torch.from_numpy(rows)
-    logits = _logits(model, in_order(bags, chosen))
-    return float(bag_loss(logits, targets[chosen.to(targets.device)], task, pos_weight))
 
 
 @torch.no_grad()

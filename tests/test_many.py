@@ -156,6 +156,15 @@ def test_classes_and_views(views: str) -> None:
         assert gap.max() < 1e-3
 
 
+@pytest.mark.parametrize("method", ["l1agg", "l3agg"])
+@pytest.mark.parametrize("loss", ["frn", "fec", "asymmetric"])
+def test_losses(data: LabelledBags, method: str, loss: str) -> None:
+    for ours, single, gap in both(data, group(method, loss=loss, epochs=4)):
+        assert gap.max() < 1e-3
+        for a, b in zip(ours.history, single.history, strict=True):
+            assert a == pytest.approx(b, rel=1e-4)
+
+
 def test_one_that_diverges_is_marked_and_leaves_the_others_alone(data: LabelledBags) -> None:
     configs = [
         replace(BASE, aggregator="mean", epochs=60),
@@ -252,6 +261,19 @@ def test_methods_with_dropout_of_their_own_draw_as_they_would_alone(
 def test_what_may_not_differ_is_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^configuration 1 of a group: expected {message}"):
         check_group([BASE, replace(BASE, **change)])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": "sgd"}, "optimizer 'adamw', which all models can share, got 'sgd'"),
+        ({"schedule": "cosine"}, "schedule 'none', which all models can share, got 'cosine'"),
+        ({"patience": 3}, "patience 0, which all models can share, got 3; train each by itself"),
+    ],
+)
+def test_what_a_group_cannot_do_is_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^configuration 0 of a group: expected {message}"):
+        check_group([replace(BASE, **change)] * 2)
 
 
 def test_what_may_differ() -> None:

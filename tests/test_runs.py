@@ -163,7 +163,7 @@ def test_the_run_says_how_it_was_made(store: Store, run: Path) -> None:
     assert record["data"]["features"] == store.description.digest("features")
     history = rows_of(run / "history.csv")
     assert [row["epoch"] for row in history] == ["1", "2", "3"]
-    assert list(history[0]) == ["epoch", "train_loss", "validation_loss"]
+    assert list(history[0]) == ["epoch", "lr", "train_loss", "validation_loss"]
 
 
 def test_the_checkpoint_is_the_epoch_of_lowest_validation_loss(
@@ -185,6 +185,50 @@ def test_the_checkpoint_is_the_epoch_of_lowest_validation_loss(
         y = np.array([label in bag.labels for label in LABELS])
         total += np.log1p(np.exp(np.where(y, -logits, logits))).mean()
     assert total / len(validation) == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_settings_of_training_are_recorded_and_read_again(store: Store, tmp_path: Path) -> None:
+    config = replace(
+        CONFIG,
+        loss="frn",
+        loss_options={"gamma": 1.5, "temper": 10},
+        optimizer="sgd",
+        momentum=0.7,
+        schedule="step",
+        schedule_options={"milestones": (1, 2)},
+        patience=7,
+    )
+    train_run(store, config, tmp_path / "run")
+    _, record = load_checkpoint(tmp_path / "run")
+    assert TrainConfig(**record["config"]) == replace(config, tap="gap")
+    written = tomllib.loads((tmp_path / "run" / "config.toml").read_text())["train"]
+    again = TrainConfig(**written)
+    for name in ("loss", "loss_options", "optimizer", "momentum", "schedule", "patience"):
+        assert getattr(again, name) == getattr(config, name), name
+    train_run(store, again, tmp_path / "again")
+    for name in FILES:
+        if name not in ("config.toml", "checkpoint.pt"):  # lists there, tuples here
+            first = (tmp_path / "run" / name).read_bytes()
+            assert first == (tmp_path / "again" / name).read_bytes(), name
+    rates = [float(rate) for rate in column(tmp_path / "run" / "history.csv", "lr")]
+    assert rates == pytest.approx([3e-2, 3e-3, 3e-4])
+
+
+def test_checkpoints_of_before_these_settings_are_read(
+    store: Store, run: Path, tmp_path: Path
+) -> None:
+    record = torch.load(run / "checkpoint.pt", weights_only=True)
+    for name in (
+        "loss", "loss_options", "optimizer", "momentum", "schedule", "schedule_options", "patience",
+        "stage_mask", "stages",
+    ):  # fmt: skip
+        del record["config"][name]
+    (tmp_path / "old").mkdir()
+    torch.save(record, tmp_path / "old" / "checkpoint.pt")
+    for folder in (run, tmp_path / "old"):
+        predict_run(folder, store, tmp_path / f"p-{folder.name}")
+    first, second = (tmp_path / name / "predictions.csv" for name in ("p-run", "p-old"))
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_a_run_is_named_after_its_store_method_and_seed() -> None:

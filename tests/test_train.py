@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from run_stores import LABELS, make_bags, make_features, with_splits
 
+from dragn_cache.aggregators import AGGREGATORS
+from dragn_cache.aggregators.base import Aggregated
+from dragn_cache.aggregators.mean import Mean
 from dragn_cache.bags import RaggedBags
 from dragn_cache.config import TrainConfig
 from dragn_cache.errors import DragnCacheError, InputError
-from dragn_cache.losses import bag_loss
+from dragn_cache.losses import Frn, Supervision, bce
 from dragn_cache.train import (
     LabelledBags,
     Trained,
     build_model,
-    evaluate_loss,
     positive_weights,
     predict,
     train,
@@ -52,22 +54,6 @@ def changed(data: LabelledBags, split: str) -> LabelledBags:
         values[start:end] = 5 - 2 * values[start:end]
     targets[rows] = 1 - targets[rows]
     return replace(data, bags=RaggedBags(values, data.bags.offsets), targets=targets)
-
-
-def test_losses_by_hand() -> None:
-    logits = torch.tensor([[0.0, 2.0, -1.0], [1.0, 0.0, 3.0]], dtype=torch.float64)
-    targets = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
-    p = 1 / (1 + np.exp(-logits.numpy()))
-    y = targets.numpy()
-    expected = -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean()
-    assert bag_loss(logits, targets, "multilabel").item() == pytest.approx(expected, rel=1e-12)
-    weight = torch.tensor([0.5, 1.0, 4.0])
-    expected = -(y * weight.numpy() * np.log(p) + (1 - y) * np.log(1 - p)).mean()
-    got = bag_loss(logits, targets, "multilabel", weight)
-    assert got.item() == pytest.approx(expected, rel=1e-12)
-    z = np.exp(logits.numpy())
-    expected = -np.log([z[0, 0] / z[0].sum(), z[1, 2] / z[1].sum()]).mean()
-    assert bag_loss(logits, targets, "multiclass").item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_same_seed_gives_the_same_model_and_leaves_the_global_one_alone(
@@ -151,9 +137,10 @@ def test_the_epoch_of_lowest_validation_loss_is_kept(data: LabelledBags) -> None
     assert rows == list(trained.history)
     assert trained.best_epoch == 1 + int(np.argmin(losses))
     assert 1 < trained.best_epoch < 23  # else this would hold for the last epoch's weights too
-    targets = torch.from_numpy(noise.targets).float()
-    again = evaluate_loss(trained.model, noise.bags, targets, noise.rows("validation"), noise.task)
-    assert again == min(losses)
+    rows = torch.from_numpy(noise.rows("validation"))
+    with torch.no_grad():
+        logits = trained.model(noise.bags.select(rows))[0]
+    assert bce(logits, torch.from_numpy(noise.targets)[rows]).item() == min(losses)
     expected = predict(trained.model, noise.bags, noise.task)
     np.testing.assert_array_equal(trained.probabilities, expected)
     assert not trained.model.training
@@ -251,8 +238,101 @@ def test_a_learning_rate_too_high_ends_in_that_error(data: LabelledBags) -> None
         ({"lr": float("nan")}, "--lr: expected 0.0 to 1000.0, got nan"),
         ({"weight_decay": -1.0}, "--weight-decay: expected 0.0 to 1000.0, got -1.0"),
         ({"dropout": 1.0}, "--dropout: expected 0.0 to 0.999, got 1.0"),
+        ({"optimizer": "lion"}, "--optimizer: expected adamw or adam or sgd, got 'lion'"),
+        ({"momentum": 1.0}, "--momentum: expected 0.0 to 0.999, got 1.0"),
+        ({"schedule": "poly"}, "--schedule: expected none or plateau or cosine or step, got 'poly"),
+        ({"patience": -1}, "--patience: expected at least 0, got -1"),
     ],
 )
 def test_settings_are_checked(change: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}"):
         replace(CONFIG, **change)
+
+
+# --- losses, optimisers, schedules -------------------------------------------------------------
+
+
+def test_frn_is_balanced_unless_told_otherwise(data: LabelledBags) -> None:
+    balanced = replace(CONFIG, loss="frn", pos_weight="balanced")
+    assert train(data, replace(CONFIG, loss="frn")).history == train(data, balanced).history
+    assert train(data, replace(balanced, pos_weight=1.0)).history != train(data, balanced).history
+    plain = train(data, replace(CONFIG, loss="weighted_bce")).history
+    assert plain == train(data, replace(CONFIG, pos_weight="balanced")).history
+
+
+def test_validation_is_measured_as_in_the_last_epoch(data: LabelledBags) -> None:
+    """A rate of 0 leaves the model alone: what changes by epoch is the training loss only."""
+    config = replace(CONFIG, loss="frn", lr=0.0, order="manifest", epochs=13)
+    history = train(data, config).history
+    assert len({row["validation_loss"] for row in history}) == 1
+    losses = [row["train_loss"] for row in history]
+    assert all(a > b for a, b in pairwise(losses[:11]))  # the focus takes from every entry
+    assert losses[10] == pytest.approx(losses[12], rel=1e-5)
+    torch.manual_seed(config.seed)
+    model = build_model(config, data.bags.in_shape, 3).eval()
+    rows = torch.from_numpy(data.rows("validation"))
+    weight = positive_weights(data, config, torch.device("cpu"))
+    with torch.no_grad():
+        z = model(data.bags.select(rows))[0].double()
+    assert weight is not None
+    y = torch.from_numpy(data.targets)[rows]
+    terms = weight * y * (1 + (-z).exp()).log() + (1 - y) * (1 + z.exp()).log()
+    expected = ((1 - (-terms).exp()) ** 2 * terms).mean()
+    assert history[0]["validation_loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_loss_reaches_the_losses_of_aggregators(
+    data: LabelledBags, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Doubling(Mean):
+        """Adds the loss of its own first logits once more."""
+
+        def supervised(self, bags: RaggedBags, supervision: Supervision) -> Aggregated:
+            result = self.aggregate(bags)
+            given.append(supervision.criterion)
+            return result._replace(loss=supervision.loss(result.embedding[:, :3]))
+
+    given: list[Any] = []
+    monkeypatch.setitem(AGGREGATORS, "doubling", Doubling)
+    config = replace(CONFIG, aggregator="doubling", options=None, loss="frn", epochs=2)
+    train(data, config)
+    focus = [criterion.keywords["gamma"] for criterion in given]
+    assert focus == [1.0] * 3 + [Frn().focus(2)] * 3
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
+def test_each_optimiser_learns(data: LabelledBags, optimizer: Any) -> None:
+    config = replace(CONFIG, optimizer=optimizer, epochs=5, weight_decay=0.0)
+    losses = [row["train_loss"] for row in train(data, config).history]
+    assert losses[-1] < losses[0]
+
+
+def test_the_rates_of_the_epochs_are_in_the_history(data: LabelledBags) -> None:
+    config = replace(CONFIG, schedule="step", schedule_options={"milestones": 2}, lr=0.5)
+    assert [row["lr"] for row in train(data, config).history] == pytest.approx([0.5, 0.5, 0.05])
+    assert [row["lr"] for row in train(data, CONFIG).history] == [1e-2] * 3
+
+
+def test_a_plateau_of_macro_f1_lowers_the_rate(data: LabelledBags) -> None:
+    """The model stands still, so its score does; a decision of every label has an F1 above 0."""
+    for monitor in ("f1_macro", "loss"):
+        config = replace(
+            CONFIG,
+            lr=1e-12,
+            epochs=5,
+            schedule="plateau",
+            schedule_options={"monitor": monitor, "patience": 1, "factor": 0.5},
+        )
+        rates = [row["lr"] for row in train(data, config).history]
+        assert rates == pytest.approx([1e-12] * 3 + [5e-13] * 2, rel=1e-6)
+
+
+def test_training_stops_when_validation_has_not_improved(data: LabelledBags) -> None:
+    rng = np.random.default_rng(3)
+    noise = replace(data, targets=rng.integers(0, 2, data.targets.shape).astype(np.int8))
+    whole = train(noise, replace(CONFIG, epochs=23, lr=3e-2))
+    for patience in (1, 3):
+        stopped = train(noise, replace(CONFIG, epochs=23, lr=3e-2, patience=patience))
+        count = len(stopped.history)
+        assert stopped.history == whole.history[:count]
+        assert count == stopped.best_epoch + patience < 23

@@ -26,6 +26,7 @@ from dragn_cache_cli import (
     import_features,
     info,
     predict,
+    recipes,
     simulate,
     taps,
     train_agg,
@@ -48,6 +49,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "backbones": backbones.backbones,
     "taps": taps.taps,
     "aggregators": aggregators.aggregators,
+    "recipes": recipes.recipes,
     "simulate": simulate.simulate,
 }
 

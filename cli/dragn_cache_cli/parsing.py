@@ -61,15 +61,19 @@ def parse_weight(text: str | None) -> Any:
         return text
 
 
-def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """``name=value`` pairs; true, false, none, numbers and lists of whole ones are such."""
+def parse_options(texts: Sequence[str], flag: str = "--option") -> dict[str, Any]:
+    """``name=value`` pairs; true, false, none, numbers and lists of whole ones are such.
+
+    Args:
+        flag: what gave them, for errors.
+    """
     words = {"true": True, "false": False, "none": None}
     options: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise InputError(
-                "--option", expected="name=value", got=repr(text), remedy="write bn=false, say"
+                flag, expected="name=value", got=repr(text), remedy="write bn=false, say"
             )
         if value.lower() in words:
             options[name] = words[value.lower()]

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from dragn_cache_cli.training_options import takes_train_config
 
+if TYPE_CHECKING:
+    from dragn_cache.config import TrainConfig
+
+
+@takes_train_config
 def train_agg(
+    config: TrainConfig,
     store: Annotated[Path, typer.Option(help="A feature store.")],
     out: Annotated[
         Path | None, typer.Option(help="Run folder. [runs/STORE-AGGREGATOR-sSEED]")
@@ -21,22 +28,7 @@ def train_agg(
         list[str] | None,
         typer.Option(help="An aggregator's option, name=value; may be repeated."),
     ] = None,
-    tap: Annotated[str | None, typer.Option(help="Tap to train on. [map or vector]")] = None,
     bags: Annotated[Path | None, typer.Option(help="Other labels, splits or groups.")] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the training bags.")] = 60,
-    lr: Annotated[float, typer.Option(help="AdamW's learning rate.")] = 3e-4,
-    weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 1e-2,
-    dropout: Annotated[float, typer.Option(help="Dropout before the head.")] = 0.5,
-    pos_weight: Annotated[
-        str | None, typer.Option(help="Weight of positive targets: a number, or balanced.")
-    ] = None,
-    scale: Annotated[
-        Literal["none", "standard"], typer.Option(help="Standardise features by training bags.")
-    ] = "none",
-    batch_size: Annotated[int, typer.Option(help="Bags of a step.")] = 16,
-    order: Annotated[
-        Literal["random", "manifest"], typer.Option(help="Order of instances in training.")
-    ] = "random",
     views: Annotated[
         Literal["off", "random", "all"],
         typer.Option(help="The store's augmented views in training."),
@@ -45,11 +37,6 @@ def train_agg(
     shuffle_seed: Annotated[
         int | None, typer.Option(help="Of order and views alone. [the seed]")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    memory: Annotated[
-        str, typer.Option(help="What features may fill, as 8GB; larger ones are streamed.")
-    ] = "auto",
-    intervals: Annotated[int, typer.Option(help="Resamples for the intervals; 0: none.")] = 1000,
     decision: Annotated[
         str, typer.Option(help="What counts as yes: default, half, thresholds or top-K.")
     ] = "default",
@@ -59,9 +46,11 @@ def train_agg(
 
     Splits are the manifest's, else 50/40/10 test/train/validation by group, seeded.
 
+    Options that are not given come from the recipe, if there is one, else from the defaults.
+
     Example: dragn-cache train-agg --store hpa.features --unit L3Agg --out runs/hpa-l3
     """
-    from dragn_cache.config import TrainConfig
+    from dragn_cache.recipes import override
     from dragn_cache.runs import run_name, train_run
     from dragn_cache.store import open_store
     from dragn_cache_cli import parsing, screen
@@ -69,26 +58,15 @@ def train_agg(
     options = parsing.parse_options(option or [])
     if unit is not None:
         options["unit"] = unit
-    config = TrainConfig(
-        aggregator=aggregator or "dragn",
-        options=options,
-        tap=tap,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        weight_decay=weight_decay,
-        dropout=dropout,
-        pos_weight=parsing.parse_weight(pos_weight),
-        scale=scale,
-        order=order,
-        views=views,
-        seed=seed,
-        shuffle_seed=shuffle_seed,
-        device=device,
-        memory=memory,
-        intervals=intervals,
-        decision=decision,
-    )
+    changes = {
+        "aggregator": aggregator,
+        "options": options,
+        "views": views,
+        "seed": seed,
+        "shuffle_seed": shuffle_seed,
+        "decision": decision,
+    }
+    config = override(config, changes)
     run = out or Path("runs") / run_name(store, config)
     with screen.progress_bar("training", "epochs") as progress:
         metrics = train_run(
@@ -96,7 +74,7 @@ def train_agg(
             config,
             run,
             bags_csv=bags,
-            progress=lambda row: progress(int(row["epoch"]), epochs),
+            progress=lambda row: progress(int(row["epoch"]), config.epochs),
             warn=screen.warn,
         )
     if as_json:

@@ -1,0 +1,36 @@
+"""``dragn-cache recipes``: the settings of published trainings, and where each is from."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Only this recipe, value by value.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the recipes for train-agg --recipe: published settings, each value with its source.
+
+    Example: dragn-cache recipes dragn-fly
+    """
+    from dataclasses import asdict
+
+    from dragn_cache.recipes import RECIPES, settings_of
+    from dragn_cache_cli import screen
+
+    if name is not None:
+        settings_of(name)  # refuses names that are none
+    chosen = {key: RECIPES[key] for key in ([name] if name else RECIPES)}
+    if as_json:
+        screen.print_json(
+            {key: {k: asdict(s) for k, s in found.items()} for key, found in chosen.items()}
+        )
+        return
+    rows = [
+        (key, setting, found[setting].value, found[setting].source)
+        for key, found in chosen.items()
+        for setting in found
+    ]
+    screen.print_table(["recipe", "setting", "value", "source"], rows)

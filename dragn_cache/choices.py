@@ -1,0 +1,75 @@
+"""Things chosen by name with options, such as losses: frozen dataclasses, a literal registry each.
+
+The options of a choice are the fields of its class; each class checks its values itself, with
+`check_number` where they are numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar
+
+from dragn_cache.errors import InputError, UnknownNameError
+
+T = TypeVar("T")
+
+
+def choose(kind: str, registry: Mapping[str, type[T]], name: str, options: Mapping[str, Any]) -> T:
+    """Make what a registry holds under a name.
+
+    Args:
+        kind: what it is, for errors: ``"loss"``.
+
+    Raises:
+        UnknownNameError: the registry does not have the name.
+        InputError: an option that it does not have, lacks, or does not allow to have this value.
+    """
+    if name not in registry:
+        raise UnknownNameError(kind, name, registry)
+    cls = registry[name]
+    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    for option in options:
+        if option not in known:
+            raise InputError(
+                f"{kind} {name}",
+                expected=f"its options ({', '.join(known) or 'it has none'})",
+                got=f"option {option!r}",
+                remedy="remove or rename it",
+            )
+    for option, field in known.items():
+        if field.default is MISSING and option not in options:
+            raise InputError(
+                f"{kind} {name}",
+                expected=f"option {option!r}, which has no default",
+                got="none",
+                remedy=f"give {option}=…",
+            )
+    return cls(**options)
+
+
+def check_number(owner: str, option: str, value: object, low: float, high: float) -> None:
+    """Raise an InputError that names the option unless ``value`` is a number in [low, high].
+
+    Args:
+        owner: what has the option: ``"loss focal"``.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not low <= value <= high:  # type: ignore[operator]
+        raise InputError(
+            f"{owner}, option {option}",
+            expected=f"a number from {low:g} to {high:g}",
+            got=repr(value),
+            remedy="change it",
+        )
+
+
+def check_whole(owner: str, option: str, value: object, least: int) -> None:
+    """Raise an InputError that names the option unless ``value`` is a whole number >= least."""
+    if type(value) is not int or value < least:
+        raise InputError(
+            f"{owner}, option {option}",
+            expected=f"a whole number of at least {least}",
+            got=repr(value),
+            remedy="change it",
+        )
