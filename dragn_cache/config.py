@@ -183,6 +183,9 @@ class TrainConfig:
         momentum: of ``sgd``.
         schedule: how the learning rate goes on: ``none``, ``plateau``, ``cosine`` or ``step``.
         schedule_options: its options, for example ``{"patience": 5}``.
+        keep: the epoch whose weights are kept: the ``best``, of lowest validation loss, or the
+            ``last``, for published protocols of a fixed length and validation sets too small to
+            choose.
         patience: training ends after that many epochs without a lower validation loss; 0: never.
         dropout: on the bag's embedding, before the head.
         pos_weight: how much a positive target counts in a multi-label loss: a number, or
@@ -217,6 +220,7 @@ class TrainConfig:
     momentum: float = 0.9
     schedule: Literal["none", "plateau", "cosine", "step"] = "none"
     schedule_options: Mapping[str, Any] | None = None
+    keep: Literal["best", "last"] = "best"
     patience: int = 0
     dropout: float = 0.5
     pos_weight: float | Literal["balanced"] | None = None
@@ -241,6 +245,14 @@ class TrainConfig:
         _at_least("--epochs", self.epochs, 1)
         _at_least("--batch-size", self.batch_size, 1)
         _at_least("--patience", self.patience, 0)
+        _one_of("--keep", self.keep, ("best", "last"))
+        if self.keep == "last" and self.patience:
+            raise InputError(
+                "--keep last",
+                expected="training that does not stop early",
+                got=f"--patience {self.patience}",
+                remedy="leave one of them out",
+            )
         _at_least("--intervals", self.intervals, 0)
         parse_memory(self.memory)
         check_rule(self.decision)

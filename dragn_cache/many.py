@@ -139,7 +139,7 @@ class _Group:
         self.models, states = [], []
         for config in configs:
             torch.manual_seed(config.seed)
-            model = build_model(config, data.bags.in_shape, data.targets.shape[1])
+            model = build_model(config, data.bags.in_shape, data.targets.shape[1], data.task)
             self.models.append(model.to(device))
             states.append(_rng_state(device))
         first = configs[0]
@@ -251,7 +251,8 @@ class _Group:
             if self.errors[k] is None:
                 history.append(row)
         running = np.array([error is None for error in self.errors])
-        better = np.flatnonzero(running & (validation < self.best_loss))
+        last = self.configs[0].keep == "last"
+        better = np.flatnonzero(running & (last | (validation < self.best_loss)))
         self.best_loss[better] = validation[better]
         self.best_epoch[better] = epoch
         for name, x in self.stack.state.items():

@@ -196,7 +196,11 @@ def settings_read(config: TrainConfig) -> dict[str, Any]:
 
 
 def load_model(
-    config: TrainConfig, in_shape: tuple[int, ...], labels: int, state: Mapping[str, Tensor]
+    config: TrainConfig,
+    in_shape: tuple[int, ...],
+    labels: int,
+    task: Task,
+    state: Mapping[str, Tensor],
 ) -> Model:
     """The model whose ``state_dict`` is given, in evaluation mode.
 
@@ -206,7 +210,7 @@ def load_model(
     if config.aggregator in CLASSICAL:
         method = create_classical(config.aggregator, config.options or {})
         return ClassicalModel.from_state(method, in_shape, state)
-    model = build_model(config, in_shape, labels)
+    model = build_model(config, in_shape, labels, task)
     model.load_state_dict(state)
     return model.eval()
 

@@ -578,7 +578,7 @@ def load_checkpoint(run: Path) -> tuple[Model, dict[str, Any]]:
             )
         config = TrainConfig(**record["config"])
         shape, labels = tuple(record["in_shape"]), len(record["labels"])
-        model = load_model(config, shape, labels, record["state"])
+        model = load_model(config, shape, labels, record["task"], record["state"])
     except CHECKPOINT_DAMAGE as error:
         got = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(

@@ -136,7 +136,7 @@ class Trained:
 
 
 def train(data: LabelledBags, config: TrainConfig, *, progress: Progress | None = None) -> Trained:
-    """Train on the training bags, keep the epoch of lowest validation loss.
+    """Train on the training bags, keep the epoch of lowest validation loss, or the last.
 
     Returns:
         the model (on the CPU, in evaluation mode) and probabilities (B, L) of all bags.
@@ -150,7 +150,7 @@ def train(data: LabelledBags, config: TrainConfig, *, progress: Progress | None 
     objective = Objective(data, config, device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
-        model = build_model(config, data.bags.in_shape, data.targets.shape[1]).to(device)
+        model = build_model(config, data.bags.in_shape, data.targets.shape[1], data.task).to(device)
         generator = torch.Generator().manual_seed(config.order_seed)
         shuffle = model.aggregator.order_sensitive and config.order == "random"
         feed, bags = present(data, config, device, shuffle=shuffle)
@@ -232,11 +232,18 @@ def fit_aggregator(model: BagClassifier, bags: RaggedBags | StoredBags, data: La
     model.aggregator.fit(batches if scaling is None else map(scaling, batches))
 
 
-def build_model(config: TrainConfig, in_shape: tuple[int, ...], n_labels: int) -> BagClassifier:
-    """A fresh model for instances of ``in_shape``."""
+def build_model(
+    config: TrainConfig, in_shape: tuple[int, ...], n_labels: int, task: Task = "multilabel"
+) -> BagClassifier:
+    """A fresh model for instances of ``in_shape``.
+
+    An aggregator with an option ``labels`` or ``task`` is told these.
+    """
     options = dict(config.options or {})
-    if "labels" in options_of(aggregator_class(config.aggregator)):
-        options["labels"] = n_labels
+    known = {"labels": n_labels, "task": task}
+    options |= {
+        k: v for k, v in known.items() if k in options_of(aggregator_class(config.aggregator))
+    }
     aggregator = create_aggregator(config.aggregator, in_shape=in_shape, **options)
     scaling = Standardise(in_shape[0]) if config.scale == "standard" else None
     return BagClassifier(
@@ -314,7 +321,8 @@ class _Fit:
             if error is not None:
                 raise error
             history.append(row)
-            if scores["loss"] < best[0]:
+            chosen = epoch == config.epochs if config.keep == "last" else scores["loss"] < best[0]
+            if chosen:
                 best = (scores["loss"], epoch, copy.deepcopy(self.model.state_dict()))
             if progress is not None:
                 progress(row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
@@ -14,10 +14,12 @@ from run_stores import LABELS, make_bags, make_features, with_splits
 from dragn_cache.aggregators import AGGREGATORS
 from dragn_cache.aggregators.base import Aggregated
 from dragn_cache.aggregators.mean import Mean
+from dragn_cache.aggregators.si import Si
 from dragn_cache.bags import RaggedBags
 from dragn_cache.config import TrainConfig
 from dragn_cache.errors import DragnCacheError, InputError
 from dragn_cache.losses import Frn, Supervision, bce
+from dragn_cache.many import train_many
 from dragn_cache.train import (
     LabelledBags,
     Trained,
@@ -242,6 +244,8 @@ def test_a_learning_rate_too_high_ends_in_that_error(data: LabelledBags) -> None
         ({"momentum": 1.0}, "--momentum: expected 0.0 to 0.999, got 1.0"),
         ({"schedule": "poly"}, "--schedule: expected none or plateau or cosine or step, got 'poly"),
         ({"patience": -1}, "--patience: expected at least 0, got -1"),
+        ({"keep": "first"}, "--keep: expected best or last, got 'first'"),
+        ({"keep": "last", "patience": 2}, "--keep last: .* got --patience 2; leave one"),
     ],
 )
 def test_settings_are_checked(change: dict[str, object], message: str) -> None:
@@ -336,3 +340,28 @@ def test_training_stops_when_validation_has_not_improved(data: LabelledBags) -> 
         count = len(stopped.history)
         assert stopped.history == whole.history[:count]
         assert count == stopped.best_epoch + patience < 23
+
+
+def test_the_last_epoch_can_be_kept(data: LabelledBags) -> None:
+    rng = np.random.default_rng(3)
+    noise = replace(data, targets=rng.integers(0, 2, data.targets.shape).astype(np.int8))
+    config = replace(CONFIG, epochs=7, lr=3e-2)
+    best, last = train(noise, config), train(noise, replace(config, keep="last"))
+    assert best.best_epoch < last.best_epoch == 7
+    assert best.history == last.history
+    stopped = train(noise, replace(config, epochs=best.best_epoch, keep="last"))
+    assert np.array_equal(stopped.probabilities, best.probabilities)
+    (grouped,) = train_many(noise, [replace(config, keep="last")])
+    assert isinstance(grouped, Trained)
+    assert grouped.best_epoch == 7
+    np.testing.assert_allclose(grouped.probabilities, last.probabilities, atol=1e-4)
+
+
+def test_an_aggregator_is_told_the_task(data: LabelledBags) -> None:
+    classes = replace(data, targets=np.eye(3, dtype=np.int8)[data.targets.argmax(1)])
+    classes = replace(classes, task="multiclass")
+    config = TrainConfig(aggregator="si", epochs=2, dropout=0.0)
+    trained = train(classes, config)
+    assert cast(Si, trained.model.aggregator).task == "multiclass"
+    assert cast(Si, train(data, config).model.aggregator).task == "multilabel"
+    np.testing.assert_allclose(trained.probabilities.sum(1), 1)

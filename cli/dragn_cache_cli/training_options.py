@@ -20,6 +20,10 @@ def train_config(
     ] = None,
     tap: Annotated[str | None, typer.Option(help="Tap to train on. [map or vector]")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training bags. [60]")] = None,
+    keep: Annotated[
+        Literal["best", "last"] | None,
+        typer.Option(help="The epoch that is kept: of lowest validation loss, or the last. [best]"),
+    ] = None,
     patience: Annotated[
         int | None,
         typer.Option(help="Stop after that many epochs without improvement; 0: never. [0]"),
@@ -80,6 +84,7 @@ def train_config(
     given = {
         "tap": tap,
         "epochs": epochs,
+        "keep": keep,
         "patience": patience,
         "optimizer": optimizer,
         "lr": lr,
