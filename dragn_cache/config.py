@@ -297,6 +297,56 @@ class TrainConfig:
         """Seed of the order of bags and instances, and of their views."""
         return self.seed if self.shuffle_seed is None else self.shuffle_seed
 
+    @property
+    def label(self) -> str:
+        """The method and its options as a short name: ``dragn-L3Agg``."""
+        options = []
+        for option, value in (self.options or {}).items():
+            text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            options.append(text if option == "unit" else f"{option}={text}")
+        return "-".join([self.aggregator.replace(":", "."), *options])
+
+
+@dataclass(frozen=True)
+class CrossvalConfig:
+    """Settings of a cross-validation.
+
+    Attributes:
+        train: of every training; its aggregator, options and seed are replaced.
+        aggregators: name and options of each method.
+        folds: one is for testing, the next for validation, the rest for training.
+        seeds: how many times all bags are divided into folds.
+        jobs: trainings at the same time; None is one for each core, or one on a GPU.
+    """
+
+    train: TrainConfig
+    aggregators: tuple[tuple[str, Mapping[str, Any]], ...]
+    folds: int = 10
+    seeds: int = 5
+    jobs: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("--folds", self.folds, 3)
+        _at_least("--seeds", self.seeds, 1)
+        if self.jobs is not None:
+            _at_least("--jobs", self.jobs, 1)
+        _one_of("--views", self.train.views, ("off",))
+        labels = [replace(self.train, aggregator=a, options=o).label for a, o in self.aggregators]
+        twice = [label for k, label in enumerate(labels) if label in labels[:k]]
+        if twice or not labels:
+            raise InputError(
+                "--aggregator",
+                expected="each aggregator once" if twice else "at least one aggregator",
+                got=f"{twice[0]} twice" if twice else "none",
+                remedy="leave it out once" if twice else "give --aggregator abmil,mean, say",
+            )
+
+    @property
+    def methods(self) -> dict[str, TrainConfig]:
+        """The settings of each method's trainings, by its label."""
+        configs = [replace(self.train, aggregator=a, options=o) for a, o in self.aggregators]
+        return {config.label: config for config in configs}
+
 
 @dataclass(frozen=True)
 class ExplainConfig:

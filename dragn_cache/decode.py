@@ -11,20 +11,18 @@ import ctypes
 import multiprocessing
 import os
 import signal
-import sys
-import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import TypeVar
 
 from dragn_cache.config import usable_cores
 from dragn_cache.errors import DragnCacheError, ImageError
 from dragn_cache.images import Crops, ImageRequest, read_crops
+from dragn_cache.processes import follow_parent, light_main
 
 Decoded = Crops | ImageError
 Tag = TypeVar("Tag")
@@ -121,7 +119,7 @@ class Decoder:
     def _submit(self, group: Sequence[ImageRequest]) -> Future[list[Decoded]]:
         self.start()
         assert self._pool is not None
-        with _light_main():
+        with light_main():
             future = self._pool.submit(_attempt_all, group)
         self._under_way.add(future)
         future.add_done_callback(self._under_way.discard)  # it holds its images
@@ -147,20 +145,6 @@ class Decoder:
     ) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _light_main() -> Iterator[None]:
-    """Keep new processes from importing the main program, which they do not need.
-
-    It may be anybody's script that imports torch: half a gigabyte and seconds for each worker.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
 
 def _grouped(
@@ -213,16 +197,3 @@ def _keep_memory() -> None:
     if mallopt is not None:
         for option, size in ((M_MMAP_THRESHOLD, 32 * 2**20), (M_TRIM_THRESHOLD, 256 * 2**20)):
             mallopt(option, size)
-
-
-def follow_parent() -> None:
-    """End this process when its parent ends, even if that was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

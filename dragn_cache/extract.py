@@ -28,13 +28,14 @@ from dragn_cache.augment import Augmentation
 from dragn_cache.backbones import Backbone, load_backbone
 from dragn_cache.compute import Forward, choose_compute, require_compute
 from dragn_cache.config import ExtractConfig, usable_cores
-from dragn_cache.decode import Decoder, follow_parent
+from dragn_cache.decode import Decoder
 from dragn_cache.devices import find_device
 from dragn_cache.engine import Engine, Policy, Wanted
 from dragn_cache.errors import DragnCacheError, InputError, StoreError
 from dragn_cache.images import COLOURS, Geometry, ImageRequest, plan_channels
 from dragn_cache.intensity import Intensity
 from dragn_cache.manifest import Instance, Manifest
+from dragn_cache.processes import follow_parent
 from dragn_cache.report import ExtractReport
 from dragn_cache.store import (
     PartPlan,

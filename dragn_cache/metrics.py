@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +125,61 @@ def evaluate(
     draws = [table.scores(weights)[0] for weights in _resamples(bags, intervals, seed)]
     result["intervals"] = {name: _interval([draw[name] for draw in draws]) for name in SCORES}
     return result
+
+
+@dataclass(frozen=True)
+class TestedBags:
+    """The n of B bags that one model was tested on.
+
+    Attributes:
+        rows: (n,) their numbers, 0 to B - 1.
+        targets: (n, L) of 0 and 1.
+        probabilities: (n, L).
+        decision: how `decide` decides.
+    """
+
+    rows: NDArray[np.int64]
+    targets: NDArray[Any]
+    probabilities: NDArray[np.float64]
+    decision: Decision = DEFAULT
+
+
+def mean_intervals(
+    tests: Sequence[TestedBags], bags: int, *, task: Task, intervals: int = 1000, seed: int = 0
+) -> dict[str, list[float] | None]:
+    """95 % percentile bootstrap intervals of scores that are means over several tests.
+
+    Bags are resampled, not tests: in one draw a bag has the same weight in every test, so that
+    seeds that test the same bags again do not narrow the interval.
+
+    Args:
+        tests: for example the test folds of a repeated cross-validation.
+        bags: B, how many bags there are.
+        task: ``"multilabel"`` or ``"multiclass"``.
+        intervals: number of resamples; 0 for none.
+        seed: seed of the bootstrap.
+
+    Returns:
+        for each score ``[low, high]`` of its mean over the tests where it is defined; None where
+        fewer than 20 resamples define it.
+
+    Raises:
+        InputError: a shape, a value or the task is wrong.
+    """
+    tables = []
+    for test in tests:
+        p = checked_probabilities(test.probabilities)
+        y = checked_targets(test.targets, p.shape, task)
+        tables.append(_Table.of(y, p, task, test.decision))
+    draws: dict[str, list[Floats]] = {name: [] for name in SCORES}
+    for weights in _resamples(bags, intervals if tests else 0, seed):
+        scored = [
+            table.scores(weights[:, test.rows])[0]
+            for table, test in zip(tables, tests, strict=True)
+        ]
+        for name in SCORES:
+            draws[name].append(_mean_defined(np.stack([s[name] for s in scored], axis=1)))
+    return {name: _interval(draws[name]) for name in SCORES}
 
 
 @dataclass(frozen=True)

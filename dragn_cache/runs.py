@@ -93,12 +93,7 @@ class Labelling:
 
 def run_name(store: Path, config: TrainConfig) -> str:
     """A folder name for a run: the store, the method and its options, the seed."""
-    options = []
-    for option, value in (config.options or {}).items():
-        text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        options.append(text if option == "unit" else f"{option}={text}")
-    method = "-".join([config.aggregator.replace(":", "."), *options])
-    return f"{store.name.removesuffix('.features')}-{method}-s{config.seed}"
+    return f"{store.name.removesuffix('.features')}-{config.label}-s{config.seed}"
 
 
 def train_run(
@@ -303,6 +298,7 @@ def _checked(labelling: Labelling) -> Labelling:
 
 
 def require_labels(labelling: Labelling) -> None:
+    """Raise `InputError` unless every bag is labelled, and one at least has a label."""
     unlabelled = [bag for bag in labelling.bags if bag.labels is None]
     if unlabelled or not labelling.labels:
         got = "no labels" if not unlabelled else f"none for bag {unlabelled[0].bag_id!r}"
@@ -321,6 +317,20 @@ def require_labels(labelling: Labelling) -> None:
         )
 
 
+def usable_bags(
+    store: Store, labelling: Labelling, warn: Warn
+) -> tuple[Labelling, NDArray[np.int64]]:
+    """The bags that have a usable instance, and their numbers of instances (B,)."""
+    sizes = store.sizes(labelling.ids)
+    kept = sizes > 0
+    if kept.all():
+        return labelling, sizes
+    lost = [bag.bag_id for bag, keep in zip(labelling.bags, kept, strict=True) if not keep]
+    warn(f"{len(lost)} bags have no usable instance and are left out: {', '.join(lost[:5])}")
+    bags = tuple(b for b, keep in zip(labelling.bags, kept, strict=True) if keep)
+    return replace(labelling, bags=bags), sizes[kept]
+
+
 def load_bags(
     store: Store, tap: Tap, labelling: Labelling, memory: int, warn: Warn
 ) -> tuple[Labelling, RaggedBags | StoredBags]:
@@ -329,22 +339,14 @@ def load_bags(
     Args:
         memory: bytes that they may fill; larger ones stay in the store.
     """
-    sizes = store.sizes(labelling.ids)
-    kept = sizes > 0
-    if not kept.all():
-        lost = [bag.bag_id for bag, keep in zip(labelling.bags, kept, strict=True) if not keep]
-        warn(f"{len(lost)} bags have no usable instance and are left out: {', '.join(lost[:5])}")
-        labelling = replace(
-            labelling,
-            bags=tuple(b for b, keep in zip(labelling.bags, kept, strict=True) if keep),
-        )
+    labelling, sizes = usable_bags(store, labelling, warn)
     needed = int(sizes.sum()) * tap.row_bytes
     if needed > memory:
         warn(
             f"the features of {tap.name} ({needed / 1e9:.3g} GB) are more than the "
             f"{memory / 1e9:.3g} GB of memory for them: they are streamed from the store"
         )
-        offsets = offsets_of(torch.from_numpy(sizes[kept]))
+        offsets = offsets_of(torch.from_numpy(sizes))
         return labelling, StoredBags(store, tap, tuple(labelling.ids), offsets, memory)
     values, bounds = store.load(tap.name, bags=labelling.ids)
     return labelling, RaggedBags(torch.from_numpy(values), torch.from_numpy(bounds))

@@ -80,6 +80,42 @@ def make_split(
     return splits
 
 
+def make_folds(
+    bag_ids: Sequence[str],
+    labels: ArrayLike,
+    groups: Sequence[str],
+    *,
+    folds: int,
+    seed: int,
+) -> Ints:
+    """Folds of equal size for cross-validation, whatever the order of the bags.
+
+    Args:
+        bag_ids: B distinct ids.
+        labels: (B, L) of 0 and 1.
+        groups: B group names; an empty one means that the bag is a group of its own.
+        folds: K, how many.
+        seed: seed of everything that is left to chance.
+
+    Returns:
+        (B,) int64, the fold of each bag, 0 to K - 1, as `stratified_folds` gives it.
+
+    Raises:
+        InputError: arguments do not fit each other, an id occurs twice, or there are fewer groups
+            than folds.
+    """
+    _check_lengths(bag_ids, groups=groups)
+    _check_distinct(bag_ids)
+    table = _checked_labels(labels, len(bag_ids))
+    order = sorted(range(len(bag_ids)), key=lambda i: bag_ids[i])
+    sorted_folds = stratified_folds(
+        table[order], [groups[i] for i in order], [1 / folds] * folds, seed=seed
+    )
+    result = np.empty(len(order), np.int64)
+    result[order] = sorted_folds
+    return result
+
+
 def stratified_folds(
     labels: ArrayLike, groups: Sequence[str], fractions: Sequence[float], *, seed: int
 ) -> Ints:

@@ -86,3 +86,22 @@ def parse_options(texts: Sequence[str], flag: str = "--option") -> dict[str, Any
         else:
             options[name] = value
     return options
+
+
+def parse_aggregators(texts: Sequence[str]) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """Names separated by commas, perhaps with options: ``abmil,dragn[unit=L3Agg,bn=false]``."""
+    found = []
+    for text in texts:
+        for piece in re.split(r",(?![^\[]*\])", text):
+            match = re.fullmatch(r"([^\[\]\s]+)(?:\[([^\[\]]*)\])?", piece.strip())
+            if match is None:
+                raise InputError(
+                    "--aggregator",
+                    expected="names, as abmil,dragn[unit=L3Agg]",
+                    got=repr(text),
+                    remedy="correct it",
+                )
+            # A comma starts an option only where a name and an equals sign follow.
+            options = re.split(r",(?=[^,=]+=)", match[2]) if match[2] else []
+            found.append((match[1], parse_options(options)))
+    return tuple(found)

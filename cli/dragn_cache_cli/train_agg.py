@@ -37,9 +37,6 @@ def train_agg(
     shuffle_seed: Annotated[
         int | None, typer.Option(help="Of order and views alone. [the seed]")
     ] = None,
-    decision: Annotated[
-        str, typer.Option(help="What counts as yes: default, half, thresholds or top-K.")
-    ] = "default",
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
     """Train an aggregator on a store; validation chooses the epoch, test reports.
@@ -64,7 +61,6 @@ def train_agg(
         "views": views,
         "seed": seed,
         "shuffle_seed": shuffle_seed,
-        "decision": decision,
     }
     config = override(config, changes)
     run = out or Path("runs") / run_name(store, config)

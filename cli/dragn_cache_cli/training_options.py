@@ -75,6 +75,9 @@ def train_config(
         str, typer.Option(help="What features may fill, as 8GB; larger ones are streamed.")
     ] = "auto",
     intervals: Annotated[int, typer.Option(help="Resamples for the intervals; 0: none.")] = 1000,
+    decision: Annotated[
+        str, typer.Option(help="What counts as yes: default, half, thresholds or top-K.")
+    ] = "default",
 ) -> TrainConfig:
     """The settings that these options make; what else there is, a command overrides."""
     from dragn_cache.recipes import resolve
@@ -104,6 +107,7 @@ def train_config(
         "device": device,
         "memory": memory,
         "intervals": intervals,
+        "decision": decision,
     }
     return resolve(recipe, given)
 

@@ -1,0 +1,470 @@
+"""Cross-validation: several methods on the same folds of one store, without a leak.
+
+OUT/
+  config.toml        every setting, resolved, and the digests of features and bags
+  trainings/         one small file for each method, seed and fold that is finished
+  splits.csv         bag_id, group, and the fold of each seed
+  folds.csv          one row for each method, seed and fold: all scores
+  summary.csv        one row for each method: means, deviations, 95 % intervals
+  comparison.csv     every two methods, paired by fold
+  predictions.csv    every bag's probabilities when it was tested
+  crossval.png       the main scores
+
+- In fold f of a seed, fold f is the test, the next one validation, the rest training: validation
+  chooses the epoch, test only reports. Groups are whole; all methods see the same folds.
+- A training depends on its method, seed and fold alone, and computes on one thread, so the results
+  are the same however many run at once, and whenever the work was interrupted.
+- Features lie in memory once, whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import tomllib
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import tomli_w
+import torch
+from numpy.typing import NDArray
+
+from dragn_cache.bags import RaggedBags, offsets_of
+from dragn_cache.config import CrossvalConfig, TrainConfig, usable_cores
+from dragn_cache.crossval_tables import (
+    COMPARISON,
+    Row,
+    Task,
+    Training,
+    Truth,
+    comparison_rows,
+    fold_row,
+    summary_row,
+)
+from dragn_cache.devices import find_device
+from dragn_cache.errors import DragnCacheError, InputError, StoreError, StoreMismatchError
+from dragn_cache.feeding import StoredBags, in_order, memory_for_features
+from dragn_cache.files import write_text
+from dragn_cache.plots import plot_crossval
+from dragn_cache.processes import SharedArray, run_tasks
+from dragn_cache.runs import (
+    Labelling,
+    Warn,
+    choose_tap,
+    read_labelling,
+    require_labels,
+    require_new,
+    usable_bags,
+    write_csv,
+)
+from dragn_cache.splits import check_split, make_folds
+from dragn_cache.store import Store, differences, json_digest
+from dragn_cache.store.schema import KINDS
+from dragn_cache.train import LabelledBags, Trained, build_model, positive_weights, train
+
+Progress = Callable[[int, int], None]
+"""Called with trainings done (those of earlier calls included) and trainings in total."""
+
+
+@dataclass(frozen=True)
+class CrossvalResult:
+    """What a cross-validation came to: the rows of its tables, and the trainings that failed."""
+
+    summary: tuple[Row, ...]
+    comparison: tuple[Row, ...]
+    failed: tuple[Training, ...]
+
+
+def crossval(
+    store: Store,
+    config: CrossvalConfig,
+    out: Path,
+    *,
+    bags_csv: Path | None = None,
+    progress: Progress = lambda done, total: None,
+    warn: Warn = lambda text: None,
+) -> CrossvalResult:
+    """Train every method on every fold of every seed, and write the tables.
+
+    Called again with the same settings, it goes on where it was interrupted and tries failed
+    trainings again. Methods and seeds may be added.
+
+    Args:
+        bags_csv: other labels or groups for the store's bags.
+        progress: see `Progress`.
+        warn: called with one line for everything that was left out.
+
+    Raises:
+        InputError: the labels, an option or the number of groups cannot be used, or ``out`` holds
+            something else.
+        StoreMismatchError: ``out`` was begun with other settings, features or bags.
+        StoreError: the store is incomplete or damaged.
+    """
+    work = _plan(store, config, bags_csv, out, warn)
+    tasks = work.tasks()
+    done = {task: found for task in tasks if (found := _read(out, task)) is not None}
+    waiting = [task for task in tasks if task not in done]
+    progress(len(done), len(tasks))
+    with closing(_train_all(work, waiting, _jobs(config, work))) as finished:
+        for training in finished:
+            _write(out, training)
+            done[training.task] = training
+            progress(len(done), len(tasks))
+    return _report(out, work, [done[task] for task in tasks], config.train.intervals)
+
+
+# --- what is to be done ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Everything that trainings share.
+
+    Attributes:
+        methods: their settings by label, taps resolved.
+        features: by tap, the bags: in their store, in memory, or in memory that processes share.
+        sizes: (B,) instances of each bag.
+        streamed: whether features stay in their store.
+    """
+
+    methods: Mapping[str, TrainConfig]
+    features: Mapping[str, StoredBags | RaggedBags | SharedArray]
+    labelling: Labelling
+    sizes: NDArray[np.int64]
+    truth: Truth
+    streamed: bool
+
+    def tasks(self) -> list[Task]:
+        """In the order of work: fold by fold, so that all methods have results early."""
+        seeds, folds = range(len(self.truth.folds)), range(self.truth.count)
+        return [(label, s, f) for s in seeds for f in folds for label in self.methods]
+
+    def data(self, task: Task) -> LabelledBags:
+        """What one training trains on."""
+        label, seed, fold = task
+        bags = self.features[self.methods[label].tap or ""]
+        if isinstance(bags, SharedArray):
+            bags = RaggedBags(torch.from_numpy(bags.array), _offsets(self.sizes))
+        splits = tuple(self.truth.splits(seed, fold).tolist())
+        return LabelledBags(bags, self.truth.targets, splits, self.truth.task)
+
+
+def training_seed(seed: int, fold: int) -> int:
+    """The seed of a training: 32 bits that NumPy's ``SeedSequence`` makes of both."""
+    return int(np.random.SeedSequence((seed, fold)).generate_state(1)[0])
+
+
+def _plan(
+    store: Store, config: CrossvalConfig, bags_csv: Path | None, out: Path, warn: Warn
+) -> _Work:
+    """Check everything before the first training, and begin or take up the folder."""
+    store.require_complete()
+    labelling = read_labelling(store, bags_csv)
+    require_labels(labelling)
+    labelling, sizes = usable_bags(store, labelling, warn)
+    if any(bag.split for bag in labelling.bags):
+        warn("the table's splits are not used: cross-validation makes its own")
+    taps = {label: choose_tap(store, method) for label, method in config.methods.items()}
+    methods = {label: replace(m, tap=taps[label].name) for label, m in config.methods.items()}
+    before = _read_config(out)
+    used = {tap.name: tap for tap in taps.values()}
+    needed = int(sizes.sum()) * sum(tap.row_bytes for tap in used.values())
+    memory = before.get("crossval", {}).get("memory", "auto")  # streaming goes on as it began
+    memory = config.train.memory if config.train.memory != "auto" else memory
+    budget = memory_for_features(memory, find_device(config.train.device))
+    features = {
+        name: StoredBags(store, tap, tuple(labelling.ids), _offsets(sizes), budget)
+        for name, tap in used.items()
+    }
+    truth = _truth(labelling, config)
+    work = _Work(methods, features, labelling, sizes, truth, streamed=needed > budget)
+    _check_methods(work)
+    if work.streamed:
+        warn(
+            f"the features of {', '.join(used)} ({needed / 1e9:.3g} GB) are more than the "
+            f"{budget / 1e9:.3g} GB of memory for them: they are streamed from the store, "
+            "one training at a time"
+        )
+    _begin(out, before, _record(work, config, store, budget))
+    return work
+
+
+def _truth(labelling: Labelling, config: CrossvalConfig) -> Truth:
+    """The folds of every seed; no group is on two sides of any of them."""
+    groups, targets = [bag.group for bag in labelling.bags], labelling.targets()
+    folds = [
+        make_folds(labelling.ids, targets, groups, folds=config.folds, seed=seed)
+        for seed in range(config.seeds)
+    ]
+    truth = Truth(targets, labelling.task, np.stack(folds), config.folds)
+    for seed in range(config.seeds):
+        for fold in range(config.folds):
+            check_split(labelling.ids, truth.splits(seed, fold).tolist(), groups)
+    return truth
+
+
+def _check_methods(work: _Work) -> None:
+    """Raise the error that every training of a method would raise."""
+    for label, method in work.methods.items():
+        data, device = work.data((label, 0, 0)), find_device(method.device)
+        with torch.random.fork_rng(devices=[]):
+            build_model(method, data.bags.in_shape, data.targets.shape[1])
+        positive_weights(data, method, device)
+
+
+def _offsets(sizes: NDArray[np.int64]) -> torch.Tensor:
+    return offsets_of(torch.from_numpy(sizes))
+
+
+# --- training ----------------------------------------------------------------------------------
+
+
+def _jobs(config: CrossvalConfig, work: _Work) -> int:
+    """How many trainings run at once: as asked for, else one for each core, or one on a GPU."""
+    if work.streamed:
+        return 1
+    if config.jobs is not None:
+        return config.jobs
+    return usable_cores() if find_device(config.train.device).type == "cpu" else 1
+
+
+def _train_all(work: _Work, tasks: Sequence[Task], jobs: int) -> Generator[Training, None, None]:
+    """Trainings in the order of their end."""
+    if not tasks:
+        return
+    jobs = min(jobs, len(tasks))
+    loaded = work if work.streamed else replace(work, features=_loaded(work, jobs))
+    if jobs > 1:
+        yield from run_tasks(_train_one, loaded, tasks, jobs=jobs, preload=__name__)
+        return
+    for task in tasks:
+        yield _train_one(loaded, task)
+
+
+def _loaded(work: _Work, jobs: int) -> dict[str, RaggedBags | SharedArray]:
+    """All features in memory, once."""
+    loaded: dict[str, RaggedBags | SharedArray] = {}
+    for name, stored in work.features.items():
+        assert isinstance(stored, StoredBags)
+        if jobs == 1:
+            loaded[name] = stored.read(torch.arange(len(stored)))
+            continue
+        shared = SharedArray((int(work.sizes.sum()), *stored.in_shape), stored.tap.dtype)
+        row = 0
+        for bags in in_order(stored):  # some at a time, so that there is never a second copy
+            shared.array[row : row + len(bags.values)] = bags.values.numpy()
+            row += len(bags.values)
+        loaded[name] = shared
+    return loaded
+
+
+def _train_one(work: _Work, task: Task) -> Training:
+    """One training; an error of its own is its result, one of the store is raised."""
+    label, seed, fold = task
+    config = replace(work.methods[label], seed=training_seed(seed, fold))
+    data = work.data(task)
+    started = time.perf_counter()
+    try:
+        with _one_thread():
+            trained = _fit(data, config)
+    except StoreError:
+        raise
+    except Exception as error:  # noqa: BLE001 - recorded and reported; the others go on
+        kind = "" if isinstance(error, DragnCacheError) else f"{type(error).__name__}: "
+        return Training(label, seed, fold, error=" ".join(f"{kind}{error}".split()))
+    return Training(
+        label,
+        seed,
+        fold,
+        probabilities=tuple(map(tuple, trained.probabilities[data.rows("test")].tolist())),
+        best_epoch=trained.best_epoch,
+        parameters=sum(p.numel() for p in trained.model.parameters()),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _fit(data: LabelledBags, config: TrainConfig) -> Trained:
+    """The one place where a method is trained."""
+    return train(data, config)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """PyTorch on one thread: sums then run in one order, whatever the machine's cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- the folder --------------------------------------------------------------------------------
+
+# Not of a training as it is asked for: each has its own seed, and the rest concerns all.
+NOT_COMPARED = ("seed", "shuffle_seed", "intervals", "views", "memory")
+
+
+def _record(work: _Work, config: CrossvalConfig, store: Store, budget: int) -> dict[str, Any]:
+    """config.toml: what the results depend on."""
+    description, labelling = store.description, work.labelling
+    bags = [(bag.bag_id, sorted(bag.labels or ()), bag.group) for bag in labelling.bags]
+    record: dict[str, Any] = {
+        "crossval": {
+            "folds": config.folds,
+            "seeds": config.seeds,
+            "intervals": config.train.intervals,
+        },
+        "data": {
+            "name": store.name,
+            "task": labelling.task,
+            "labels": list(labelling.labels),
+            "bags": json_digest(bags),
+            "instances": int(work.sizes.sum()),
+            "revision": description.revision,
+            **{kind: description.digest(kind) for kind in KINDS},
+        },
+        "methods": {label: _settings(method) for label, method in work.methods.items()},
+    }
+    if work.streamed:  # the order of training depends on the blocks
+        record["crossval"]["memory"] = f"{budget}B"
+    return record
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    given = {k: v for k, v in asdict(config).items() if v is not None and k not in NOT_COMPARED}
+    given["options"] = {k: v for k, v in (config.options or {}).items() if v is not None}
+    return given
+
+
+def _read_config(out: Path) -> dict[str, Any]:
+    """What a folder was begun with; nothing for a new one."""
+    path = out / "config.toml"
+    if not path.is_file():
+        require_new(out)
+        return {}
+    try:
+        record = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(
+            str(path), expected="TOML", got=str(error), remedy="give another --out"
+        ) from error
+    if "crossval" not in record:
+        raise InputError(
+            str(out),
+            expected="a new folder, or a cross-validation's",
+            got="another one with a config.toml",
+            remedy="give another --out",
+        )
+    return record
+
+
+def _begin(out: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
+    """Write config.toml, or refuse to mix; methods and seeds may be added to what there is."""
+    record = tomllib.loads(tomli_w.dumps(record))  # tuples become lists
+    if before:
+        found = differences(_compared(before, record), _compared(record, before), COMPARED)
+        if found:
+            raise StoreMismatchError(
+                str(out),
+                expected="the settings that it was begun with",
+                got=" · ".join(found),
+                remedy="give another --out, or remove this folder",
+            )
+        record["methods"] = {**before["methods"], **record["methods"]}
+    (out / "trainings").mkdir(parents=True, exist_ok=True)
+    write_text(out / "config.toml", tomli_w.dumps(record))
+
+
+COMPARED = ("crossval", "data", "methods")
+
+
+def _compared(record: dict[str, Any], other: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a record must have in common with another one."""
+    both = {k: v for k, v in record["methods"].items() if k in other["methods"]}
+    own = {k: v for k, v in record["crossval"].items() if k not in ("seeds", "intervals")}
+    return {"crossval": own, "data": record["data"], "methods": both}
+
+
+def _path(out: Path, task: Task) -> Path:
+    label, seed, fold = task
+    return out / "trainings" / quote(label, safe="=,+") / f"seed{seed}-fold{fold}.json"
+
+
+def _read(out: Path, task: Task) -> Training | None:
+    """A finished training; None where there is none, or one that failed."""
+    path = _path(out, task)
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        training = Training(**{**record, "probabilities": tuple(record["probabilities"])})
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            str(path),
+            expected="a training of this cross-validation",
+            got=str(error),
+            remedy="remove the file; the same command trains it again",
+        ) from error
+    return None if training.error else training
+
+
+def _write(out: Path, training: Training) -> None:
+    path = _path(out, training.task)
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, json.dumps(asdict(training)) + "\n")
+
+
+def _report(
+    out: Path, work: _Work, trainings: Sequence[Training], intervals: int
+) -> CrossvalResult:
+    """Write the tables and the picture."""
+    by_method: dict[str, list[Training]] = {label: [] for label in work.methods}
+    for training in trainings:
+        by_method[training.aggregator].append(training)
+    rows = {label: [fold_row(t, work.truth) for t in own] for label, own in by_method.items()}
+    summary = [
+        summary_row(own, rows[label], work.truth, intervals) for label, own in by_method.items()
+    ]
+    fold_rows = [row for own in rows.values() for row in own]
+    comparison = comparison_rows(fold_rows)
+    _write_splits(out / "splits.csv", work)
+    _write_predictions(out / "predictions.csv", work, by_method)
+    write_csv(out / "folds.csv", list(fold_rows[0]), (row.values() for row in fold_rows))
+    write_csv(out / "comparison.csv", COMPARISON, (row.values() for row in comparison))
+    plot_crossval(out / "crossval.png", summary, fold_rows)
+    write_csv(out / "summary.csv", list(summary[0]), (row.values() for row in summary))
+    failed = tuple(training for training in trainings if training.error)
+    return CrossvalResult(tuple(summary), tuple(comparison), failed)
+
+
+def _write_splits(path: Path, work: _Work) -> None:
+    folds = work.truth.folds
+    write_csv(
+        path,
+        ["bag_id", "group", *(f"fold_seed{seed}" for seed in range(len(folds)))],
+        (
+            [bag.bag_id, bag.group, *own]
+            for bag, own in zip(work.labelling.bags, folds.T.tolist(), strict=True)
+        ),
+    )
+
+
+def _write_predictions(path: Path, work: _Work, by_method: Mapping[str, list[Training]]) -> None:
+    labels, ids = work.labelling.labels, work.labelling.ids
+
+    def rows() -> Iterator[list[Any]]:
+        for training in (t for own in by_method.values() for t in own if not t.error):
+            tested = work.truth.tested(training)
+            for row, y, p in zip(
+                tested.rows.tolist(), tested.targets.tolist(), training.probabilities, strict=True
+            ):
+                yield [*training.task, ids[row], *y, *map(repr, p)]
+
+    head = ["aggregator", "seed", "fold", "bag_id"]
+    write_csv(path, [*head, *(f"y_{k}" for k in labels), *(f"p_{k}" for k in labels)], rows())

@@ -1,0 +1,205 @@
+"""What a cross-validation's trainings add up to: scores of each fold, means, paired comparisons.
+
+- Rows are dictionaries by column; a score that is undefined is None, an empty cell in the file.
+- Means and deviations are over the tests, seeds times folds, in which a score is defined.
+- Tests overlap in their training bags, so their scores are not independent: a comparison widens the
+  variance of the mean difference as Nadeau and Bengio do ("Inference for the generalization
+  error", Machine Learning 52, 2003, section 3.4, the corrected resampled t-test); for the tests of
+  repeated cross-validation as Bouckaert and Frank (PAKDD 2004) apply it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from dragn_cache import manifest
+from dragn_cache.metrics import COVERAGE_PERCENT, SCORES, TestedBags, evaluate, mean_intervals
+
+Row = dict[str, Any]
+Task = tuple[str, int, int]
+"""A method's label, a seed, a fold."""
+
+SCORE_ORDER = ("accuracy", "auc_macro", *(s for s in SCORES if s not in ("accuracy", "auc_macro")))
+COMPARED = ("accuracy", "auc_macro", "f1_macro", "map")
+ENDS = ("low", "high")
+COMPARISON = (
+    "first",
+    "second",
+    "score",
+    "tests",
+    "difference_mean",
+    "difference_sd",
+    "difference_low",
+    "difference_high",
+    "p",
+)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training's place in the cross-validation, and what came out.
+
+    Attributes:
+        aggregator: its label.
+        seed, fold: which division into folds, and which of them was the test.
+        probabilities: (n, L) of the test bags, in the order of their numbers; empty after an error.
+        best_epoch: the one that validation chose.
+        parameters: how many the model has.
+        seconds: of training.
+        error: why there is no model; empty if there is one.
+    """
+
+    aggregator: str
+    seed: int
+    fold: int
+    probabilities: tuple[tuple[float, ...], ...] = ()
+    best_epoch: int = 0
+    parameters: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+    @property
+    def task(self) -> Task:
+        """Its place."""
+        return self.aggregator, self.seed, self.fold
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What trainings are scored by.
+
+    Attributes:
+        targets: (B, L) of 0 and 1.
+        task: ``multilabel`` or ``multiclass``.
+        folds: (S, B), each bag's fold for each seed.
+        count: K, how many folds there are.
+    """
+
+    targets: NDArray[np.int8]
+    task: manifest.Task
+    folds: NDArray[np.int64]
+    count: int
+
+    def splits(self, seed: int, fold: int) -> NDArray[np.str_]:
+        """(B,) names: this fold is the test, the next one validation, the rest training."""
+        places = (self.folds[seed] - fold) % self.count
+        return np.where(places == 0, "test", np.where(places == 1, "validation", "train"))
+
+    def tested(self, training: Training) -> TestedBags:
+        """A training's test bags with their probabilities."""
+        rows = np.flatnonzero(self.folds[training.seed] == training.fold)
+        return TestedBags(rows, self.targets[rows], np.array(training.probabilities))
+
+
+def fold_row(training: Training, truth: Truth) -> Row:
+    """One row of folds.csv."""
+    names, counts = np.unique(truth.splits(training.seed, training.fold), return_counts=True)
+    bags = dict(zip(names.tolist(), counts.tolist(), strict=True))
+    scores: Mapping[str, Any] = {}
+    if not training.error:
+        tested = truth.tested(training)
+        scores = evaluate(tested.targets, tested.probabilities, task=truth.task, intervals=0)
+    done = not training.error
+    return {
+        "aggregator": training.aggregator,
+        "seed": training.seed,
+        "fold": training.fold,
+        **{f"{split}_bags": bags[split] for split in ("train", "validation", "test")},
+        "best_epoch": training.best_epoch if done else None,
+        **{name: scores.get(name) for name in SCORE_ORDER},
+        "labels_undefined": scores.get("labels_undefined"),
+        "seconds": round(training.seconds, 3) if done else None,
+        "error": training.error,
+    }
+
+
+def summary_row(
+    trainings: Sequence[Training], rows: Sequence[Row], truth: Truth, intervals: int
+) -> Row:
+    """One row of summary.csv: an aggregator's trainings, and their rows of folds.csv.
+
+    Args:
+        intervals: bootstrap resamples over bags; 0 for no intervals.
+    """
+    done = [training for training in trainings if not training.error]
+    tests = [truth.tested(training) for training in done]
+    bounds = mean_intervals(tests, len(truth.targets), task=truth.task, intervals=intervals)
+    row: Row = {"aggregator": trainings[0].aggregator}
+    for name in SCORE_ORDER:
+        row[f"{name}_mean"], row[f"{name}_sd"] = mean_and_sd(r[name] for r in rows)
+    for name in SCORE_ORDER:
+        for end, value in zip(ENDS, bounds[name] or (None, None), strict=True):
+            row[f"{name}_{end}"] = value
+    row["trainings"], row["failed"] = len(done), len(trainings) - len(done)
+    # Of the fold with the most: a codebook, say, may have fewer entries where bags are few.
+    row["parameters"] = max((training.parameters for training in done), default=None)
+    row["seconds_mean"] = mean_and_sd(r["seconds"] for r in rows)[0]
+    return row
+
+
+def mean_and_sd(values: Iterable[float | None]) -> tuple[float | None, float | None]:
+    """Mean and standard deviation (n - 1) of what is defined; None where too few are."""
+    defined = np.array([value for value in values if value is not None])
+    mean = float(defined.mean()) if len(defined) else None
+    return mean, float(defined.std(ddof=1)) if len(defined) > 1 else None
+
+
+def comparison_rows(rows: Sequence[Row]) -> list[Row]:
+    """The rows of comparison.csv: every two aggregators, in each of `COMPARED`.
+
+    Args:
+        rows: those of folds.csv.
+    """
+    by_method: dict[str, dict[tuple[int, int], Row]] = {}
+    for row in rows:
+        by_method.setdefault(row["aggregator"], {})[row["seed"], row["fold"]] = row
+    return [
+        _compared(first, second, by_method, score)
+        for first, second in combinations(by_method, 2)
+        for score in COMPARED
+    ]
+
+
+def _compared(
+    first: str, second: str, by_method: Mapping[str, Mapping[tuple[int, int], Row]], score: str
+) -> Row:
+    pairs = [(row, by_method[second][place]) for place, row in by_method[first].items()]
+    pairs = [(a, b) for a, b in pairs if a[score] is not None and b[score] is not None]
+    differences = np.array([a[score] - b[score] for a, b in pairs])
+    ratios = [a["test_bags"] / a["train_bags"] for a, _ in pairs]
+    mean, sd = mean_and_sd(differences.tolist())
+    low, high, p = corrected_t_test(differences, float(np.mean(ratios)) if ratios else 0.0)
+    values = (first, second, score, len(pairs), mean, sd, low, high, p)
+    return dict(zip(COMPARISON, values, strict=True))
+
+
+def corrected_t_test(
+    differences: NDArray[np.float64], test_to_train: float
+) -> tuple[float | None, float | None, float | None]:
+    """95 % interval of the mean difference, and the two-sided p of no difference.
+
+    t = mean / sqrt((1 / n + n_test / n_train) s²), with n - 1 degrees of freedom.
+
+    Args:
+        differences: (n,) between two methods in the same tests.
+        test_to_train: bags tested on over bags trained on.
+
+    Returns:
+        low, high, p; None with fewer than two differences; p is None where all are equal.
+    """
+    n = len(differences)
+    if n < 2:
+        return None, None, None
+    mean = float(differences.mean())
+    error = float(differences.std(ddof=1)) * (1 / n + test_to_train) ** 0.5
+    if error == 0:
+        return mean, mean, None
+    reach = error * float(special.stdtrit(n - 1, 0.5 + COVERAGE_PERCENT / 200))
+    return mean - reach, mean + reach, float(2 * special.stdtr(n - 1, -abs(mean) / error))
