@@ -50,7 +50,6 @@ from dragn_cache.devices import find_device
 from dragn_cache.errors import DragnCacheError, InputError, StoreError, StoreMismatchError
 from dragn_cache.feeding import StoredBags, in_order, memory_for_features
 from dragn_cache.files import write_text
-from dragn_cache.plots import plot_crossval
 from dragn_cache.processes import SharedArray, run_tasks
 from dragn_cache.runs import (
     Labelling,
@@ -69,6 +68,10 @@ from dragn_cache.train import LabelledBags, Trained, build_model, positive_weigh
 
 Progress = Callable[[int, int], None]
 """Called with trainings done (those of earlier calls included) and trainings in total."""
+
+
+# PyTorch's optimizers import the second at their first use, which takes two seconds.
+PRELOAD = (__name__, "torch._dynamo")
 
 
 @dataclass(frozen=True)
@@ -240,7 +243,7 @@ def _train_all(work: _Work, tasks: Sequence[Task], jobs: int) -> Generator[Train
     jobs = min(jobs, len(tasks))
     loaded = work if work.streamed else replace(work, features=_loaded(work, jobs))
     if jobs > 1:
-        yield from run_tasks(_train_one, loaded, tasks, jobs=jobs, preload=__name__)
+        yield from run_tasks(_train_one, loaded, tasks, jobs=jobs, preload=PRELOAD)
         return
     for task in tasks:
         yield _train_one(loaded, task)
@@ -424,6 +427,8 @@ def _report(
     out: Path, work: _Work, trainings: Sequence[Training], intervals: int
 ) -> CrossvalResult:
     """Write the tables and the picture."""
+    from dragn_cache.plots import plot_crossval  # here: processes that train do without
+
     by_method: dict[str, list[Training]] = {label: [] for label in work.methods}
     for training in trainings:
         by_method[training.aggregator].append(training)

@@ -39,7 +39,7 @@ def run_tasks(
     tasks: Sequence[Task],
     *,
     jobs: int,
-    preload: str,
+    preload: Sequence[str],
 ) -> Iterator[Result]:
     """Do every task in one of several processes; results come in the order of their end.
 
@@ -47,13 +47,13 @@ def run_tasks(
         work: a function of a module; what it raises ends its process.
         state: what all tasks share; it is sent once to each process.
         jobs: processes.
-        preload: the module that their server imports.
+        preload: modules that their server imports.
 
     Raises:
         DragnCacheError: a process has ended before its task.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([preload])
+    context.set_forkserver_preload(list(preload))
     waiting = iter(tasks)
     started: list[BaseProcess] = []
     busy: dict[Connection, Task] = {}

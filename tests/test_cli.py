@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from conftest import write_dataset
 from dragn_cache_cli.app import COMMANDS, app
+from dragn_cache_cli.parsing import parse_aggregators
 from typer.testing import CliRunner, Result
 
 SIZES = [3, 1, 4, 2, 5, 1, 2, 3, 1, 4, 2, 1, 3, 2, 1, 2, 6, 1, 2, 3]
@@ -309,6 +310,54 @@ def test_a_mistake_is_one_line_and_writes_nothing(data: Path, tmp_path: Path, mi
     line = refused("extract", "--dataset", data, "--out", tmp_path / "s", *EXTRACT, *args)
     assert re.search(message, line), line
     assert not (tmp_path / "s").exists()
+
+
+def test_cross_validation_compares_methods(store: Path, tmp_path: Path) -> None:
+    base = ["crossval", "--store", store, "--out", tmp_path / "cv", "--folds", 3, "--seeds", 1]
+    base += ["--epochs", 1, "--jobs", 1, "--aggregator", "abmil[attn_dim=5],mean"]
+    text = ok(*base, "--aggregator", "dragn[unit=L1Agg]")
+    assert all(name in text for name in ("abmil-attn_dim=5", "mean", "dragn-L1Agg", "trainings"))
+    tables = json.loads(ok(*base, "--json"))  # two of the three, trained already
+    assert [row["aggregator"] for row in tables["summary"]] == ["abmil-attn_dim=5", "mean"]
+    assert len(tables["comparison"]) == 4
+    assert tables["failed"] == []
+    assert "epochs is 1, asked for 2" in refused(*base, "--epochs", 2)
+
+
+def test_failed_trainings_of_a_cross_validation_give_exit_code_1(
+    store: Path, tmp_path: Path
+) -> None:
+    args = ["--aggregator", "max", "--folds", 3, "--seeds", 1, "--epochs", 40, "--jobs", 1]
+    args += ["--lr", 1000, "--weight-decay", 1000]
+    result = run("crossval", "--store", store, "--out", tmp_path / "cv", *args)
+    assert result.exit_code == 1, result.output
+    assert "max, seed 0, fold 2 failed: epoch" in " ".join(result.stderr.split())
+    assert "–" in result.stdout
+
+
+def test_mistakes_in_cross_validating_are_one_line(store: Path, tmp_path: Path) -> None:
+    base = ["crossval", "--store", store, "--out", tmp_path / "cv", "--aggregator"]
+    assert "did you mean abmil" in refused(*base, "abmul")
+    assert "names, as abmil,dragn[unit=L3Agg]" in refused(*base, "dragn[unit=L3Agg")
+    assert "option 'depth'" in refused(*base, "mean[depth=3]")
+    assert "mean twice" in refused(*base, "mean,max,mean")
+    assert "--folds" in refused(*base, "mean", "--folds", 2)
+    assert "one group of bags for each of 99 folds" in refused(*base, "mean", "--folds", 99)
+    assert "--device: expected cpu" in refused(*base, "mean", "--device", "gpu")
+    assert not (tmp_path / "cv").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("abmil, mean", (("abmil", {}), ("mean", {}))),
+        ("mine.net:Net[a=1,2,b=x],max", (("mine.net:Net", {"a": (1, 2), "b": "x"}), ("max", {}))),
+        ("dragn[unit=L3Agg,bn=false]", (("dragn", {"unit": "L3Agg", "bn": False}),)),
+        ("mean[]", (("mean", {}),)),
+    ],
+)
+def test_aggregators_with_options_as_text(text: str, found: object) -> None:
+    assert parse_aggregators([text]) == found
 
 
 def test_mistakes_in_training_are_one_line(store: Path, tmp_path: Path) -> None:

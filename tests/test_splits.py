@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dragn_cache.errors import InputError, UnknownNameError
-from dragn_cache.splits import check_split, make_split, normalise_split_name, stratified_folds
+from dragn_cache.splits import (
+    check_split,
+    make_folds,
+    make_split,
+    normalise_split_name,
+    stratified_folds,
+)
 
 SHARES = [0.5, 0.4, 0.1]
 
@@ -279,3 +285,31 @@ def test_bad_arguments_are_refused(
 def test_unknown_split_in_fractions_is_refused() -> None:
     with pytest.raises(UnknownNameError, match="got 'tests'; did you mean test"):
         make_split(["a"], [[0]], [""], fractions={"tests": 1.0}, seed=0)
+
+
+# --- folds of equal size -------------------------------------------------------------------------
+
+
+def test_folds_do_not_depend_on_the_order_of_the_bags() -> None:
+    ids, labels, groups = make_bags(3, bags=101, groups=41)
+    folds = make_folds(ids, labels, groups, folds=7, seed=5)
+    order = np.random.default_rng(0).permutation(101)
+    shuffled = make_folds(
+        [ids[i] for i in order], labels[order], [groups[i] for i in order], folds=7, seed=5
+    )
+    assert shuffled.tolist() == folds[order].tolist()
+    assert len({(group, fold) for group, fold in zip(groups, folds, strict=True)}) == len(
+        set(groups)
+    )
+    assert np.bincount(folds, minlength=7).min() > 0
+
+
+def test_folds_without_groups_have_equal_sizes() -> None:
+    ids, labels, groups = make_bags(1, bags=103)
+    sizes = np.bincount(make_folds(ids, labels, groups, folds=5, seed=0))
+    assert sorted(sizes.tolist()) == [20, 20, 21, 21, 21]
+
+
+def test_folds_of_bags_that_occur_twice_are_refused() -> None:
+    with pytest.raises(InputError, match="each bag once"):
+        make_folds(["a", "a", "b"], np.ones((3, 1)), ["", "", ""], folds=3, seed=0)

@@ -1,0 +1,32 @@
+"""Work in other processes: every task once, shared arrays, and an end that is noticed."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from dragn_cache.errors import DragnCacheError
+from dragn_cache.processes import SharedArray, run_tasks
+
+
+def add(shared: SharedArray, row: int) -> tuple[int, float]:
+    """The sum of a row; a negative one ends the process."""
+    if row < 0:
+        os._exit(7)
+    return row, float(shared.array[row].sum())
+
+
+def test_tasks_read_one_array_and_come_back_once() -> None:
+    shared = SharedArray((7, 3), "float16")
+    shared.array[:] = np.arange(21).reshape(7, 3)
+    found = sorted(run_tasks(add, shared, range(7), jobs=2, preload=["numpy"]))
+    assert found == [(row, 9.0 * row + 3) for row in range(7)]
+
+
+def test_a_process_that_ends_early_is_named() -> None:
+    shared = SharedArray((2, 3), "float32")
+    assert not shared.array.any()
+    with pytest.raises(DragnCacheError, match=r"worker process of -5.*fewer --jobs"):
+        list(run_tasks(add, shared, [-5], jobs=1, preload=["numpy"]))
