@@ -309,7 +309,8 @@ def _one_thread() -> Iterator[None]:
 
 # --- the folder --------------------------------------------------------------------------------
 
-# Not of a training as it is asked for: each has its own seed, and the rest concerns all.
+COMPARED = ("crossval", "data", "methods")
+# Not among a method's settings: each training has its own seed, and the rest concerns all.
 NOT_COMPARED = ("seed", "shuffle_seed", "intervals", "views", "memory")
 
 
@@ -382,9 +383,6 @@ def _begin(out: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
         record["methods"] = {**before["methods"], **record["methods"]}
     (out / "trainings").mkdir(parents=True, exist_ok=True)
     write_text(out / "config.toml", tomli_w.dumps(record))
-
-
-COMPARED = ("crossval", "data", "methods")
 
 
 def _compared(record: dict[str, Any], other: dict[str, Any]) -> dict[str, dict[str, Any]]:
