@@ -50,6 +50,7 @@ from dragn_cache.devices import find_device
 from dragn_cache.errors import DragnCacheError, InputError, StoreError, StoreMismatchError
 from dragn_cache.feeding import StoredBags, in_order, memory_for_features
 from dragn_cache.files import write_text
+from dragn_cache.methods import Model, check_method, fit_method, settings_read, without_unread
 from dragn_cache.processes import SharedArray, run_tasks
 from dragn_cache.runs import (
     Labelling,
@@ -64,7 +65,7 @@ from dragn_cache.runs import (
 from dragn_cache.splits import check_split, make_folds
 from dragn_cache.store import Store, differences, json_digest
 from dragn_cache.store.schema import KINDS
-from dragn_cache.train import LabelledBags, Trained, build_model, positive_weights, train
+from dragn_cache.train import LabelledBags, positive_weights
 
 Progress = Callable[[int, int], None]
 """Called with trainings done (those of earlier calls included) and trainings in total."""
@@ -154,7 +155,9 @@ class _Work:
         if isinstance(bags, SharedArray):
             bags = RaggedBags(torch.from_numpy(bags.array), _offsets(self.sizes))
         splits = tuple(self.truth.splits(seed, fold).tolist())
-        return LabelledBags(bags, self.truth.targets, splits, self.truth.task)
+        groups = tuple(bag.group for bag in self.labelling.bags)
+        truth = self.truth
+        return LabelledBags(bags, truth.targets, splits, truth.task, groups=groups)
 
 
 def training_seed(seed: int, fold: int) -> int:
@@ -172,8 +175,9 @@ def _plan(
     labelling, sizes = usable_bags(store, labelling, warn)
     if any(bag.split for bag in labelling.bags):
         warn("the table's splits are not used: cross-validation makes its own")
-    taps = {label: choose_tap(store, method) for label, method in config.methods.items()}
-    methods = {label: replace(m, tap=taps[label].name) for label, m in config.methods.items()}
+    methods = {label: without_unread(m, warn) for label, m in config.methods.items()}
+    taps = {label: choose_tap(store, method) for label, method in methods.items()}
+    methods = {label: replace(m, tap=taps[label].name) for label, m in methods.items()}
     before = _read_config(out)
     used = {tap.name: tap for tap in taps.values()}
     needed = int(sizes.sum()) * sum(tap.row_bytes for tap in used.values())
@@ -214,10 +218,9 @@ def _truth(labelling: Labelling, config: CrossvalConfig) -> Truth:
 def _check_methods(work: _Work) -> None:
     """Raise the error that every training of a method would raise."""
     for label, method in work.methods.items():
-        data, device = work.data((label, 0, 0)), find_device(method.device)
-        with torch.random.fork_rng(devices=[]):
-            build_model(method, data.bags.in_shape, data.targets.shape[1])
-        positive_weights(data, method, device)
+        data = work.data((label, 0, 0))
+        check_method(method, data.bags.in_shape, data.targets.shape[1])
+        positive_weights(data, method, find_device(method.device))
 
 
 def _offsets(sizes: NDArray[np.int64]) -> torch.Tensor:
@@ -271,10 +274,11 @@ def _train_one(work: _Work, task: Task) -> Training:
     label, seed, fold = task
     config = replace(work.methods[label], seed=training_seed(seed, fold))
     data = work.data(task)
+    notes: list[str] = []
     started = time.perf_counter()
     try:
         with _one_thread():
-            trained = _fit(data, config)
+            trained = fit_method(data, config, labels=work.labelling.labels, warn=notes.append)
     except StoreError:
         raise
     except Exception as error:  # noqa: BLE001 - recorded and reported; the others go on
@@ -286,14 +290,17 @@ def _train_one(work: _Work, task: Task) -> Training:
         fold,
         probabilities=tuple(map(tuple, trained.probabilities[data.rows("test")].tolist())),
         best_epoch=trained.best_epoch,
-        parameters=sum(p.numel() for p in trained.model.parameters()),
+        parameters=_parameters(trained.model),
         seconds=time.perf_counter() - started,
+        notes=tuple(notes),
     )
 
 
-def _fit(data: LabelledBags, config: TrainConfig) -> Trained:
-    """The one place where a method is trained."""
-    return train(data, config)
+def _parameters(model: Model) -> int:
+    """How many numbers a model has learned."""
+    if isinstance(model, torch.nn.Module):
+        return sum(p.numel() for p in model.parameters())
+    return sum(x.numel() for x in model.state_dict().values())
 
 
 @contextmanager
@@ -341,9 +348,16 @@ def _record(work: _Work, config: CrossvalConfig, store: Store, budget: int) -> d
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
-    given = {k: v for k, v in asdict(config).items() if v is not None and k not in NOT_COMPARED}
-    given["options"] = {k: v for k, v in (config.options or {}).items() if v is not None}
+    read = settings_read(config).items()
+    given: dict[str, Any] = _without_none({k: v for k, v in read if k not in NOT_COMPARED})
     return given
+
+
+def _without_none(value: Any) -> Any:
+    """What TOML can hold."""
+    if not isinstance(value, Mapping):
+        return value
+    return {k: _without_none(v) for k, v in value.items() if v is not None}
 
 
 def _read_config(out: Path) -> dict[str, Any]:
@@ -403,9 +417,10 @@ def _read(out: Path, task: Task) -> Training | None:
     if not path.is_file():
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        training = Training(**{**record, "probabilities": tuple(record["probabilities"])})
-    except (ValueError, LookupError, TypeError) as error:
+        found = json.loads(path.read_text(encoding="utf-8")).items()
+        record: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found}
+        training = Training(**record)
+    except (ValueError, AttributeError, TypeError) as error:
         raise InputError(
             str(path),
             expected="a training of this cross-validation",

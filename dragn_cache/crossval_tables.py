@@ -50,20 +50,22 @@ class Training:
         aggregator: its label.
         seed, fold: which division into folds, and which of them was the test.
         probabilities: (n, L) of the test bags, in the order of their numbers; empty after an error.
-        best_epoch: the one that validation chose.
-        parameters: how many the model has.
+        best_epoch: the one that validation chose; None without epochs.
+        parameters: how many numbers the model has learned.
         seconds: of training.
         error: why there is no model; empty if there is one.
+        notes: what did not go as usual.
     """
 
     aggregator: str
     seed: int
     fold: int
     probabilities: tuple[tuple[float, ...], ...] = ()
-    best_epoch: int = 0
+    best_epoch: int | None = None
     parameters: int = 0
     seconds: float = 0.0
     error: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def task(self) -> Task:
@@ -103,20 +105,21 @@ def fold_row(training: Training, truth: Truth) -> Row:
     names, counts = np.unique(truth.splits(training.seed, training.fold), return_counts=True)
     bags = dict(zip(names.tolist(), counts.tolist(), strict=True))
     scores: Mapping[str, Any] = {}
-    if not training.error:
+    done = not training.error
+    if done:
         tested = truth.tested(training)
         scores = evaluate(tested.targets, tested.probabilities, task=truth.task, intervals=0)
-    done = not training.error
     return {
         "aggregator": training.aggregator,
         "seed": training.seed,
         "fold": training.fold,
         **{f"{split}_bags": bags[split] for split in ("train", "validation", "test")},
-        "best_epoch": training.best_epoch if done else None,
+        "best_epoch": training.best_epoch,
         **{name: scores.get(name) for name in SCORE_ORDER},
         "labels_undefined": scores.get("labels_undefined"),
         "seconds": round(training.seconds, 3) if done else None,
         "error": training.error,
+        "notes": "; ".join(training.notes),
     }
 
 

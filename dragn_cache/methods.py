@@ -165,6 +165,16 @@ def fit_method(
     return ClassicalFitted(model, tuple(choices), model.predict(data.bags, data.task))
 
 
+def check_method(config: TrainConfig, in_shape: tuple[int, ...], labels: int) -> None:
+    """Raise what `fit_method` would raise for the method's name, its options or the tap's shape."""
+    method_facts(config.aggregator)
+    if config.aggregator in CLASSICAL:
+        create_classical(config.aggregator, config.options or {})
+        return
+    with torch.random.fork_rng(devices=[]):
+        build_model(config, in_shape, labels)
+
+
 def without_unread(config: TrainConfig, warn: Warn) -> TrainConfig:
     """The settings with those at their defaults that the method does not read; ``warn`` names them.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable
@@ -404,6 +405,24 @@ def test_bags_without_instances_and_given_splits_are_left_out(tmp_path: Path) ->
     assert [row["aggregator"] for row in result.summary] == ["dragn-L1Agg", "mean"]
     record = tomllib.loads((tmp_path / "cv" / "config.toml").read_text())
     assert [m["tap"] for m in record["methods"].values()] == ["layer4", "gap"]
+
+
+def test_classical_methods_are_cross_validated_beside_aggregators(
+    store: Store, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    methods = (("bovw", {"words": 7}), ("mean", {}))
+    config = replace(CONFIG, aggregators=methods, seeds=1)
+    result = crossval(store, config, tmp_path / "cv", warn=said.append)
+    assert result.failed == ()
+    assert len(said) == 1  # once, not for every training
+    assert re.search(r"bovw is not trained by gradients.*--epochs", said[0])
+    first, second = (rows_of(tmp_path / "cv" / "folds.csv")[k] for k in (0, 3))
+    assert (first["best_epoch"], second["best_epoch"] != "") == ("", True)
+    summary = rows_of(tmp_path / "cv" / "summary.csv")
+    assert [row["aggregator"] for row in summary] == ["bovw-words=7", "mean"]
+    with pytest.raises(InputError, match="option 'depth'"):
+        crossval(store, replace(config, aggregators=(("bovw", {"depth": 2}),)), tmp_path / "x")
 
 
 def test_features_beyond_memory_are_streamed(store: Store, tmp_path: Path) -> None:
