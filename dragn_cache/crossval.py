@@ -318,7 +318,7 @@ def _one_thread() -> Iterator[None]:
 
 COMPARED = ("crossval", "data", "methods")
 # Not among a method's settings: each training has its own seed, and the rest concerns all.
-NOT_COMPARED = ("seed", "shuffle_seed", "intervals", "views", "memory")
+NOT_COMPARED = ("seed", "intervals", "memory")
 
 
 def _record(work: _Work, config: CrossvalConfig, store: Store, budget: int) -> dict[str, Any]:
