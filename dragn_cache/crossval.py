@@ -46,6 +46,7 @@ from dragn_cache.crossval_tables import (
     fold_row,
     summary_row,
 )
+from dragn_cache.decisions import check_rule_for, decide
 from dragn_cache.devices import find_device
 from dragn_cache.errors import DragnCacheError, InputError, StoreError, StoreMismatchError
 from dragn_cache.feeding import StoredBags, in_order, memory_for_features
@@ -96,7 +97,8 @@ def crossval(
     """Train every method on every fold of every seed, and write the tables.
 
     Called again with the same settings, it goes on where it was interrupted and tries failed
-    trainings again. Methods and seeds may be added.
+    trainings again. Methods and seeds may be added; the rule of decision
+    and the number of resamples may change.
 
     Args:
         bags_csv: other labels or groups for the store's bags.
@@ -172,6 +174,7 @@ def _plan(
     store.require_complete()
     labelling = read_labelling(store, bags_csv)
     require_labels(labelling)
+    check_rule_for(config.train.decision, labelling.task, len(labelling.labels))
     labelling, sizes = usable_bags(store, labelling, warn)
     if any(bag.split for bag in labelling.bags):
         warn("the table's splits are not used: cross-validation makes its own")
@@ -208,7 +211,9 @@ def _truth(labelling: Labelling, config: CrossvalConfig) -> Truth:
         make_folds(labelling.ids, targets, groups, folds=config.folds, seed=seed)
         for seed in range(config.seeds)
     ]
-    truth = Truth(targets, labelling.task, np.stack(folds), config.folds)
+    rule = config.train.decision
+    labels, task = labelling.labels, labelling.task
+    truth = Truth(targets, labels, task, rule, np.stack(folds), config.folds)
     for seed in range(config.seeds):
         for fold in range(config.folds):
             check_split(labelling.ids, truth.splits(seed, fold).tolist(), groups)
@@ -284,11 +289,16 @@ def _train_one(work: _Work, task: Task) -> Training:
     except Exception as error:  # noqa: BLE001 - recorded and reported; the others go on
         kind = "" if isinstance(error, DragnCacheError) else f"{type(error).__name__}: "
         return Training(label, seed, fold, error=" ".join(f"{kind}{error}".split()))
+    test, validation = (
+        tuple(map(tuple, trained.probabilities[data.rows(split)].tolist()))
+        for split in ("test", "validation")
+    )
     return Training(
         label,
         seed,
         fold,
-        probabilities=tuple(map(tuple, trained.probabilities[data.rows("test")].tolist())),
+        probabilities=test,
+        validation=validation,
         best_epoch=trained.best_epoch,
         parameters=_parameters(trained.model),
         seconds=time.perf_counter() - started,
@@ -317,8 +327,9 @@ def _one_thread() -> Iterator[None]:
 # --- the folder --------------------------------------------------------------------------------
 
 COMPARED = ("crossval", "data", "methods")
+MAY_CHANGE = ("seeds", "intervals", "decision")  # no finished training depends on them
 # Not among a method's settings: each training has its own seed, and the rest concerns all.
-NOT_COMPARED = ("seed", "intervals", "memory")
+NOT_COMPARED = ("seed", "intervals", "decision", "memory")
 
 
 def _record(work: _Work, config: CrossvalConfig, store: Store, budget: int) -> dict[str, Any]:
@@ -330,6 +341,7 @@ def _record(work: _Work, config: CrossvalConfig, store: Store, budget: int) -> d
             "folds": config.folds,
             "seeds": config.seeds,
             "intervals": config.train.intervals,
+            "decision": config.train.decision,
         },
         "data": {
             "name": store.name,
@@ -402,7 +414,7 @@ def _begin(out: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
 def _compared(record: dict[str, Any], other: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What a record must have in common with another one."""
     both = {k: v for k, v in record["methods"].items() if k in other["methods"]}
-    own = {k: v for k, v in record["crossval"].items() if k not in ("seeds", "intervals")}
+    own = {k: v for k, v in record["crossval"].items() if k not in MAY_CHANGE}
     return {"crossval": own, "data": record["data"], "methods": both}
 
 
@@ -479,10 +491,12 @@ def _write_predictions(path: Path, work: _Work, by_method: Mapping[str, list[Tra
     def rows() -> Iterator[list[Any]]:
         for training in (t for own in by_method.values() for t in own if not t.error):
             tested = work.truth.tested(training)
-            for row, y, p in zip(
-                tested.rows.tolist(), tested.targets.tolist(), training.probabilities, strict=True
-            ):
-                yield [*training.task, ids[row], *y, *map(repr, p)]
+            p = tested.probabilities
+            d = decide(p, work.truth.task, tested.decision).tolist()
+            for k, row in enumerate(tested.rows.tolist()):
+                y, said = tested.targets[k].tolist(), map(repr, p[k].tolist())
+                yield [*training.task, ids[row], *y, *said, *d[k]]
 
     head = ["aggregator", "seed", "fold", "bag_id"]
-    write_csv(path, [*head, *(f"y_{k}" for k in labels), *(f"p_{k}" for k in labels)], rows())
+    columns = [f"{kind}_{label}" for kind in "ypd" for label in labels]
+    write_csv(path, [*head, *columns], rows())

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from scipy import special
 
 from dragn_cache import manifest
-from dragn_cache.metrics import COVERAGE_PERCENT, SCORES, TestedBags, evaluate, mean_intervals
+from dragn_cache.decisions import choose_decision
+from dragn_cache.metrics import COVERAGE_PERCENT, SCORES, ScoredBags, evaluate, mean_intervals
+from dragn_cache.runs import tell_kept
 
 Row = dict[str, Any]
 Task = tuple[str, int, int]
@@ -50,6 +52,7 @@ class Training:
         aggregator: its label.
         seed, fold: which division into folds, and which of them was the test.
         probabilities: (n, L) of the test bags, in the order of their numbers; empty after an error.
+        validation: (m, L) of the validation bags likewise, to choose thresholds by.
         best_epoch: the one that validation chose; None without epochs.
         parameters: how many numbers the model has learned.
         seconds: of training.
@@ -61,6 +64,7 @@ class Training:
     seed: int
     fold: int
     probabilities: tuple[tuple[float, ...], ...] = ()
+    validation: tuple[tuple[float, ...], ...] = ()
     best_epoch: int | None = None
     parameters: int = 0
     seconds: float = 0.0
@@ -79,13 +83,17 @@ class Truth:
 
     Attributes:
         targets: (B, L) of 0 and 1.
+        labels: their names.
         task: ``multilabel`` or ``multiclass``.
+        rule: by which probabilities become label sets, see `Decision`.
         folds: (S, B), each bag's fold for each seed.
         count: K, how many folds there are.
     """
 
     targets: NDArray[np.int8]
+    labels: tuple[str, ...]
     task: manifest.Task
+    rule: str
     folds: NDArray[np.int64]
     count: int
 
@@ -94,21 +102,26 @@ class Truth:
         places = (self.folds[seed] - fold) % self.count
         return np.where(places == 0, "test", np.where(places == 1, "validation", "train"))
 
-    def tested(self, training: Training) -> TestedBags:
-        """A training's test bags with their probabilities."""
-        rows = np.flatnonzero(self.folds[training.seed] == training.fold)
-        return TestedBags(rows, self.targets[rows], np.array(training.probabilities))
+    def tested(self, training: Training) -> ScoredBags:
+        """A training's test bags, their probabilities, and the rule made ready on validation."""
+        splits = self.splits(training.seed, training.fold)
+        rows, chosen = np.flatnonzero(splits == "test"), np.flatnonzero(splits == "validation")
+        decision = choose_decision(
+            self.rule, self.task, self.targets[chosen], np.array(training.validation)
+        )
+        return ScoredBags(rows, self.targets[rows], np.array(training.probabilities), decision)
 
 
 def fold_row(training: Training, truth: Truth) -> Row:
     """One row of folds.csv."""
     names, counts = np.unique(truth.splits(training.seed, training.fold), return_counts=True)
     bags = dict(zip(names.tolist(), counts.tolist(), strict=True))
-    scores: Mapping[str, Any] = {}
     done = not training.error
+    notes, scores = list(training.notes), dict[str, Any]()
     if done:
         tested = truth.tested(training)
-        scores = evaluate(tested.targets, tested.probabilities, task=truth.task, intervals=0)
+        scores = _scores(tested, truth.task)
+        tell_kept(tested.decision, truth.labels, notes.append)
     return {
         "aggregator": training.aggregator,
         "seed": training.seed,
@@ -119,8 +132,14 @@ def fold_row(training: Training, truth: Truth) -> Row:
         "labels_undefined": scores.get("labels_undefined"),
         "seconds": round(training.seconds, 3) if done else None,
         "error": training.error,
-        "notes": "; ".join(training.notes),
+        "notes": "; ".join(notes),
     }
+
+
+def _scores(test: ScoredBags, task: manifest.Task) -> dict[str, Any]:
+    return evaluate(
+        test.targets, test.probabilities, task=task, decision=test.decision, intervals=0
+    )
 
 
 def summary_row(

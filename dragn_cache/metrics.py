@@ -128,7 +128,7 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class TestedBags:
+class ScoredBags:
     """The n of B bags that one model was tested on.
 
     Attributes:
@@ -145,7 +145,7 @@ class TestedBags:
 
 
 def mean_intervals(
-    tests: Sequence[TestedBags], bags: int, *, task: Task, intervals: int = 1000, seed: int = 0
+    tests: Sequence[ScoredBags], bags: int, *, task: Task, intervals: int = 1000, seed: int = 0
 ) -> dict[str, list[float] | None]:
     """95 % percentile bootstrap intervals of scores that are means over several tests.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import tomllib
 from collections import defaultdict
@@ -23,9 +24,10 @@ from dragn_cache.bags import RaggedBags
 from dragn_cache.config import CrossvalConfig, TrainConfig
 from dragn_cache.crossval import CrossvalResult, crossval, training_seed
 from dragn_cache.crossval_tables import corrected_t_test
+from dragn_cache.decisions import GRID, decide
 from dragn_cache.errors import InputError, StoreMismatchError, UnknownNameError
 from dragn_cache.manifest import write_bags
-from dragn_cache.metrics import SCORES, decide
+from dragn_cache.metrics import SCORES
 from dragn_cache.plots import plot_crossval
 from dragn_cache.store import Store
 
@@ -262,6 +264,34 @@ def test_scores_of_a_fold_follow_from_the_predictions(out: Path) -> None:
         assert int(row["labels_undefined"]) == sum(len(set(column)) == 1 for column in y.T)
 
 
+def test_thresholds_come_from_validation_and_need_no_new_training(
+    store: Store, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, aggregators=METHODS[:1])
+    crossval(store, config, tmp_path / "cv")
+    counts: list[int] = []
+    other = replace(config, train=replace(TRAIN, decision="thresholds"))
+    crossval(store, other, tmp_path / "cv", progress=lambda done, total: counts.append(done))
+    assert counts == [6]
+    predictions = rows_of(tmp_path / "cv" / "predictions.csv")
+    targets = {row["bag_id"]: row["y_actin"] == "1" for row in predictions}
+    for path in sorted((tmp_path / "cv" / "trainings" / "mean").iterdir()):
+        seed, fold = (int(part) for part in re.findall(r"\d+", path.name))
+        p = np.array(json.loads(path.read_text())["validation"])[:, 0]
+        validation = [
+            row["bag_id"]
+            for row in rows_of(tmp_path / "cv" / "splits.csv")
+            if int(row[f"fold_seed{seed}"]) == (fold + 1) % 3
+        ]
+        y = np.array([targets[bag] for bag in validation])
+        f1 = [2 * (y & (p >= t)).sum() / (y.sum() + (p >= t).sum()) for t in GRID]
+        best = min(np.flatnonzero(f1 == np.max(f1)), key=lambda k: (abs(k - 50), k))
+        own = [r for r in predictions if (r["seed"], r["fold"]) == (str(seed), str(fold))]
+        assert [r["d_actin"] == "1" for r in own] == [
+            float(r["p_actin"]) >= GRID[best] for r in own
+        ]
+
+
 def test_the_summary_is_the_mean_over_folds_and_seeds(out: Path) -> None:
     folds, summary = rows_of(out / "folds.csv"), rows_of(out / "summary.csv")
     assert [row["aggregator"] for row in summary] == LABELS
@@ -310,9 +340,14 @@ def test_a_label_with_one_class_is_left_out_and_counted(tmp_path: Path) -> None:
     bags = [replace(b, labels=("actin",) if k < 13 else ()) for k, b in enumerate(make_bags(26))]
     bags[2] = replace(bags[2], labels=("actin", "golgi"))
     store = write_store(tmp_path / "s", bags, make_features(bags))
-    crossval(store, replace(CONFIG, aggregators=METHODS[:1], seeds=1), tmp_path / "cv")
-    undefined = [row["labels_undefined"] for row in rows_of(tmp_path / "cv" / "folds.csv")]
+    train = replace(TRAIN, decision="thresholds")
+    config = replace(CONFIG, train=train, aggregators=METHODS[:1], seeds=1)
+    crossval(store, config, tmp_path / "cv")
+    folds = rows_of(tmp_path / "cv" / "folds.csv")
+    undefined = [row["labels_undefined"] for row in folds]
     assert sorted(undefined) == ["1", "2", "2"]  # golgi is in one fold, nucleus in none
+    kept = [row["notes"].rsplit(": ")[-1] for row in folds]
+    assert sorted(kept) == ["golgi, nucleus", "golgi, nucleus", "nucleus"]
 
 
 # --- trainings that fail -----------------------------------------------------------------------

@@ -339,7 +339,7 @@ def test_wrong_options_are_refused() -> None:
 def test_intervals_of_one_test_are_those_of_evaluate() -> None:
     y, p = random_problem(5)
     order = np.lexsort(np.hstack([y, p]).T)  # evaluate's own order
-    test = metrics.TestedBags(np.arange(53), y[order], p[order])
+    test = metrics.ScoredBags(np.arange(53), y[order], p[order])
     found = metrics.mean_intervals([test], 53, task="multilabel", intervals=70, seed=3)
     assert found == evaluate(y, p, task="multilabel", intervals=70, seed=3)["intervals"]
     same = metrics.mean_intervals([test, test], 53, task="multilabel", intervals=70, seed=3)
@@ -350,7 +350,7 @@ def test_intervals_of_one_test_are_those_of_evaluate() -> None:
 def test_intervals_of_means_weigh_a_bag_alike_in_every_test() -> None:
     y, p = random_classes(2, bags=31)
     rows = [np.array([0, 2, 5, 7, 11, 30]), np.arange(13, 30), np.arange(4, 17)]
-    tests = [metrics.TestedBags(r, y[r], p[r]) for r in rows]
+    tests = [metrics.ScoredBags(r, y[r], p[r]) for r in rows]
     found = metrics.mean_intervals(tests, 31, task="multiclass", intervals=90, seed=7)
     right = p.argmax(1) == y.argmax(1)
     means = []
@@ -362,7 +362,7 @@ def test_intervals_of_means_weigh_a_bag_alike_in_every_test() -> None:
 
 def test_without_tests_or_resamples_there_are_no_intervals() -> None:
     y, p = random_problem(1)
-    test = metrics.TestedBags(np.arange(53), y, p)
+    test = metrics.ScoredBags(np.arange(53), y, p)
     for tests, draws in (([], 50), ([test], 0)):
         found = metrics.mean_intervals(tests, 53, task="multilabel", intervals=draws)
         assert found == dict.fromkeys(SCORES)
