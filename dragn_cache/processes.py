@@ -71,10 +71,12 @@ def run_tasks(
             for connection in wait(list(busy)):
                 assert isinstance(connection, Connection)
                 result = _result(connection, busy.pop(connection))
-                for task in waiting:  # the next one, if there is one
+                for task in waiting:
                     connection.send(task)
                     busy[connection] = task
                     break
+                else:  # there are no more: so its process ends
+                    connection.close()
                 yield result
     finally:
         for child in started:  # they wait, or work for nobody
@@ -99,7 +101,11 @@ def _serve(connection: Connection, work: Callable[[State, Task], Result], state:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
     follow_parent()
     while True:
-        connection.send(work(state, connection.recv()))
+        try:
+            task = connection.recv()
+        except EOFError:
+            return
+        connection.send(work(state, task))
 
 
 @contextmanager

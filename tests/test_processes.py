@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import numpy as np
 import pytest
@@ -12,17 +13,23 @@ from dragn_cache.processes import SharedArray, run_tasks
 
 
 def add(shared: SharedArray, row: int) -> tuple[int, float]:
-    """The sum of a row; a negative one ends the process."""
+    """The sum of a row; the last takes long, a negative one ends the process."""
     if row < 0:
         os._exit(7)
+    if row == len(shared.array) - 1:
+        time.sleep(0.3)
     return row, float(shared.array[row].sum())
 
 
-def test_tasks_read_one_array_and_come_back_once() -> None:
+def test_tasks_read_one_array_and_come_back_once(capfd: pytest.CaptureFixture[str]) -> None:
     shared = SharedArray((7, 3), "float16")
     shared.array[:] = np.arange(21).reshape(7, 3)
-    found = sorted(run_tasks(add, shared, range(7), jobs=2, preload=["numpy"]))
-    assert found == [(row, 9.0 * row + 3) for row in range(7)]
+    found = []
+    for result in run_tasks(add, shared, range(7), jobs=2, preload=["numpy"]):
+        found.append(result)
+        time.sleep(0.1)  # one process has nothing left to do by the last: it ends without a word
+    assert sorted(found) == [(row, 9.0 * row + 3) for row in range(7)]
+    assert capfd.readouterr().err == ""
 
 
 def test_a_process_that_ends_early_is_named() -> None:
