@@ -57,6 +57,7 @@ from dragn_cache.runs import (
     Labelling,
     Warn,
     choose_tap,
+    possible_in,
     read_labelling,
     require_labels,
     require_new,
@@ -136,6 +137,7 @@ class _Work:
         features: by tap, the bags: in their store, in memory, or in memory that processes share.
         sizes: (B,) instances of each bag.
         streamed: whether features stay in their store.
+        possible: (B, L), the labels that a bag can have, where a stage mask asks for that.
     """
 
     methods: Mapping[str, TrainConfig]
@@ -144,6 +146,7 @@ class _Work:
     sizes: NDArray[np.int64]
     truth: Truth
     streamed: bool
+    possible: NDArray[np.bool_] | None
 
     def tasks(self) -> list[Task]:
         """In the order of work: fold by fold, so that all methods have results early."""
@@ -159,7 +162,9 @@ class _Work:
         splits = tuple(self.truth.splits(seed, fold).tolist())
         groups = tuple(bag.group for bag in self.labelling.bags)
         truth = self.truth
-        return LabelledBags(bags, truth.targets, splits, truth.task, groups=groups)
+        return LabelledBags(
+            bags, truth.targets, splits, truth.task, groups=groups, possible=self.possible
+        )
 
 
 def training_seed(seed: int, fold: int) -> int:
@@ -184,15 +189,15 @@ def _plan(
     before = _read_config(out)
     used = {tap.name: tap for tap in taps.values()}
     needed = int(sizes.sum()) * sum(tap.row_bytes for tap in used.values())
-    memory = before.get("crossval", {}).get("memory", "auto")  # streaming goes on as it began
-    memory = config.train.memory if config.train.memory != "auto" else memory
-    budget = memory_for_features(memory, find_device(config.train.device))
+    budget = _budget(config.train, before)
     features = {
         name: StoredBags(store, tap, tuple(labelling.ids), _offsets(sizes), budget)
         for name, tap in used.items()
     }
     truth = _truth(labelling, config)
-    work = _Work(methods, features, labelling, sizes, truth, streamed=needed > budget)
+    masked = config.train.stage_mask is not None
+    possible = possible_in(store, labelling, config.train) if masked else None
+    work = _Work(methods, features, labelling, sizes, truth, needed > budget, possible)
     _check_methods(work)
     if work.streamed:
         warn(
@@ -202,6 +207,13 @@ def _plan(
         )
     _begin(out, before, _record(work, config, store, budget))
     return work
+
+
+def _budget(config: TrainConfig, before: dict[str, Any]) -> int:
+    """Bytes that features may fill; streaming goes on as it began, whatever is free now."""
+    began = before.get("crossval", {}).get("memory", "auto")
+    memory = began if config.memory == "auto" else config.memory
+    return memory_for_features(memory, find_device(config.device))
 
 
 def _truth(labelling: Labelling, config: CrossvalConfig) -> Truth:
@@ -354,6 +366,8 @@ def _record(work: _Work, config: CrossvalConfig, store: Store, budget: int) -> d
         },
         "methods": {label: _settings(method) for label, method in work.methods.items()},
     }
+    if work.possible is not None:
+        record["data"]["possible"] = json_digest(work.possible.tolist())
     if work.streamed:  # the order of training depends on the blocks
         record["crossval"]["memory"] = f"{budget}B"
     return record

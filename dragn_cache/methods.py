@@ -22,6 +22,7 @@ from dragn_cache.config import TrainConfig, flag
 from dragn_cache.errors import InputError, UnknownNameError
 from dragn_cache.feeding import StoredBags
 from dragn_cache.manifest import Task
+from dragn_cache.optimisation import create_schedule
 from dragn_cache.scaling import Standardise
 from dragn_cache.train import (
     BagClassifier,
@@ -166,11 +167,12 @@ def fit_method(
 
 
 def check_method(config: TrainConfig, in_shape: tuple[int, ...], labels: int) -> None:
-    """Raise what `fit_method` would raise for the method's name, its options or the tap's shape."""
+    """Raise what `fit_method` would raise for the method, its options, the tap or the schedule."""
     method_facts(config.aggregator)
     if config.aggregator in CLASSICAL:
         create_classical(config.aggregator, config.options or {})
         return
+    create_schedule(config.schedule, config.schedule_options)
     with torch.random.fork_rng(devices=[]):
         build_model(config, in_shape, labels)
 

@@ -324,6 +324,15 @@ def test_cross_validation_compares_methods(store: Path, tmp_path: Path) -> None:
     assert "epochs is 1, asked for 2" in refused(*base, "--epochs", 2)
 
 
+def test_a_recipe_gives_its_own_method_its_options(store: Path, tmp_path: Path) -> None:
+    args = ["--recipe", "abmil", "--aggregator", "abmil,mean", "--epochs", 1, "--folds", 3]
+    ok("crossval", "--store", store, "--out", tmp_path / "cv", "--seeds", 1, "--jobs", 1, *args)
+    methods = tomllib.loads((tmp_path / "cv" / "config.toml").read_text())["methods"]
+    first, second = methods.values()
+    assert first["options"] == {"embed": [256, 128, 64], "attn_dim": 64}
+    assert (second["options"], first["lr"], second["lr"]) == ({}, 5e-4, 5e-4)
+
+
 def test_failed_trainings_of_a_cross_validation_give_exit_code_1(
     store: Path, tmp_path: Path
 ) -> None:
@@ -344,6 +353,8 @@ def test_mistakes_in_cross_validating_are_one_line(store: Path, tmp_path: Path) 
     assert "--folds" in refused(*base, "mean", "--folds", 2)
     assert "one group of bags for each of 99 folds" in refused(*base, "mean", "--folds", 99)
     assert "--device: expected cpu" in refused(*base, "mean", "--device", "gpu")
+    assert "--decision" in refused(*base, "mean", "--decision", "top")
+    assert "known recipe" in refused(*base, "mean", "--recipe", "abmul")
     assert not (tmp_path / "cv").exists()
 
 

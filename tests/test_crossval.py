@@ -421,6 +421,13 @@ def test_mistakes_are_found_before_the_first_training(store: Store, tmp_path: Pa
         crossval(store, replace(CONFIG, aggregators=(("meen", {}),)), out)
     with pytest.raises(InputError, match="option 'wide'"):
         crossval(store, replace(CONFIG, aggregators=(("mean", {"wide": 3}),)), out)
+    with pytest.raises(InputError, match="known loss"):
+        crossval(store, replace(CONFIG, train=replace(TRAIN, loss="bcee")), out)
+    train = replace(TRAIN, schedule="step", schedule_options={"evry": 3})
+    with pytest.raises(InputError, match="'evry'"):
+        crossval(store, replace(CONFIG, train=train), out)
+    with pytest.raises(InputError, match="at most top-3 of 3 labels"):
+        crossval(store, replace(CONFIG, train=replace(TRAIN, decision="top-4")), out)
     with pytest.raises(InputError, match="one group of bags for each of 28 folds"):
         crossval(store, replace(CONFIG, folds=28), out)
     assert not out.exists()
@@ -458,6 +465,19 @@ def test_classical_methods_are_cross_validated_beside_aggregators(
     assert [row["aggregator"] for row in summary] == ["bovw-words=7", "mean"]
     with pytest.raises(InputError, match="option 'depth'"):
         crossval(store, replace(config, aggregators=(("bovw", {"depth": 2}),)), tmp_path / "x")
+
+
+def test_labels_that_a_stage_cannot_have_are_masked(tmp_path: Path) -> None:
+    bags = [
+        replace(b, labels=("actin",) if k % 3 else (), extra={"stage": "ab"[k % 3 // 2]})
+        for k, b in enumerate(make_bags(19))
+    ]
+    store = write_store(tmp_path / "s", bags, make_features(bags))
+    train = replace(TRAIN, stage_mask="both", stages={"golgi": ("b",)})
+    crossval(store, replace(CONFIG, train=train, aggregators=METHODS[:1]), tmp_path / "cv")
+    stage = {bag.bag_id: bag.extra["stage"] for bag in bags}
+    for row in rows_of(tmp_path / "cv" / "predictions.csv"):
+        assert (float(row["p_golgi"]) == 0) == (stage[row["bag_id"]] == "a")
 
 
 def test_features_beyond_memory_are_streamed(store: Store, tmp_path: Path) -> None:

@@ -46,10 +46,15 @@ def crossval(
     """
     from dragn_cache.config import CrossvalConfig
     from dragn_cache.crossval import crossval
+    from dragn_cache.recipes import override
     from dragn_cache.store import open_store
     from dragn_cache_cli import parsing, screen
 
-    wanted = CrossvalConfig(config, parsing.parse_aggregators(aggregator), folds, seeds, jobs)
+    methods = []
+    for name, options in parsing.parse_aggregators(aggregator):
+        method = override(config, {"aggregator": name, "options": options})
+        methods.append((name, method.options or {}))
+    wanted = CrossvalConfig(config, tuple(methods), folds, seeds, jobs)
     with screen.progress_bar("cross-validating", "trainings") as progress:
         result = crossval(
             open_store(store), wanted, out, bags_csv=bags, progress=progress, warn=screen.warn
