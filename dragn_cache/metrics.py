@@ -147,10 +147,12 @@ class ScoredBags:
 def mean_intervals(
     tests: Sequence[ScoredBags], bags: int, *, task: Task, intervals: int = 1000, seed: int = 0
 ) -> dict[str, list[float] | None]:
-    """95 % percentile bootstrap intervals of scores that are means over several tests.
+    """95 % bootstrap intervals of scores that are means over several tests.
 
     Bags are resampled, not tests: in one draw a bag has the same weight in every test, so that
-    seeds that test the same bags again do not narrow the interval.
+    seeds that test the same bags again do not narrow the interval. The percentiles are moved by the
+    bootstrap's own bias, the mean of its draws less the score: in a test of few bags a resample
+    loses the positives of rare labels, which then leave the mean over labels, and mAP rises.
 
     Args:
         tests: for example the test folds of a repeated cross-validation.
@@ -171,15 +173,32 @@ def mean_intervals(
         p = checked_probabilities(test.probabilities)
         y = checked_targets(test.targets, p.shape, task)
         tables.append(_Table.of(y, p, task, test.decision))
-    draws: dict[str, list[Floats]] = {name: [] for name in SCORES}
-    for weights in _resamples(bags, intervals if tests else 0, seed):
+
+    def means(weights: Floats) -> dict[str, Floats]:
         scored = [
             table.scores(weights[:, test.rows])[0]
             for table, test in zip(tables, tests, strict=True)
         ]
-        for name in SCORES:
-            draws[name].append(_mean_defined(np.stack([s[name] for s in scored], axis=1)))
-    return {name: _interval(draws[name]) for name in SCORES}
+        return {n: _mean_defined(np.stack([s[n] for s in scored], axis=1)) for n in SCORES}
+
+    draws: dict[str, list[Floats]] = {name: [] for name in SCORES}
+    for weights in _resamples(bags, intervals if tests else 0, seed):
+        for name, drawn in means(weights).items():
+            draws[name].append(drawn)
+    if not tests:
+        return dict.fromkeys(SCORES)
+    point = means(np.ones((1, bags)))
+    return {name: _centred(draws[name], point[name], name) for name in SCORES}
+
+
+def _centred(draws: list[Floats], point: Floats, name: str) -> list[float] | None:
+    """The draws' interval moved by what they lie beside the score, in the score's own range."""
+    interval = _interval(draws)
+    if interval is None:
+        return None
+    bias = np.nanmean(np.concatenate(draws)) - point[0]
+    highest = 2 if name == "brier" else 1  # of classes it is a sum
+    return [float(np.clip(end - bias, 0, highest)) for end in interval]
 
 
 @dataclass(frozen=True)

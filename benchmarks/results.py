@@ -1,0 +1,186 @@
+"""The tables of docs/results.md: every method by cross-validation on real data.
+
+    python benchmarks/results.py ../shared --out results bdgp hpa musk1 elephant miml_birds
+
+``../shared`` holds ``data/`` and ``weights/``; OUT gets a store and a cross-validation for each
+set, and the tables are printed as Markdown. Interrupted, it goes on. On two cores all five sets
+take hours: name the sets that are wanted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the program does, before torch comes
+
+from dragn_cache.config import CrossvalConfig, ExtractConfig, ImportConfig, TrainConfig
+from dragn_cache.crossval import CrossvalResult, crossval
+from dragn_cache.extract import extract
+from dragn_cache.interop import import_features
+from dragn_cache.manifest import read_manifest
+from dragn_cache.store import Store, open_store
+
+Method = tuple[str, Mapping[str, Any]]
+
+# The tables of the DRAGN paper, then what came later, then the classical methods.
+PAPERS: tuple[Method, ...] = (
+    ("si", {}),
+    ("mean", {}),
+    ("max", {}),
+    ("nan", {"blocks": 1}),
+    ("nan", {"blocks": 2}),
+    ("spoc", {}),
+    *(("dragn", {"unit": unit}) for unit in ("L1Agg", "L2Agg", "L3Agg")),
+    *(("hamil", {"unit": unit}) for unit in ("L1Agg", "L2Agg", "L3Agg")),
+    ("deepmiml", {}),
+    ("annofly", {}),
+    ("bilstm", {"hidden": 256}),
+    ("imploc", {}),
+)
+MODERN: tuple[Method, ...] = tuple(
+    (name, {})
+    for name in (
+        "abmil",
+        "gated_abmil",
+        "acmil",
+        "bow",
+        "clam_mb",
+        "clam_sb",
+        "deepsets",
+        "dsmil",
+        "dtfd",
+        "netvlad",
+        "rrt",
+        "set_transformer",
+        "transmil",
+    )
+)
+CLASSICAL: tuple[Method, ...] = tuple((name, {}) for name in ("bovw", "vlad", "fisher", "svm"))
+# Their embeddings have length 1, and a linear layer on them needs larger steps.
+UNIT_LENGTH = ("bow", "netvlad", "spoc")
+
+# Ilse et al. (2018) on the classical sets: the network in front, and Adam with its weight decay.
+ABMIL_NETWORK = {"embed": (256, 128, 64), "attn_dim": 64}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a set is cross-validated.
+
+    Attributes:
+        train: settings of every training.
+        methods: in the order of the table.
+        folds, seeds: of the cross-validation.
+        scores: the table's columns.
+    """
+
+    train: TrainConfig
+    methods: tuple[Method, ...]
+    folds: int
+    seeds: int
+    scores: tuple[str, ...]
+
+
+IMAGES = Protocol(
+    TrainConfig(),
+    (*PAPERS, *MODERN, *CLASSICAL),
+    5,
+    3,
+    ("auc_macro", "map", "f1_macro", "f1_micro"),
+)
+VECTORS = Protocol(
+    TrainConfig(optimizer="adam", lr=5e-4, weight_decay=5e-3, batch_size=8, epochs=40),
+    tuple(
+        (name, {**ABMIL_NETWORK} if name in ("abmil", "gated_abmil") else options)
+        for name, options in (*MODERN, *PAPERS, *CLASSICAL)
+    ),
+    10,
+    5,
+    ("accuracy", "auc_macro", "f1_macro"),
+)
+PROTOCOLS = {
+    "bdgp": IMAGES,
+    "hpa": IMAGES,
+    "musk1": VECTORS,
+    "elephant": VECTORS,
+    "miml_birds": replace(VECTORS, scores=("auc_macro", "map", "f1_macro", "f1_micro")),
+}
+TITLES = {
+    "accuracy": "accuracy",
+    "auc_macro": "macro AUC",
+    "map": "mAP",
+    "f1_macro": "macro F1",
+    "f1_micro": "micro F1",
+}
+
+
+def open_set(name: str, shared: Path, out: Path) -> Store:
+    """The set's store, extracted or imported at the first call."""
+    path = out / f"{name}.features"
+    if name in ("bdgp", "hpa"):
+        data = shared / "data" / ("bdgp" if name == "bdgp" else "hpa_mosaics")
+        config = ExtractConfig(
+            backbone="mobilenet_v2",
+            weights=str(shared / "weights" / "mobilenet_v2_imagenet.pth"),
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+        )
+        extract(read_manifest(data), config, path)
+    elif not path.exists():
+        import_features(shared / "data" / "mil_features" / f"{name}.npz", path, ImportConfig())
+    return open_store(path)
+
+
+def validate(store: Store, protocol: Protocol, out: Path, jobs: int | None) -> CrossvalResult:
+    """Cross-validate all methods of a protocol."""
+
+    def show(done: int, total: int) -> None:
+        print(f"\r{out.name}: {done} of {total} trainings", end="", flush=True)
+
+    config = CrossvalConfig(protocol.train, protocol.methods, protocol.folds, protocol.seeds, jobs)
+    result = crossval(store, config, out, progress=show, warn=lambda text: print(f"\n{text}"))
+    print()
+    return result
+
+
+def table(rows: Sequence[Mapping[str, Any]], scores: Sequence[str]) -> str:
+    """Markdown: mean ± sd over folds and seeds, the interval over bags, size and time."""
+    head = ["method", *(TITLES[score] for score in scores), "parameters", "s a training"]
+    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
+    best = {score: max(row[f"{score}_mean"] for row in rows) for score in scores}
+    for row in rows:
+        cells = [row["aggregator"]]
+        for score in scores:
+            mean, sd = row[f"{score}_mean"], row[f"{score}_sd"]
+            text = f"{mean:.3f} ± {sd:.3f}"
+            text = f"**{text}**" if mean == best[score] else text
+            if score in scores[:2]:
+                text += f" ({row[f'{score}_low']:.2f}–{row[f'{score}_high']:.2f})"
+            cells.append(text)
+        cells += [f"{row['parameters']:,}", f"{row['seconds_mean']:.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shared", type=Path)
+    parser.add_argument("sets", nargs="*", default=list(PROTOCOLS), choices=list(PROTOCOLS))
+    parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument("--jobs", type=int)
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    for name in given.sets:
+        protocol = PROTOCOLS[name]
+        store = open_set(name, given.shared, given.out)
+        result = validate(store, protocol, given.out / name, given.jobs)
+        print(f"\n## {name}\n\n{table(result.summary, protocol.scores)}\n")
+
+
+if __name__ == "__main__":
+    main()
