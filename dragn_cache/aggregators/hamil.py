@@ -113,8 +113,12 @@ class Hamil(Aggregator):
 
     def _merge(self, x: Tensor, y: Tensor, norms: NormPass) -> Tensor:
         """(m, C, h, w) twice -> (m, C, h, w)."""
+        both = self.symmetric
+        if both and len(self.unit.convolutions) == 1:  # linear: the mean of both is u of the mean
+            x = y = (x + y) / 2
+            both = False
         pairs = torch.stack((x, y), dim=2)
-        if self.symmetric:
+        if both:
             pairs = torch.cat((pairs, pairs.flip(2)))
         merged: Tensor = self.unit(pairs.flatten(0, 1), norms)
         orders = merged.view(-1, *x.shape)
