@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 from dragn_cache.aggregators import Aggregated, Aggregator, create_aggregator
 from dragn_cache.bags import RaggedBags
 from dragn_cache.errors import InputError
-from dragn_cache.losses import Supervision, bag_loss
+from dragn_cache.losses import Supervision, create_loss
 
 WIDTH, LABELS = 19, 3
 SIZES = [5, 1, 13, 2, 3]
@@ -69,7 +68,7 @@ def close(found: Tensor, expected: Any) -> None:
 
 def supervise(bags: int, task: Any = "multilabel") -> Supervision:
     targets = torch.eye(LABELS)[torch.arange(bags) % LABELS]
-    return Supervision(targets, partial(bag_loss, task=task))
+    return Supervision(targets, create_loss("auto", task).at(1))
 
 
 # SPoC
