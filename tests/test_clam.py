@@ -130,6 +130,23 @@ def test_every_parameter_learns(name: str, subtyping: bool) -> None:
 
 
 @every_form
+def test_a_label_that_counts_nothing_has_no_instance_loss(name: str) -> None:
+    """Whatever its target is; the weight of the others stays."""
+    clam, bags = make(name, subtyping=True), random_bags(SIZES, WIDTH)
+    weights = torch.ones_like(TARGETS)
+    weights[0, 1] = weights[2, 0] = weights[4, 2] = 0
+    others = torch.where(weights == 0, 1 - TARGETS, TARGETS)
+    losses = [
+        clam(bags, Supervision(targets, supervise().criterion, weights)).loss.item()
+        for targets in (TARGETS, others)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert 0 < losses[0] < clam(bags, supervise()).loss.item()
+    ones = Supervision(TARGETS, supervise().criterion, torch.ones_like(TARGETS))
+    assert torch.equal(clam(bags, ones).loss, clam(bags, supervise()).loss)
+
+
+@every_form
 def test_a_batch_of_bags_of_one_has_no_instance_loss(name: str) -> None:
     clam, bags = make(name), random_bags([1, 1], WIDTH)
     result = clam(bags, supervise(TARGETS[:2]))

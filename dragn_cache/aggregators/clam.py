@@ -112,7 +112,11 @@ class ClamSb(Aggregator):
         """``aggregate`` with the weighted instance loss."""
         result, h, attention = self._attend(bags)
         has_label = supervision.targets.to(h.device) > 0.5
-        loss = self._instance_loss(h, attention, bags.offsets, has_label)
+        losses = self._instance_losses(h, attention, bags.offsets, has_label)
+        if supervision.weights is not None:
+            losses = losses * supervision.weights.to(losses)
+        labels = self.labels if self.subtyping else has_label.sum(1).clamp(min=1)
+        loss = (losses.sum(1) / labels).mean()
         return result._replace(loss=self.instance_weight * loss)
 
     def _attend(self, bags: RaggedBags) -> tuple[Aggregated, Tensor, Tensor]:
@@ -125,10 +129,10 @@ class ClamSb(Aggregator):
     def _shown(self, attention: Tensor) -> Tensor:
         return attention.squeeze(1)
 
-    def _instance_loss(
+    def _instance_losses(
         self, h: Tensor, attention: Tensor, offsets: Tensor, has_label: Tensor
     ) -> Tensor:
-        """Mean over the bags, each the mean over its labels that take part; has_label (B, L)."""
+        """(B, L): the mean over the instances that take part, 0 without any; has_label (B, L)."""
         sizes = offsets.diff().to(h.device)
         bag = owners(offsets).to(h.device)
         taken = (sizes // 2).clamp(max=self.instances)
@@ -142,9 +146,7 @@ class ClamSb(Aggregator):
         picked = likelihood[:, :, 1].masked_fill(~positive, 0)
         picked = picked + likelihood[:, :, 0].masked_fill(~negative, 0)
         counts = taken[:, None] * (1 + has_label.to(taken.dtype))
-        by_label = -segment_sum(picked, offsets) / counts.clamp(min=1)
-        labels = self.labels if self.subtyping else has_label.sum(1).clamp(min=1)
-        return (by_label.sum(1) / labels).mean()
+        return -segment_sum(picked, offsets) / counts.clamp(min=1)
 
 
 class ClamMb(ClamSb):
