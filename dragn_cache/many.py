@@ -290,7 +290,7 @@ class _Stack:
         parameters, buffers: (K, …) by name; state is both.
     """
 
-    def __init__(self, models: Sequence[BagClassifier], rng_states: list[Tensor]) -> None:
+    def __init__(self, models: Sequence[BagClassifier], rng_states: list[list[Tensor]]) -> None:
         self.shell, self._rng_states = models[0], rng_states
         self.parameters, self.buffers = torch.func.stack_module_state(list(models))
 
@@ -383,12 +383,15 @@ class StackedAdamW:
             p.addcdiv_(mean * rate, scale, value=-1)
 
 
-def _rng_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _set_rng_state(state: Tensor, device: torch.device) -> None:
+def _rng_state(device: torch.device) -> list[Tensor]:
+    """Of every generator that a model may draw from: the CPU's, and a GPU's."""
+    states = [torch.get_rng_state()]
     if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
+def _set_rng_state(states: Sequence[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)

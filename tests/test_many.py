@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from run_stores import LABELS, make_bags, make_features, with_splits
 from torch import Tensor
 
+from dragn_cache import many
 from dragn_cache.aggregators import AGGREGATORS
 from dragn_cache.aggregators.base import Aggregated
 from dragn_cache.aggregators.mean import Mean
@@ -245,6 +246,23 @@ def test_methods_with_dropout_of_their_own_draw_as_they_would_alone(
     monkeypatch.setitem(AGGREGATORS, "careless", Careless)
     for _, _, gap in both(data, [replace(c, aggregator="careless") for c in group("mean")]):
         assert gap.max() < 1e-5
+
+
+def test_on_a_gpu_models_have_both_generators_to_themselves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Masks of ACMIL and splits of DTFD are drawn on the CPU, dropout on the GPU."""
+    on_gpu = [torch.tensor([5])]
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: on_gpu[0])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda x, device: on_gpu.__setitem__(0, x))
+    gpu, before = torch.device("cuda"), torch.get_rng_state()
+    first = many._rng_state(gpu)
+    expected = torch.rand(3)
+    on_gpu[0] = torch.tensor([7])
+    many._set_rng_state(first, gpu)
+    assert torch.equal(torch.rand(3), expected)
+    assert on_gpu[0].item() == 5
+    torch.set_rng_state(before)
 
 
 @pytest.mark.parametrize(
