@@ -204,12 +204,19 @@ class Objective:
 
 
 def masked(
-    probabilities: NDArray[np.float64], data: LabelledBags, config: TrainConfig
+    probabilities: NDArray[np.float64],
+    data: LabelledBags,
+    config: TrainConfig,
+    rows: NDArray[np.int64] | slice = slice(None),
 ) -> NDArray[np.float64]:
-    """Probabilities (…, B, L), 0 for labels that a bag cannot have if ``config`` asks for that."""
+    """Probabilities (…, b, L), 0 for labels that a bag cannot have if ``config`` asks for that.
+
+    Args:
+        rows: the numbers of the b bags; all of them unless given.
+    """
     if not config.masks_predictions or data.possible is None:
         return probabilities
-    return np.where(data.possible, probabilities, 0.0)
+    return np.where(data.possible[rows], probabilities, 0.0)
 
 
 def fit_scaling(
@@ -358,9 +365,8 @@ class _Fit:
         scores: dict[Monitor, float] = {"loss": float(wanted.loss(logits))}
         if monitored == "f1_macro":
             task = self.data.task
-            found = evaluate(
-                self.data.targets[rows], probabilities(logits, task), task=task, intervals=0
-            )
+            p = masked(probabilities(logits, task), self.data, self.config, rows)
+            found = evaluate(self.data.targets[rows], p, task=task, intervals=0)
             scores["f1_macro"] = found["f1_macro"]
         return scores
 

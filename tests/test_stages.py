@@ -12,6 +12,7 @@ import pytest
 import torch
 from run_stores import LABELS, make_bags, make_features, with_splits, write_store
 
+from dragn_cache import train as training
 from dragn_cache.bags import RaggedBags
 from dragn_cache.config import TrainConfig
 from dragn_cache.errors import InputError, UnknownNameError
@@ -137,6 +138,23 @@ def test_impossible_labels_have_probability_0(data: LabelledBags) -> None:
     )
     unmasked = train(data, replace(MASKED, stage_mask="train"))
     assert (unmasked.probabilities > 0).all()
+
+
+def test_a_plateau_watches_masked_predictions(
+    data: LabelledBags, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = []
+
+    def noting(targets: Any, p: Any, **settings: Any) -> dict[str, float]:
+        watched.append(p)
+        return {"f1_macro": 0.5}
+
+    monkeypatch.setattr(training, "evaluate", noting)
+    options = {"schedule": "plateau", "schedule_options": {"monitor": "f1_macro"}}
+    for mask, hidden in (("predict", True), ("train", False)):
+        train(data, replace(MASKED, stage_mask=mask, epochs=1, **options))
+        possible = np.array([POSSIBLE[b.extra["stage"]] for b in BAGS if b.split == "validation"])
+        assert np.array_equal(watched[-1] > 0, possible == 1) == hidden
 
 
 def test_many_models_are_masked_alike(data: LabelledBags) -> None:
