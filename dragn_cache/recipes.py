@@ -132,6 +132,7 @@ RECIPES: dict[str, dict[str, Setting]] = {
         "schedule": Setting("cosine", FRN),
         "schedule_options.min_lr": Setting(1e-8, FRN),
         "schedule_options.epochs": Setting(60, FRN),
+        "decision": Setting("thresholds", "FRN, V.C: one for each label, chosen on validation"),
     },
     "imploc": {
         "aggregator": Setting("imploc", "Long et al. (2020)"),

@@ -46,6 +46,7 @@ def test_values_of_the_papers() -> None:
     frn = resolve("frn", {})
     assert (frn.lr, frn.batch_size, frn.epochs) == (1e-2, 256, 60)
     assert frn.schedule_options == {"min_lr": 1e-8, "epochs": 60}
+    assert frn.decision == "thresholds"
 
 
 def test_without_a_recipe_there_are_the_defaults() -> None:
@@ -100,7 +101,7 @@ def test_the_help_states_the_defaults() -> None:
     text = CliRunner().invoke(app, ["train-agg", "--help"], env={"COLUMNS": "400"}).output
     for name in (
         "epochs", "patience", "optimizer", "lr", "weight_decay", "momentum", "schedule", "loss",
-        "dropout", "scale", "batch_size", "order",
+        "dropout", "scale", "batch_size", "order", "decision",
     ):  # fmt: skip
         line = re.search(rf"--{name.replace('_', '-')} .*\[(\S+)\]", text)
         assert line is not None, name

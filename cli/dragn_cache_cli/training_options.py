@@ -76,8 +76,9 @@ def train_config(
     ] = "auto",
     intervals: Annotated[int, typer.Option(help="Resamples for the intervals; 0: none.")] = 1000,
     decision: Annotated[
-        str, typer.Option(help="What counts as yes: default, half, thresholds or top-K.")
-    ] = "default",
+        str | None,
+        typer.Option(help="What counts as yes: default, half, thresholds or top-K. [default]"),
+    ] = None,
 ) -> TrainConfig:
     """The settings that these options make; what else there is, a command overrides."""
     from dragn_cache.recipes import resolve
