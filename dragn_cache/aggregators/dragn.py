@@ -407,7 +407,7 @@ def _move_once(norm: UnitNorm, seen: list[_Moments]) -> None:
     """One step of the running statistics towards the pooled moments of all rounds."""
     mean = torch.cat([m.mean for m in seen])
     variance = torch.cat([m.variance for m in seen])
-    counts = mean.new_tensor([m.values for m in seen])[:, None]
+    counts = torch.tensor([m.values for m in seen]).to(mean)[:, None]
     total = counts.sum()
     pooled = (counts * mean).sum(0) / total
     squares = (counts - 1) * variance + counts * (mean - pooled) ** 2
