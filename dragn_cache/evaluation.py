@@ -243,13 +243,16 @@ def _refuse_trained(
     """Raise `InputError` if the run was trained on one of the bags, by whatever it is known."""
     of_group = {row["group"]: bag_id for bag_id, row in trained.items() if row["group"]}
     of_digest = {digest: bag_id for bag_id, digest in digests.items()}
+    # Its own store knows a bag's group even where the table of bags leaves it out.
+    own_group = {bag.bag_id: bag.group for bag in store.bags}
     found = []
     for bag, digest in zip(labelling.bags, _digests(store, labelling.ids), strict=True):
+        group = bag.group if bag.group in of_group else own_group[bag.bag_id]
         if bag.bag_id in trained:
             found.append(f"{bag.bag_id!r}, of its {trained[bag.bag_id]['split']} bags")
-        elif bag.group in of_group:
-            other = of_group[bag.group]
-            found.append(f"{bag.bag_id!r}, of the same group {bag.group!r} as its bag {other!r}")
+        elif group in of_group:
+            other = of_group[group]
+            found.append(f"{bag.bag_id!r}, of the same group {group!r} as its bag {other!r}")
         elif digest in of_digest:
             found.append(f"{bag.bag_id!r}, with the features of its bag {of_digest[digest]!r}")
     if found:

@@ -271,6 +271,10 @@ def test_a_trained_bag_is_known_by_its_group_and_its_features(
     message = "1 of 7 that it was: 'new003', of the same group 'twins' as its bag '002'"
     with pytest.raises(InputError, match=message):
         evaluate_run(run, tmp_path / "out", store=twins)
+    table = tmp_path / "b.csv"
+    table.write_text("bag_id,group\n" + "".join(f"{bag.bag_id},\n" for bag in bags))
+    with pytest.raises(InputError, match=message):  # the table hides the group
+        evaluate_run(run, tmp_path / "out", store=twins, bags_csv=table)
     bags, features = new_bags(7)
     features["new005"] = store.bag("004", "layer4")
     features["new006"] = store.bag("001", "layer4")  # a test bag
