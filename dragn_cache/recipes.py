@@ -70,6 +70,7 @@ RECIPES: dict[str, dict[str, Setting]] = {
         "optimizer": Setting("adamw", "ACMIL's code, Step3_WSI_classification_ACMIL.py"),
         "lr": Setting(1e-4, ACMIL_CODE),
         "weight_decay": Setting(1e-5, ACMIL_CODE),
+        "dropout": Setting(0.0, "ACMIL's code, architecture/transformer.py"),
         "batch_size": Setting(1, ACMIL_CODE),
         "epochs": Setting(50, ACMIL_CODE),
         "schedule": Setting("cosine", "ACMIL's code, half a cosine without warm-up"),
