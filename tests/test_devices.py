@@ -107,7 +107,7 @@ def test_training_and_looking_inside_elsewhere(
     data: LabelledBags, name: str, options: dict[str, Any]
 ) -> None:
     config = TrainConfig(
-        aggregator=name, options=options, scale="standard", epochs=1, batch_size=19, dropout=0.3
+        aggregator=name, options=options, scale="standard", epochs=1, batch_size=41, dropout=0.3
     )
     with elsewhere():
         trained = train(data, config)
