@@ -2,6 +2,8 @@
 
 - A rule has a name (`RULES`); a `Decision` is a rule ready to be applied, with its thresholds.
 - Thresholds are chosen once, on validation bags alone, and stay as they are for every other bag.
+- Where probabilities are masked, those of labels that a bag cannot have are 0: neither a threshold
+  of 0 nor top-K takes them.
 - Multi-class bags have one class each: there only the default, the largest probability, applies.
 """
 
@@ -103,7 +105,7 @@ def _best_threshold(y: Floats, p: Floats) -> float:
     """
     if not y.any():
         return HALF
-    said = p >= GRID[:, None]  # (G, B)
+    said = (p >= GRID[:, None]) & (p > 0)  # (G, B)
     f1 = 2 * (said @ y) / (said.sum(axis=1) + y.sum())
     distance = np.abs(np.arange(len(GRID)) - len(GRID) // 2)  # whole numbers: ties are exact
     return float(GRID[np.lexsort((distance, -f1))[0]])
@@ -136,9 +138,12 @@ def decide(probabilities: ArrayLike, task: Task, decision: Decision = DEFAULT) -
     count = 1 if task == "multiclass" else _top(decision.rule)
     if count is not None:
         rank = np.argsort(np.argsort(-p, axis=1, kind="stable"), axis=1)
-        largest: Decided = (rank < count).astype(np.int8)
+        largest: Decided = ((rank < count) & (p > 0)).astype(np.int8)
         return largest
-    decided: Decided = (p >= _limits(p, decision)).astype(np.int8)
+    reached = p >= _limits(p, decision)
+    if decision.rule == "thresholds":
+        reached &= p > 0
+    decided: Decided = reached.astype(np.int8)
     return decided
 
 

@@ -65,6 +65,16 @@ def test_thresholds_are_reached_not_passed() -> None:
     ]
 
 
+def test_a_label_that_a_bag_cannot_have_is_not_taken() -> None:
+    p = [[0.3, 0.0, 0.2], [0.0, 0.0, 0.1]]
+    assert decide(p, "multilabel", Decision("top-2")).tolist() == [[1, 0, 1], [0, 0, 1]]
+    free = Decision("thresholds", (0.0, 0.0, 0.15))
+    assert decide(p, "multilabel", free).tolist() == [[1, 0, 1], [0, 0, 0]]
+    chosen = choose_decision("thresholds", "multilabel", [[1], [1], [0]], [[0.004], [0.2], [0.0]])
+    assert chosen.thresholds == (0.0,)
+    assert decide([[0.004], [0.0]], "multilabel", chosen).tolist() == [[1], [0]]
+
+
 # --- choosing thresholds -------------------------------------------------------------------------
 
 
