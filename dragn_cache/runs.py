@@ -189,6 +189,13 @@ def predict_run(
     write_predictions(out / "predictions.csv", labelling, splits, probabilities, decision)
     if any(bag.labels is None for bag in labelling.bags):
         return None
+    known = set(record.get("seen", {}).values())
+    trained = sum(d.tobytes().hex() in known for d in store.digests(labelling.ids))
+    if trained:
+        warn(
+            f"{trained} of these {len(labelling.bags)} bags were in the run's training or "
+            f"validation: score new ones, or dragn-cache evaluate {run}"
+        )
     rows, config = np.arange(len(labelling.bags)), TrainConfig(**record["config"])
     scores = _scores(labelling.targets(), probabilities, rows, labelling.task, decision, config)
     write_text(out / "metrics.json", json.dumps({"all": scores}, indent=2) + "\n")
