@@ -515,7 +515,6 @@ def test_a_run_predicts_other_bags_of_the_same_features(
     assert scores is not None
     assert scores["bags"] == 101
     assert json.loads((tmp_path / "same" / "metrics.json").read_text()) == {"all": scores}
-    assert told == []
 
 
 def test_a_runs_scaling_travels_with_it(store: Store, tmp_path: Path) -> None:
