@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +253,54 @@ def test_a_class_of_ones_own_in_the_working_directory(
     torch.testing.assert_close(made(bags).embedding, expected)
     with pytest.raises(InputError, match=r"its options \(factor\), got option 'scale'"):
         create_aggregator("my_pooling:Sum", in_shape=VECTOR, scale=2.0)
+
+
+def test_the_documents_class_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[1] / "docs/training.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(# (\w+)\.py\n.*?)```", text, re.DOTALL)
+    ((source, module),) = code
+    (tmp_path / f"{module}.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    made = create_aggregator(f"{module}:Mean2", in_shape=MAP, width=5)
+    assert made(draw(MAP, [3, 1, 7])).embedding.shape == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("order_sensitive = False\n def aggregate(self, bags): ...", "a class without needs;"),
+        ("needs = 'any'", "a class without order_sensitive, aggregate;"),
+    ],
+)
+def test_classes_that_leave_something_out_are_told(
+    body: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = f"from dragn_cache.aggregators import Aggregator\nclass A(Aggregator):\n {body}\n"
+    name = f"half_{len(body)}"
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(InputError, match=message):
+        aggregator_class(f"{name}:A")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda rows: Aggregated(rows, None), r"shape \(2, 19\), bags × out_dim, got .* \(8, 19\)"),
+        (lambda rows: rows[:2], "expected Aggregated .* got a Tensor"),
+    ],
+)
+def test_results_that_are_not_one_embedding_per_bag_are_refused(
+    given: Callable[[torch.Tensor], Aggregated], message: str
+) -> None:
+    class Wrong(Mean):
+        def aggregate(self, bags: RaggedBags) -> Aggregated:
+            return given(self.vectors(bags))
+
+    with pytest.raises(InputError, match=message):
+        Wrong(VECTOR)(draw(VECTOR, [3, 5]))
 
 
 def test_options_without_a_default_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

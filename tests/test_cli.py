@@ -344,6 +344,22 @@ def test_failed_trainings_of_a_cross_validation_give_exit_code_1(
     assert "–" in result.stdout
 
 
+def test_an_error_in_code_of_ones_own_names_its_line(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_faulty.py").write_text(
+        "from dragn_cache.aggregators.mean import Mean\n"
+        "class Faulty(Mean):\n"
+        "    def aggregate(self, bags):\n"
+        "        return self.vectors(bags).median_of_means()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    said = refused("train-agg", "--store", store, "--aggregator", "my_faulty:Faulty", "--out", "r")
+    assert f"error: {tmp_path / 'my_faulty.py'}:4: AttributeError" in said
+    assert "correct it with the traceback that DRAGN_CACHE_DEBUG=1 shows" in said
+
+
 def test_mistakes_in_cross_validating_are_one_line(store: Path, tmp_path: Path) -> None:
     base = ["crossval", "--store", store, "--out", tmp_path / "cv", "--aggregator"]
     assert "did you mean abmil" in refused(*base, "abmul")

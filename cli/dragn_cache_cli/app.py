@@ -6,12 +6,15 @@ import functools
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
+import dragn_cache
 from dragn_cache.errors import DragnCacheError
 from dragn_cache_cli import (
     aggregators,
@@ -88,11 +91,24 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if os.environ.get("DRAGN_CACHE_DEBUG"):
                 raise
-            text = f"internal: {type(error).__name__}: {error}"
-            hint = "please report it with the traceback that DRAGN_CACHE_DEBUG=1 shows"
+            place = users_code(error)
+            text = f"{place or 'internal'}: {type(error).__name__}: {error}"
+            wish = "correct" if place else "please report"
+            hint = f"{wish} it with the traceback that DRAGN_CACHE_DEBUG=1 shows"
             raise fail(f"{' '.join(text.split())}; {hint}") from error
 
     return run
+
+
+def users_code(error: Exception) -> str:
+    """The file and line where an error left code of the user's, an own aggregator say; or ""."""
+    ours = [Path(__file__).parent, Path(dragn_cache.__file__).parent, Path(os.__file__).parent]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        installed = {"site-packages", "dist-packages"} & set(file.parts)
+        if file.suffix == ".py" and not installed and not any(map(file.is_relative_to, ours)):
+            return f"{file}:{frame.lineno}"
+    return ""
 
 
 def fail(text: str) -> typer.Exit:

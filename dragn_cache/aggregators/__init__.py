@@ -145,4 +145,13 @@ def aggregator_class(name: str) -> type[Aggregator]:
             got=repr(found),
             remedy="derive it from Aggregator and write aggregate",
         )
+    absent = [fact for fact in ("needs", "order_sensitive") if not hasattr(found, fact)]
+    absent += sorted(found.__abstractmethods__)
+    if absent:
+        raise InputError(
+            f"aggregator {name}",
+            expected="needs, order_sensitive and aggregate",
+            got=f"a class without {', '.join(absent)}",
+            remedy="write them; docs/training.md shows a whole class",
+        )
     return found

@@ -82,10 +82,13 @@ class Aggregator(nn.Module, ABC):
             supervision: what the bags should become; given in training only.
 
         Raises:
-            InputError: no bags, instances of another shape, or an empty bag.
+            InputError: no bags, instances of another shape, an empty bag, or a method that gives
+                something else than one embedding per bag.
         """
         self._check(bags)
-        return self.aggregate(bags) if supervision is None else self.supervised(bags, supervision)
+        result = self.aggregate(bags) if supervision is None else self.supervised(bags, supervision)
+        self._check_result(result, len(bags))
+        return result
 
     def head(self, labels: int) -> nn.Module:
         """A fresh classifier: embeddings (B, D) to logits (B, L)."""
@@ -147,6 +150,22 @@ class Aggregator(nn.Module, ABC):
                 got="an empty bag",
                 remedy="leave bags without usable instances out with select",
             )
+
+    def _check_result(self, result: object, bags: int) -> None:
+        """What a new class easily gets wrong, said before a head or a loss stumbles over it."""
+        wanted = (bags, self.out_dim)
+        if not isinstance(result, Aggregated):
+            got = f"a {type(result).__name__}"
+        elif result.embedding.shape != wanted:
+            got = f"one of shape {tuple(result.embedding.shape)}"
+        else:
+            return
+        raise InputError(
+            f"aggregator {type(self).__name__}",
+            expected=f"Aggregated with an embedding of shape {wanted}, bags × out_dim",
+            got=got,
+            remedy="correct its aggregate, or the out_dim that it sets",
+        )
 
 
 def check_choice(owner: str, option: str, value: object, allowed: Sequence[object]) -> None:
