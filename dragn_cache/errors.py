@@ -74,7 +74,7 @@ class UnknownNameError(InputError):
         nearest = ", ".join(lowered[c] for c in close)
         if remedy is None:
             listed = ", ".join(names) if len(names) <= 20 else ""
-            remedy = f"choose one of: {listed}" if listed else "see its list command"
+            remedy = f"choose one of: {listed}" if listed else "correct it"
         if nearest:
             remedy = f"did you mean {nearest}? otherwise {remedy}"
         super().__init__(kind, expected=f"a known {kind}", got=repr(name), remedy=remedy)

@@ -6,6 +6,7 @@ whoever calls these need not know which it is. What differs between them is in `
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, Literal, Protocol, TypeAlias
@@ -15,7 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dragn_cache.aggregators import AGGREGATORS, aggregator_class
+from dragn_cache.aggregators import (
+    AGGREGATORS,
+    SEE_LIST,
+    aggregator_class,
+    options_of,
+)
 from dragn_cache.bags import RaggedBags
 from dragn_cache.classical import CLASSICAL, Choice, ClassicalModel, create_classical, fit_model
 from dragn_cache.config import TrainConfig, flag
@@ -25,6 +31,7 @@ from dragn_cache.manifest import Task
 from dragn_cache.optimisation import create_schedule
 from dragn_cache.scaling import Standardise
 from dragn_cache.train import (
+    SUPPLIED,
     BagClassifier,
     LabelledBags,
     Progress,
@@ -109,9 +116,34 @@ def method_facts(name: str) -> Facts:
     if name in CLASSICAL:
         return Facts(CLASSICAL[name].needs, False, False, "svm")
     if ":" not in name and name not in AGGREGATORS:
-        raise UnknownNameError("aggregator", name, [*AGGREGATORS, *CLASSICAL])
+        raise UnknownNameError("aggregator", name, [*AGGREGATORS, *CLASSICAL], remedy=SEE_LIST)
     cls = aggregator_class(name)
     return Facts(cls.needs, cls.order_sensitive, cls.has_attention, "head")
+
+
+def method_options(name: str) -> dict[str, Any]:
+    """A method's options and their defaults; "required" for one that has none.
+
+    What training supplies, ``labels`` and ``task``, is left out.
+
+    Raises:
+        UnknownNameError, InputError: as in `method_facts`.
+    """
+    method_facts(name)
+    if name in CLASSICAL:
+        return {field.name: field.default for field in fields(CLASSICAL[name])}
+    return {
+        option: "required" if parameter.default is parameter.empty else parameter.default
+        for option, parameter in options_of(aggregator_class(name)).items()
+        if option not in SUPPLIED
+    }
+
+
+def method_text(name: str) -> str:
+    """What the class of a method says about itself."""
+    method_facts(name)
+    cls: type = CLASSICAL[name] if name in CLASSICAL else aggregator_class(name)
+    return inspect.cleandoc(cls.__doc__ or "")
 
 
 def method_names() -> list[str]:

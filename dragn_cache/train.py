@@ -37,6 +37,9 @@ Progress = Callable[[dict[str, float]], None]
 """Called after every epoch with its row of the history."""
 
 
+SUPPLIED = ("labels", "task")  # options of aggregators that training knows
+
+
 class BagClassifier(nn.Module):
     """[Scaling →] aggregator → dropout → linear head: RaggedBags → logits (B, L)."""
 
@@ -247,7 +250,7 @@ def build_model(
     An aggregator with an option ``labels`` or ``task`` is told these.
     """
     options = dict(config.options or {})
-    known = {"labels": n_labels, "task": task}
+    known = dict(zip(SUPPLIED, (n_labels, task), strict=True))
     options |= {
         k: v for k, v in known.items() if k in options_of(aggregator_class(config.aggregator))
     }

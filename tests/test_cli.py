@@ -271,6 +271,12 @@ def test_lists() -> None:
     assert "resnet18 at 224×224" in ok("taps", "resnet18")
     assert json.loads(ok("aggregators", "--json"))["dragn"]["order_sensitive"] is True
     assert "dragn" in ok("aggregators")
+    options = json.loads(ok("aggregators", "vlad", "--json"))["vlad"]["options"]
+    assert (options["svm"], options["pca"]) == ("linear", None)
+    told = ok("aggregators", "clam_mb")
+    assert re.search(r"attn_dim +256", told)
+    assert "labels " not in told.split("--option")[1]
+    assert "did you mean clam_mb" in refused("aggregators", "clam_mbb")
 
 
 def test_simulate_then_extract_with_its_defaults(tmp_path: Path) -> None:
@@ -507,7 +513,9 @@ def test_features_go_out_and_come_back(store: Path, tmp_path: Path) -> None:
 def test_recipes_are_listed_and_applied(store: Path, tmp_path: Path) -> None:
     recipes = json.loads(ok("recipes", "--json"))
     assert recipes["dragn-fly"]["lr"] == {"value": 1e-4, "source": "DRAGN, experiments on HPA"}
+    assert re.search(r"dragn-fly +dragn +13 ", ok("recipes"))
     assert "options.unit" in ok("recipes", "dragn-fly")
+    assert re.search(r"options.embed +256,128,64 ", ok("recipes", "abmil"))
     assert list(json.loads(ok("recipes", "frn", "--json"))) == ["frn"]
     assert "did you mean frn" in refused("recipes", "frm")
     table = tmp_path / "stages.csv"

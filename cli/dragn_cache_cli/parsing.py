@@ -88,6 +88,13 @@ def parse_options(texts: Sequence[str], flag: str = "--option") -> dict[str, Any
     return options
 
 
+def option_text(value: object) -> str:
+    """A value as `parse_options` reads it."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
 def parse_aggregators(texts: Sequence[str]) -> tuple[tuple[str, dict[str, Any]], ...]:
     """Names separated by commas, perhaps with options: ``abmil,dragn[unit=L3Agg,bn=false]``."""
     found = []

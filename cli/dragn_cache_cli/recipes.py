@@ -11,14 +11,14 @@ def recipes(
     name: Annotated[str | None, typer.Argument(help="Only this recipe, value by value.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the recipes for train-agg --recipe: published settings, each value with its source.
+    """List the recipes for train-agg and crossval --recipe: published settings and their sources.
 
     Example: dragn-cache recipes dragn-fly
     """
     from dataclasses import asdict
 
     from dragn_cache.recipes import RECIPES, settings_of
-    from dragn_cache_cli import screen
+    from dragn_cache_cli import parsing, screen
 
     if name is not None:
         settings_of(name)  # refuses names that are none
@@ -28,9 +28,12 @@ def recipes(
             {key: {k: asdict(s) for k, s in found.items()} for key, found in chosen.items()}
         )
         return
-    rows = [
-        (key, setting, found[setting].value, found[setting].source)
-        for key, found in chosen.items()
-        for setting in found
-    ]
-    screen.print_table(["recipe", "setting", "value", "source"], rows)
+    if name is None:
+        rows = [
+            (key, r["aggregator"].value, len(r), r["aggregator"].source)
+            for key, r in chosen.items()
+        ]
+        screen.print_table(["recipe", "aggregator", "settings", "source"], rows)
+        return
+    settings = [(k, parsing.option_text(s.value), s.source) for k, s in chosen[name].items()]
+    screen.print_table(["setting", "value", "source"], settings)

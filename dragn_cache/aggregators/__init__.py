@@ -69,6 +69,8 @@ AGGREGATORS: dict[str, type[Aggregator]] = {
     "transmil": Transmil,
 }
 
+SEE_LIST = "see dragn-cache aggregators"
+
 
 def create_aggregator(name: str, *, in_shape: tuple[int, ...], **options: Any) -> Aggregator:
     """Make an aggregator for instances of ``in_shape``, (C, h, w) or (C,).
@@ -124,7 +126,7 @@ def aggregator_class(name: str) -> type[Aggregator]:
     """
     if ":" not in name:
         if name not in AGGREGATORS:
-            raise UnknownNameError("aggregator", name, AGGREGATORS)
+            raise UnknownNameError("aggregator", name, AGGREGATORS, remedy=SEE_LIST)
         return AGGREGATORS[name]
     module, _, attribute = name.partition(":")
     if str(Path.cwd()) not in sys.path:

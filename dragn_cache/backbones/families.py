@@ -133,7 +133,9 @@ def family(name: str) -> Family:
         UnknownNameError: no such backbone; offers the nearest names.
     """
     if name not in list_backbones():
-        raise UnknownNameError("backbone", name, list_backbones())
+        raise UnknownNameError(
+            "backbone", name, list_backbones(), remedy="see dragn-cache backbones"
+        )
     prefix = _prefix(name)
     assert prefix is not None  # list_backbones holds only names that have one
     return FAMILIES[prefix]
