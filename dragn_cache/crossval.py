@@ -19,6 +19,7 @@ OUT/
 
 from __future__ import annotations
 
+import importlib
 import json
 import time
 import tomllib
@@ -35,6 +36,7 @@ import torch
 from numpy.typing import NDArray
 
 from dragn_cache.bags import RaggedBags, offsets_of
+from dragn_cache.classical import CLASSICAL
 from dragn_cache.config import CrossvalConfig, TrainConfig, usable_cores
 from dragn_cache.crossval_tables import (
     COMPARISON,
@@ -73,8 +75,10 @@ Progress = Callable[[int, int], None]
 """Called with trainings done (those of earlier calls included) and trainings in total."""
 
 
-# PyTorch's optimizers import the second at their first use, which takes two seconds.
+# What trainings import at their first use, which takes seconds that are not theirs: PyTorch's
+# optimizers the second, classical methods the others.
 PRELOAD = (__name__, "torch._dynamo")
+PRELOAD_CLASSICAL = ("sklearn.cluster", "sklearn.mixture", "sklearn.svm")
 
 
 @dataclass(frozen=True)
@@ -262,9 +266,13 @@ def _train_all(work: _Work, tasks: Sequence[Task], jobs: int) -> Generator[Train
         return
     jobs = min(jobs, len(tasks))
     loaded = work if work.streamed else replace(work, features=_loaded(work, jobs))
+    classical = any(method.aggregator in CLASSICAL for method in work.methods.values())
+    preload = PRELOAD + (PRELOAD_CLASSICAL if classical else ())
     if jobs > 1:
-        yield from run_tasks(_train_one, loaded, tasks, jobs=jobs, preload=PRELOAD)
+        yield from run_tasks(_train_one, loaded, tasks, jobs=jobs, preload=preload)
         return
+    for name in preload:
+        importlib.import_module(name)
     for task in tasks:
         yield _train_one(loaded, task)
 

@@ -91,7 +91,8 @@ def _show(result: CrossvalResult, out: Path) -> None:
             scores.append(screen.score_text(row[f"{name}_mean"], interval))
         seconds = row["seconds_mean"]
         time = "–" if seconds is None else screen.time_text(seconds)
-        rows.append((row["aggregator"], *scores, row["trainings"], row["failed"], time))
-    head = ["aggregator", *SHOWN, "trainings", "failed", "a training"]
-    screen.print_table(head, rows, "test bags, 95 % intervals")
+        rows.append((row["aggregator"], *scores, time))
+    each = result.summary[0]["trainings"] + result.summary[0]["failed"]
+    title = f"test bags of {each} trainings a method, 95 % intervals"
+    screen.print_table(["aggregator", *SHOWN, "each in"], rows, title)
     screen.say(f"tables and picture: {out}")

@@ -55,10 +55,12 @@ def evaluate(
     rows = [(name, screen.score_text(scores[name], scores["intervals"][name])) for name in SCORES]
     rows += [(name, screen.score_text(scores[name])) for name in ("ece", "ece_macro")]
     title = f"{found.name}: {scores['bags']} bags, decided by {scores['decision']}"
-    screen.print_table(["score", "95 % interval"], rows, title)
+    screen.print_table(["score", "with 95 % interval"], rows, title)
     cells = [
-        [row[0], row[1], *("" if cell is None else f"{cell:.3f}" for cell in row[2:])]
+        [row[0], row[1], *("–" if cell is None else f"{cell:.3f}" for cell in row[2:])]
         for row in label_rows(found)
     ]
-    screen.print_table(["label", *LABEL_COLUMNS, "threshold"], cells)
+    # Words that a narrow terminal can part.
+    head = [name.replace("_", " ") for name in LABEL_COLUMNS]
+    screen.print_table(["label", *head, "threshold"], cells)
     screen.say(f"written: {out}")
