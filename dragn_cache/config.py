@@ -271,6 +271,13 @@ class TrainConfig:
         _within("--lr", self.lr, 0.0, 1e3)
         _within("--weight-decay", self.weight_decay, 0.0, 1e3)
         _within("--momentum", self.momentum, 0.0, 0.999)
+        if self.optimizer != "sgd" and self.momentum != type(self).momentum:
+            raise InputError(
+                "--momentum",
+                expected="--optimizer sgd, which alone reads it",
+                got=self.optimizer,
+                remedy="leave it out, or choose sgd",
+            )
         _within("--dropout", self.dropout, 0.0, 0.999)
 
     def _check_stages(self) -> None:

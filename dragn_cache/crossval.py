@@ -63,6 +63,7 @@ from dragn_cache.runs import (
     read_labelling,
     require_labels,
     require_new,
+    tell_vectors,
     usable_bags,
     write_csv,
 )
@@ -190,6 +191,8 @@ def _plan(
     methods = {label: without_unread(m, warn) for label, m in config.methods.items()}
     taps = {label: choose_tap(store, method) for label, method in methods.items()}
     methods = {label: replace(m, tap=taps[label].name) for label, m in methods.items()}
+    for label, method in methods.items():
+        tell_vectors(taps[label], method, warn)
     before = _read_config(out)
     used = {tap.name: tap for tap in taps.values()}
     needed = int(sizes.sum()) * sum(tap.row_bytes for tap in used.values())

@@ -138,6 +138,9 @@ def explain_run(
         features.offsets.numpy(),
         scores if scores.ndim == 2 else scores[:, None],
     )
+    alone = int((features.offsets.diff() == 1).sum())
+    if method == "leave-one-out" and alone:
+        warn(f"{alone} bags have one instance only, so none to leave out: their scores are empty")
     out.mkdir(parents=True, exist_ok=True)
     if config.h5:
         write_h5_files(out / "h5_files", store, explained)

@@ -164,8 +164,8 @@ def fit_method(
     Args:
         labels: names of the L labels, for warnings.
         progress: called after every epoch, where there are epochs.
-        warn: called with a line for what ``config`` asks for in vain, and for every label whose
-            machine could not be made as usual.
+        warn: called with a line for what ``config`` asks for in vain, for labels that the training
+            bags cannot teach, and for every label whose machine could not be made as usual.
 
     Returns:
         the model, its history and probabilities (B, L) of all bags.
@@ -176,6 +176,7 @@ def fit_method(
     """
     method_facts(config.aggregator)
     if config.aggregator not in CLASSICAL:
+        _tell_untaught(data, labels, warn)
         return train(data, config, progress=progress)
     config = without_unread(config, warn)
     method = create_classical(config.aggregator, config.options or {})
@@ -266,6 +267,15 @@ def predict_method(
     if isinstance(model, ClassicalModel):
         return model.predict(bags, task)
     return predict(model.to(device), bags.to(device=device), task)
+
+
+def _tell_untaught(data: LabelledBags, labels: Sequence[str], warn: Warn) -> None:
+    """Report labels that all training bags have, or none; classical methods say it themselves."""
+    given = data.targets[data.rows("train")]
+    for share, who in ((0, "no training bag has"), (1, "all training bags have")):
+        names = [label for label, y in zip(labels, given.T, strict=True) if (y == share).all()]
+        if names:
+            warn(f"{who} {', '.join(names)}: nothing tells such bags from others")
 
 
 def _weights(data: LabelledBags, config: TrainConfig) -> list[float]:

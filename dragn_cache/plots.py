@@ -65,6 +65,9 @@ def plot_crossval(
             _show_tests(axes, place, [value for value in tests if value is not None])
             _show_mean(axes, place, row, score)
         axes.set_title(title, fontsize=10)
+        if all(row[f"{score}_mean"] is None for row in summary):
+            axes.set_xticks([])
+            axes.text(0.5, 0.5, "undefined", ha="center", transform=axes.transAxes, fontsize=9)
         axes.grid(axis="x", color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)

@@ -125,6 +125,7 @@ def train_run(
     if config.views != "off" and len(store.description.views) == 1:
         raise no_views(config, str(store.path))
     tap = choose_tap(store, config)
+    tell_vectors(tap, config, warn)
     labelling = read_labelling(store, bags_csv)
     require_labels(labelling)
     check_rule_for(config.decision, labelling.task, len(labelling.labels))
@@ -255,6 +256,14 @@ def choose_tap(store: Store, config: TrainConfig) -> Tap:
         if (len(tap.shape) == 3) == wants_map:
             return tap
     return store.tap()
+
+
+def tell_vectors(tap: Tap, config: TrainConfig, warn: Warn) -> None:
+    """Report a method meant for maps that is given vectors."""
+    if method_facts(config.aggregator).needs == "map" and len(tap.shape) == 1:
+        warn(
+            f"{config.aggregator} is meant for maps: the vectors of {tap.name} are maps of one pixel"
+        )
 
 
 def read_labelling(

@@ -282,7 +282,7 @@ def test_labels_that_cannot_be_judged_as_usual_say_so() -> None:
     assert choices[0].note == "0 of 37 training bags have it: its probability is always 0.0256"
     assert "1 of 37 training bags have it, too few to hold some out" in choices[3].note
     assert choices[2].judge == "folds"
-    assert "C and γ are chosen on the folds: the validation lack a class" in choices[2].note
+    assert "C and γ are chosen on folds: validation lacked a class" in choices[2].note
     assert "probabilities come from training folds" in choices[2].note
     assert choices[4].note == ""
     assert average_precision_score(y[:T, 2], p[:T, 2]) > y[:T, 2].mean() + 0.1
@@ -506,6 +506,7 @@ def test_the_commands_train_predict_and_list_them(store: Store, tmp_path: Path) 
     )
     facts = json.loads(command("aggregators", "--json").stdout)
     kind = {"order_sensitive": False, "attention": False, "classifier": "svm"}
+    assert facts["vlad"].pop("options")["svm"] == "linear"
     assert facts["vlad"] == {"needs": "any", **kind}
     assert facts["dragn"]["classifier"] == "head"
     assert re.search(r"fisher +any +False +False +svm", command("aggregators").stdout)

@@ -39,7 +39,8 @@ def rates(
     ],
 )
 def test_optimisers_are_pytorchs(name: Any, cls: type, expected: dict[str, Any]) -> None:
-    config = TrainConfig(optimizer=name, lr=0.02, weight_decay=0.3, momentum=0.7)
+    momentum = {"momentum": 0.7} if name == "sgd" else {}
+    config = TrainConfig(optimizer=name, lr=0.02, weight_decay=0.3, **momentum)
     optimizer = create_optimizer(config, [torch.nn.Parameter(torch.zeros(3))])
     assert type(optimizer) is cls
     assert {key: optimizer.param_groups[0][key] for key in expected} == expected

@@ -31,6 +31,7 @@ from dragn_cache.runs import (
     predict_run,
     read_labelling,
     run_name,
+    tell_vectors,
     train_run,
 )
 from dragn_cache.store import Store
@@ -284,6 +285,13 @@ def test_methods_get_the_tap_they_need(
     store: Store, method: str, tap: str | None, chosen: str
 ) -> None:
     assert choose_tap(store, TrainConfig(aggregator=method, tap=tap)).name == chosen
+
+
+def test_vectors_for_a_method_of_maps_are_told(store: Store) -> None:
+    told: list[str] = []
+    for method, tap in (("dragn", "layer4"), ("mean", "gap"), ("dragn", "gap")):
+        tell_vectors(store.tap(tap), TrainConfig(aggregator=method), told.append)
+    assert told == ["dragn is meant for maps: the vectors of gap are maps of one pixel"]
 
 
 def test_unknown_names_are_offered_the_nearest(store: Store) -> None:

@@ -20,6 +20,7 @@ from dragn_cache.config import TrainConfig
 from dragn_cache.errors import DragnCacheError, InputError
 from dragn_cache.losses import Frn, Supervision, bce
 from dragn_cache.many import train_many
+from dragn_cache.methods import fit_method
 from dragn_cache.train import (
     LabelledBags,
     Trained,
@@ -242,6 +243,7 @@ def test_a_learning_rate_too_high_ends_in_that_error(data: LabelledBags) -> None
         ({"dropout": 1.0}, "--dropout: expected 0.0 to 0.999, got 1.0"),
         ({"optimizer": "lion"}, "--optimizer: expected adamw or adam or sgd, got 'lion'"),
         ({"momentum": 1.0}, "--momentum: expected 0.0 to 0.999, got 1.0"),
+        ({"momentum": 0.5}, "--momentum: expected --optimizer sgd, .* got adamw; leave it out"),
         ({"schedule": "poly"}, "--schedule: expected none or plateau or cosine or step, got 'poly"),
         ({"patience": -1}, "--patience: expected at least 0, got -1"),
         ({"keep": "first"}, "--keep: expected best or last, got 'first'"),
@@ -251,6 +253,18 @@ def test_a_learning_rate_too_high_ends_in_that_error(data: LabelledBags) -> None
 def test_settings_are_checked(change: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}"):
         replace(CONFIG, **change)
+
+
+def test_labels_that_training_bags_cannot_teach_are_told(data: LabelledBags) -> None:
+    training = data.rows("train")
+    targets = data.targets.copy()
+    targets[training, 0], targets[training, 2] = 0, 1
+    told: list[str] = []
+    names = ["label0", "label1", "label2"]
+    fit_method(replace(data, targets=targets), CONFIG, labels=names, warn=told.append)
+    assert told[0].startswith("no training bag has label0: ")
+    assert told[1].startswith("all training bags have label2: ")
+    assert len(told) == 2
 
 
 # --- losses, optimisers, schedules -------------------------------------------------------------

@@ -301,11 +301,11 @@ def _constant(y: NDArray[np.int8]) -> Choice:
 def _note(judge: str, calibrating: str, preferred: str, slope: float) -> str:
     notes = []
     if judge != preferred:
-        notes.append(f"C and γ are chosen on the {judge}: the {preferred} lack a class")
+        notes.append(f"C and γ are chosen on {judge}: {preferred} lacked a class")
     if calibrating != "validation":
         notes.append("its probabilities come from training folds: validation lacks a class")
     if slope == LEAST_SLOPE:
-        notes.append("its machine's scores say nothing about the bags held out")
+        notes.append("its machine does no better than chance on the bags held out")
     return "; ".join(notes)
 
 
