@@ -262,7 +262,7 @@ def tell_vectors(tap: Tap, config: TrainConfig, warn: Warn) -> None:
     """Report a method meant for maps that is given vectors."""
     if method_facts(config.aggregator).needs == "map" and len(tap.shape) == 1:
         warn(
-            f"{config.aggregator} is meant for maps: the vectors of {tap.name} are maps of one pixel"
+            f"{config.aggregator} is meant for maps: the vectors of {tap.name} are maps of a pixel"
         )
 
 

@@ -291,7 +291,7 @@ def test_vectors_for_a_method_of_maps_are_told(store: Store) -> None:
     told: list[str] = []
     for method, tap in (("dragn", "layer4"), ("mean", "gap"), ("dragn", "gap")):
         tell_vectors(store.tap(tap), TrainConfig(aggregator=method), told.append)
-    assert told == ["dragn is meant for maps: the vectors of gap are maps of one pixel"]
+    assert told == ["dragn is meant for maps: the vectors of gap are maps of a pixel"]
 
 
 def test_unknown_names_are_offered_the_nearest(store: Store) -> None:
