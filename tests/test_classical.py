@@ -509,7 +509,7 @@ def test_the_commands_train_predict_and_list_them(store: Store, tmp_path: Path) 
     assert facts["vlad"].pop("options")["svm"] == "linear"
     assert facts["vlad"] == {"needs": "any", **kind}
     assert facts["dragn"]["classifier"] == "head"
-    assert re.search(r"fisher +any +False +False +svm", command("aggregators").stdout)
+    assert re.search(r"fisher +any +no +no +svm", command("aggregators").stdout)
 
 
 def test_the_same_seed_gives_the_same_bytes(store: Store, tmp_path: Path) -> None:
