@@ -28,24 +28,34 @@ def choose(kind: str, registry: Mapping[str, type[T]], name: str, options: Mappi
     if name not in registry:
         raise UnknownNameError(kind, name, registry)
     cls = registry[name]
-    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    known = {f.name: f.default is not MISSING for f in fields(cls)}  # type: ignore[arg-type]
+    check_options(f"{kind} {name}", options, known)
+    return cls(**options)
+
+
+def check_options(owner: str, options: Mapping[str, Any], known: Mapping[str, bool]) -> None:
+    """Raise an InputError for an option that ``owner`` does not have, or one that it lacks.
+
+    Args:
+        owner: what has the options: ``"loss focal"``.
+        known: its options, and whether each has a default.
+    """
     for option in options:
         if option not in known:
             raise InputError(
-                f"{kind} {name}",
+                owner,
                 expected=f"its options ({', '.join(known) or 'it has none'})",
                 got=f"option {option!r}",
                 remedy="remove or rename it",
             )
-    for option, field in known.items():
-        if field.default is MISSING and option not in options:
+    for option, has_default in known.items():
+        if not has_default and option not in options:
             raise InputError(
-                f"{kind} {name}",
+                owner,
                 expected=f"option {option!r}, which has no default",
                 got="none",
                 remedy=f"give {option}=…",
             )
-    return cls(**options)
 
 
 def check_number(owner: str, option: str, value: object, low: float, high: float) -> None:

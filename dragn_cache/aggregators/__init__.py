@@ -31,6 +31,7 @@ from dragn_cache.aggregators.set_transformer import SetTransformer
 from dragn_cache.aggregators.si import Si
 from dragn_cache.aggregators.spoc import Spoc
 from dragn_cache.aggregators.transmil import Transmil
+from dragn_cache.choices import check_options
 from dragn_cache.errors import InputError, UnknownNameError
 
 __all__ = [
@@ -86,23 +87,11 @@ def create_aggregator(name: str, *, in_shape: tuple[int, ...], **options: Any) -
             does not allow, or a class that cannot be imported.
     """
     cls = aggregator_class(name)
-    known = options_of(cls)
-    for option in options:
-        if option not in known:
-            raise InputError(
-                f"aggregator {name}",
-                expected=f"its options ({', '.join(known) or 'it has none'})",
-                got=f"option {option!r}",
-                remedy="remove or rename it",
-            )
-    for option, parameter in known.items():
-        if parameter.default is inspect.Parameter.empty and option not in options:
-            raise InputError(
-                f"aggregator {name}",
-                expected=f"option {option!r}, which has no default",
-                got="none",
-                remedy=f"give {option}=…",
-            )
+    known = {
+        option: parameter.default is not inspect.Parameter.empty
+        for option, parameter in options_of(cls).items()
+    }
+    check_options(f"aggregator {name}", options, known)
     return cls(in_shape, **options)
 
 

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from dragn_cache.choices import check_options
 from dragn_cache.classical.average import Average
 from dragn_cache.classical.base import ClassicalMethod
 from dragn_cache.classical.fisher import FisherVectors
 from dragn_cache.classical.model import ClassicalModel, fit_model
 from dragn_cache.classical.svm import Choice
 from dragn_cache.classical.words import BagOfWords, Vlad
-from dragn_cache.errors import InputError
 
 __all__ = [
     "CLASSICAL",
@@ -41,13 +41,6 @@ def create_classical(name: str, options: Mapping[str, Any]) -> ClassicalMethod:
         InputError: an option that it does not have, or a value that it does not allow.
     """
     cls = CLASSICAL[name]
-    known = sorted(field.name for field in fields(cls))
-    for option in options:
-        if option not in known:
-            raise InputError(
-                f"aggregator {name}",
-                expected=f"its options ({', '.join(known)})",
-                got=f"option {option!r}",
-                remedy="remove or rename it",
-            )
+    known = dict.fromkeys(sorted(field.name for field in fields(cls)), True)  # all have defaults
+    check_options(f"aggregator {name}", options, known)
     return cls(**options)
