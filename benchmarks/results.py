@@ -3,8 +3,8 @@
     python benchmarks/results.py ../shared --out results bdgp hpa musk1 elephant miml_birds
 
 ``../shared`` holds ``data/`` and ``weights/``; OUT gets a store and a cross-validation for each
-set, and the tables are printed as Markdown. Interrupted, it goes on. On two cores all five sets
-take hours: name the sets that are wanted, and perhaps fewer ``--seeds``. ``--times`` trains every
+set, and the tables are printed as Markdown. Interrupted, it goes on. All five sets
+take long: name the sets that are wanted, and perhaps fewer ``--seeds``. ``--times`` trains every
 method once instead, on one thread, and prints the processor time.
 """
 
@@ -71,8 +71,6 @@ MODERN: tuple[Method, ...] = tuple(
     )
 )
 CLASSICAL: tuple[Method, ...] = tuple((name, {}) for name in ("bovw", "vlad", "fisher", "svm"))
-# Their embeddings have length 1, and a linear layer on them needs larger steps.
-UNIT_LENGTH = ("bow", "netvlad", "spoc")
 
 # Ilse et al. (2018) on the classical sets: the network in front, and Adam with its weight decay.
 ABMIL_NETWORK = {"embed": (256, 128, 64), "attn_dim": 64}
@@ -106,7 +104,7 @@ IMAGES = Protocol(
 VECTORS = Protocol(
     TrainConfig(optimizer="adam", lr=5e-4, weight_decay=5e-3, batch_size=8, epochs=40, keep="last"),
     tuple(
-        (name, {**ABMIL_NETWORK} if name in ("abmil", "gated_abmil") else options)
+        (name, ABMIL_NETWORK if name in ("abmil", "gated_abmil") else options)
         for name, options in (*MODERN, *PAPERS, *CLASSICAL)
     ),
     10,

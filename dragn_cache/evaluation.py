@@ -36,6 +36,7 @@ from dragn_cache.runs import (
     Warn,
     apply_model,
     decision_of,
+    hex_digests,
     load_checkpoint,
     read_labelling,
     refuse_other_features,
@@ -246,7 +247,7 @@ def _refuse_trained(
     # Its own store knows a bag's group even where the table of bags leaves it out.
     own_group = {bag.bag_id: bag.group for bag in store.bags}
     found = []
-    for bag, digest in zip(labelling.bags, _digests(store, labelling.ids), strict=True):
+    for bag, digest in zip(labelling.bags, hex_digests(store, labelling.ids), strict=True):
         group = bag.group if bag.group in of_group else own_group[bag.bag_id]
         if bag.bag_id in trained:
             found.append(f"{bag.bag_id!r}, of its {trained[bag.bag_id]['split']} bags")
@@ -278,7 +279,7 @@ def _require_own(
     got = f"none named {lost[0]!r}" if lost else ""
     if not lost:
         ids = list(digests)
-        now = zip(ids, _digests(store, ids), strict=True)
+        now = zip(ids, hex_digests(store, ids), strict=True)
         changed = [bag_id for bag_id, digest in now if digest != digests[bag_id]]
         got = f"other features for {changed[0]!r}" if changed else ""
     if got:
@@ -288,10 +289,6 @@ def _require_own(
             got=got,
             remedy="give the run's own store, or leave --split out to score new bags",
         )
-
-
-def _digests(store: Store, ids: list[str]) -> list[str]:
-    return [digest.tobytes().hex() for digest in store.digests(ids)]
 
 
 # --- writing -----------------------------------------------------------------------------------

@@ -191,7 +191,7 @@ def predict_run(
     if any(bag.labels is None for bag in labelling.bags):
         return None
     known = set(record.get("seen", {}).values())
-    trained = sum(d.tobytes().hex() in known for d in store.digests(labelling.ids))
+    trained = sum(digest in known for digest in hex_digests(store, labelling.ids))
     if trained:
         warn(
             f"{trained} of these {len(labelling.bags)} bags were in the run's training or "
@@ -552,7 +552,6 @@ def _write_checkpoint(
     seen: Sequence[str],
 ) -> None:
     tap = store.tap(config.tap)
-    digests = [digest.tobytes().hex() for digest in store.digests(seen)]
     record = {
         "version": CHECKPOINT_VERSION,
         "config": asdict(config),
@@ -562,13 +561,18 @@ def _write_checkpoint(
         "task": labelling.task,
         "best_epoch": trained.best_epoch,
         "decision": asdict(decision),
-        "seen": dict(zip(seen, digests, strict=True)),
+        "seen": dict(zip(seen, hex_digests(store, seen), strict=True)),
         "provenance": {k: store.description.provenance[k] for k in ("features", "numerics")},
         "state": trained.model.state_dict(),
     }
     content = io.BytesIO()
     torch.save(record, content)
     write_bytes(path, content.getvalue())
+
+
+def hex_digests(store: Store, ids: Sequence[str]) -> list[str]:
+    """The digests of bags by their ids, as a checkpoint keeps them."""
+    return [digest.tobytes().hex() for digest in store.digests(ids)]
 
 
 def load_checkpoint(run: Path) -> tuple[Model, dict[str, Any]]:
