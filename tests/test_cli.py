@@ -434,6 +434,8 @@ def test_a_signal_ends_with_its_code_and_the_run_goes_on(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Tests that a shell runs in the background ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     while not list((out / "parts").glob("0*")):
