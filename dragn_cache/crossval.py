@@ -20,24 +20,21 @@ OUT/
 from __future__ import annotations
 
 import importlib
-import json
 import time
-import tomllib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
-import tomli_w
 import torch
 from numpy.typing import NDArray
 
 from dragn_cache.bags import RaggedBags, offsets_of
 from dragn_cache.classical import CLASSICAL
 from dragn_cache.config import CrossvalConfig, TrainConfig, usable_cores
+from dragn_cache.crossval_folder import begin, read_config, read_training, write_training
 from dragn_cache.crossval_tables import (
     COMPARISON,
     Row,
@@ -50,9 +47,8 @@ from dragn_cache.crossval_tables import (
 )
 from dragn_cache.decisions import check_rule_for, decide
 from dragn_cache.devices import find_device
-from dragn_cache.errors import DragnCacheError, InputError, StoreError, StoreMismatchError
+from dragn_cache.errors import DragnCacheError, StoreError
 from dragn_cache.feeding import StoredBags, in_order, memory_for_features
-from dragn_cache.files import write_text
 from dragn_cache.methods import Model, check_method, fit_method, settings_read, without_unread
 from dragn_cache.processes import SharedArray, run_tasks
 from dragn_cache.runs import (
@@ -62,13 +58,12 @@ from dragn_cache.runs import (
     possible_in,
     read_labelling,
     require_labels,
-    require_new,
     tell_vectors,
     usable_bags,
     write_csv,
 )
 from dragn_cache.splits import check_split, make_folds
-from dragn_cache.store import Store, differences, json_digest
+from dragn_cache.store import Store, json_digest
 from dragn_cache.store.schema import KINDS
 from dragn_cache.train import LabelledBags, positive_weights
 
@@ -119,12 +114,12 @@ def crossval(
     """
     work = _plan(store, config, bags_csv, out, warn)
     tasks = work.tasks()
-    done = {task: found for task in tasks if (found := _read(out, task)) is not None}
+    done = {task: found for task in tasks if (found := read_training(out, task)) is not None}
     waiting = [task for task in tasks if task not in done]
     progress(len(done), len(tasks))
     with closing(_train_all(work, waiting, _jobs(config, work))) as finished:
         for training in finished:
-            _write(out, training)
+            write_training(out, training)
             done[training.task] = training
             progress(len(done), len(tasks))
     return _report(out, work, [done[task] for task in tasks], config.train.intervals)
@@ -193,7 +188,7 @@ def _plan(
     methods = {label: replace(m, tap=taps[label].name) for label, m in methods.items()}
     for label, method in methods.items():
         tell_vectors(taps[label], method, warn)
-    before = _read_config(out)
+    before = read_config(out)
     used = {tap.name: tap for tap in taps.values()}
     needed = int(sizes.sum()) * sum(tap.row_bytes for tap in used.values())
     budget = _budget(config.train, before)
@@ -212,7 +207,7 @@ def _plan(
             f"{budget / 1e9:.3g} GB of memory for them: they are streamed from the store, "
             "one training at a time"
         )
-    _begin(out, before, _record(work, config, store, budget))
+    begin(out, before, _record(work, config, store, budget))
     return work
 
 
@@ -347,10 +342,8 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-# --- the folder --------------------------------------------------------------------------------
+# --- settings and tables ------------------------------------------------------------------------
 
-COMPARED = ("crossval", "data", "methods")
-MAY_CHANGE = ("seeds", "intervals", "decision")  # no finished training depends on them
 # Not among a method's settings: each training has its own seed, and the rest concerns all.
 NOT_COMPARED = ("seed", "intervals", "decision", "memory")
 
@@ -395,82 +388,6 @@ def _without_none(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     return {k: _without_none(v) for k, v in value.items() if v is not None}
-
-
-def _read_config(out: Path) -> dict[str, Any]:
-    """What a folder was begun with; nothing for a new one."""
-    path = out / "config.toml"
-    if not path.is_file():
-        require_new(out)
-        return {}
-    try:
-        record = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            str(path), expected="TOML", got=str(error), remedy="give another --out"
-        ) from error
-    if "crossval" not in record:
-        raise InputError(
-            str(out),
-            expected="a new folder, or a cross-validation's",
-            got="another one with a config.toml",
-            remedy="give another --out",
-        )
-    return record
-
-
-def _begin(out: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
-    """Write config.toml, or refuse to mix; methods and seeds may be added to what there is."""
-    record = tomllib.loads(tomli_w.dumps(record))  # tuples become lists
-    if before:
-        found = differences(_compared(before, record), _compared(record, before), COMPARED)
-        if found:
-            raise StoreMismatchError(
-                str(out),
-                expected="the settings that it was begun with",
-                got=" · ".join(found),
-                remedy="give another --out, or remove this folder",
-            )
-        record["methods"] = {**before["methods"], **record["methods"]}
-    (out / "trainings").mkdir(parents=True, exist_ok=True)
-    write_text(out / "config.toml", tomli_w.dumps(record))
-
-
-def _compared(record: dict[str, Any], other: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What a record must have in common with another one."""
-    both = {k: v for k, v in record["methods"].items() if k in other["methods"]}
-    own = {k: v for k, v in record["crossval"].items() if k not in MAY_CHANGE}
-    return {"crossval": own, "data": record["data"], "methods": both}
-
-
-def _path(out: Path, task: Task) -> Path:
-    label, seed, fold = task
-    return out / "trainings" / quote(label, safe="=,+") / f"seed{seed}-fold{fold}.json"
-
-
-def _read(out: Path, task: Task) -> Training | None:
-    """A finished training; None where there is none, or one that failed."""
-    path = _path(out, task)
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")).items()
-        record: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found}
-        training = Training(**record)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise InputError(
-            str(path),
-            expected="a training of this cross-validation",
-            got=str(error),
-            remedy="remove the file; the same command trains it again",
-        ) from error
-    return None if training.error else training
-
-
-def _write(out: Path, training: Training) -> None:
-    path = _path(out, training.task)
-    path.parent.mkdir(exist_ok=True)
-    write_text(path, json.dumps(asdict(training)) + "\n")
 
 
 def _report(
