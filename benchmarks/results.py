@@ -25,7 +25,7 @@ import torch
 
 from dragn_cache.bags import RaggedBags
 from dragn_cache.config import CrossvalConfig, ExtractConfig, ImportConfig, TrainConfig
-from dragn_cache.crossval import CrossvalResult, crossval
+from dragn_cache.crossval import CrossvalResult, crossval, one_thread
 from dragn_cache.extract import extract
 from dragn_cache.interop import import_features
 from dragn_cache.manifest import read_manifest
@@ -52,23 +52,26 @@ PAPERS: tuple[Method, ...] = (
     ("bilstm", {"hidden": 256}),
     ("imploc", {}),
 )
-MODERN: tuple[Method, ...] = tuple(
-    (name, {})
-    for name in (
-        "abmil",
-        "gated_abmil",
-        "acmil",
-        "bow",
-        "clam_mb",
-        "clam_sb",
-        "deepsets",
-        "dsmil",
-        "dtfd",
-        "netvlad",
-        "rrt",
-        "set_transformer",
-        "transmil",
-    )
+MODERN: tuple[Method, ...] = (
+    ("dsmil", {}),
+    ("dsmil", {"value": "identity"}),
+    *(
+        (name, {})
+        for name in (
+            "abmil",
+            "gated_abmil",
+            "acmil",
+            "bow",
+            "clam_mb",
+            "clam_sb",
+            "deepsets",
+            "dtfd",
+            "netvlad",
+            "rrt",
+            "set_transformer",
+            "transmil",
+        )
+    ),
 )
 CLASSICAL: tuple[Method, ...] = tuple((name, {}) for name in ("bovw", "vlad", "fisher", "svm"))
 
@@ -163,7 +166,6 @@ def print_times(store: Store, protocol: Protocol) -> None:
 
     It does not grow by what else the machine does.
     """
-    torch.set_num_threads(1)
     labelling = read_labelling(store)
     groups = tuple(bag.group for bag in labelling.bags)
     targets = labelling.targets()
@@ -175,9 +177,10 @@ def print_times(store: Store, protocol: Protocol) -> None:
         values, offsets = store.load(choose_tap(store, config).name)
         bags = RaggedBags(torch.from_numpy(values), torch.from_numpy(offsets))
         data = LabelledBags(bags, targets, splits, labelling.task, groups=groups)
-        fit_method(data, replace(config, epochs=1), labels=labelling.labels)  # what is lazy
-        started = time.process_time()
-        fit_method(data, config, labels=labelling.labels)
+        with one_thread():
+            fit_method(data, replace(config, epochs=1), labels=labelling.labels)  # what is lazy
+            started = time.process_time()
+            fit_method(data, config, labels=labelling.labels)
         print(f"| {config.label} | {time.process_time() - started:.1f} |", flush=True)
 
 
@@ -185,17 +188,25 @@ def table(rows: Sequence[Mapping[str, Any]], scores: Sequence[str]) -> str:
     """Markdown: mean ± sd over folds and seeds, the interval over bags, size and time."""
     head = ["method", *(TITLES[score] for score in scores), "parameters", "s a training"]
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
-    best = {score: max(row[f"{score}_mean"] for row in rows) for score in scores}
+    means = {score: [row[f"{score}_mean"] for row in rows] for score in scores}
+    best = {
+        score: max((m for m in found if m is not None), default=None)
+        for score, found in means.items()
+    }
     for row in rows:
-        cells = [row["aggregator"]]
+        cells = [row["aggregator"] + (f", {row['failed']} failed" if row["failed"] else "")]
         for score in scores:
             mean, sd = row[f"{score}_mean"], row[f"{score}_sd"]
+            if mean is None:
+                cells.append("–")
+                continue
             text = f"{mean:.3f} ± {sd:.3f}"
             text = f"**{text}**" if mean == best[score] else text
-            if score in scores[:2]:
+            if score in scores[:2] and row[f"{score}_low"] is not None:
                 text += f" ({row[f'{score}_low']:.2f}–{row[f'{score}_high']:.2f})"
             cells.append(text)
-        cells += [f"{row['parameters']:,}", f"{row['seconds_mean']:.1f}"]
+        if row["trainings"]:
+            cells += [f"{row['parameters']:,}", f"{row['seconds_mean']:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -203,14 +214,17 @@ def table(rows: Sequence[Mapping[str, Any]], scores: Sequence[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shared", type=Path)
-    parser.add_argument("sets", nargs="*", default=list(PROTOCOLS), choices=list(PROTOCOLS))
+    parser.add_argument("sets", nargs="*", metavar="SET", help="all: " + ", ".join(PROTOCOLS))
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--times", action="store_true")
     given = parser.parse_args()
+    unknown = [name for name in given.sets if name not in PROTOCOLS]
+    if unknown:
+        parser.error(f"no set {unknown[0]!r}; there are {', '.join(PROTOCOLS)}")
     given.out.mkdir(parents=True, exist_ok=True)
-    for name in given.sets:
+    for name in given.sets or PROTOCOLS:
         protocol = PROTOCOLS[name]
         store = open_set(name, given.shared, given.out)
         if given.times:
@@ -223,6 +237,8 @@ def main() -> None:
             seeds=given.seeds or protocol.seeds,
             jobs=given.jobs,
         )
+        for training in result.failed:
+            print(f"failed: {training.task}: {training.error}")
         print(f"\n## {name}\n\n{table(result.summary, protocol.scores)}\n")
 
 

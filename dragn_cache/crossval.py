@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from dragn_cache.bags import RaggedBags, offsets_of
 from dragn_cache.classical import CLASSICAL
@@ -55,9 +56,11 @@ from dragn_cache.runs import (
     Labelling,
     Warn,
     choose_tap,
+    hex_digests,
     possible_in,
     read_labelling,
     require_labels,
+    tell_twins,
     tell_vectors,
     usable_bags,
     write_csv,
@@ -188,10 +191,11 @@ def _plan(
     methods = {label: replace(m, tap=taps[label].name) for label, m in methods.items()}
     for label, method in methods.items():
         tell_vectors(taps[label], method, warn)
+    tell_twins(store, labelling, warn)
     before = read_config(out)
     used = {tap.name: tap for tap in taps.values()}
     needed = int(sizes.sum()) * sum(tap.row_bytes for tap in used.values())
-    budget = _budget(config.train, before)
+    budget = _budget(config.train, before, needed)
     features = {
         name: StoredBags(store, tap, tuple(labelling.ids), _offsets(sizes), budget)
         for name, tap in used.items()
@@ -211,11 +215,13 @@ def _plan(
     return work
 
 
-def _budget(config: TrainConfig, before: dict[str, Any]) -> int:
-    """Bytes that features may fill; streaming goes on as it began, whatever is free now."""
-    began = before.get("crossval", {}).get("memory", "auto")
-    memory = began if config.memory == "auto" else config.memory
-    return memory_for_features(memory, find_device(config.device))
+def _budget(config: TrainConfig, before: dict[str, Any], needed: int) -> int:
+    """Bytes that features may fill; the work goes on as it began, whatever is free now."""
+    device = find_device(config.device)
+    if not before or config.memory != "auto":
+        return max(1, memory_for_features(config.memory, device))
+    began = before["crossval"].get("memory")
+    return memory_for_features(began, device) if began else needed
 
 
 def _truth(labelling: Labelling, config: CrossvalConfig) -> Truth:
@@ -300,7 +306,7 @@ def _train_one(work: _Work, task: Task) -> Training:
     notes: list[str] = []
     started = time.perf_counter()
     try:
-        with _one_thread():
+        with one_thread():
             trained = fit_method(data, config, labels=work.labelling.labels, warn=notes.append)
     except StoreError:
         raise
@@ -332,12 +338,13 @@ def _parameters(model: Model) -> int:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """PyTorch on one thread: sums then run in one order, whatever the machine's cores."""
+def one_thread() -> Iterator[None]:
+    """PyTorch and NumPy on one thread: sums run in one order, whatever the machine's cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(1):
+            yield
     finally:
         torch.set_num_threads(before)
 
@@ -364,6 +371,7 @@ def _record(work: _Work, config: CrossvalConfig, store: Store, budget: int) -> d
             "task": labelling.task,
             "labels": list(labelling.labels),
             "bags": json_digest(bags),
+            "content": json_digest(hex_digests(store, labelling.ids)),
             "instances": int(work.sizes.sum()),
             "revision": description.revision,
             **{kind: description.digest(kind) for kind in KINDS},

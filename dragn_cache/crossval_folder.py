@@ -56,8 +56,9 @@ def begin(out: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
                 remedy="give another --out, or remove this folder",
             )
         record["methods"] = {**before["methods"], **record["methods"]}
-    (out / "trainings").mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     write_text(out / "config.toml", tomli_w.dumps(record))
+    (out / "trainings").mkdir(exist_ok=True)
 
 
 def _compared(record: dict[str, Any], other: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -202,6 +202,9 @@ def _compared(
     return dict(zip(COMPARISON, values, strict=True))
 
 
+ROUNDING = 1e-12  # differences of scores that are no further apart are equal
+
+
 def corrected_t_test(
     differences: NDArray[np.float64], test_to_train: float
 ) -> tuple[float | None, float | None, float | None]:
@@ -221,7 +224,7 @@ def corrected_t_test(
         return None, None, None
     mean = float(differences.mean())
     error = float(differences.std(ddof=1)) * (1 / n + test_to_train) ** 0.5
-    if error == 0:
+    if float(np.ptp(differences)) <= ROUNDING:
         return mean, mean, None
     reach = error * float(special.stdtrit(n - 1, 0.5 + COVERAGE_PERCENT / 200))
     return mean - reach, mean + reach, float(2 * special.stdtr(n - 1, -abs(mean) / error))

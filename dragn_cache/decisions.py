@@ -140,10 +140,7 @@ def decide(probabilities: ArrayLike, task: Task, decision: Decision = DEFAULT) -
         rank = np.argsort(np.argsort(-p, axis=1, kind="stable"), axis=1)
         largest: Decided = ((rank < count) & (p > 0)).astype(np.int8)
         return largest
-    reached = p >= _limits(p, decision)
-    if decision.rule == "thresholds":
-        reached &= p > 0
-    decided: Decided = reached.astype(np.int8)
+    decided: Decided = ((p >= _limits(p, decision)) & (p > 0)).astype(np.int8)
     return decided
 
 

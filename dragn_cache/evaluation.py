@@ -14,7 +14,7 @@ OUT/
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -42,12 +42,13 @@ from dragn_cache.runs import (
     refuse_other_features,
     require_labels,
     require_new,
+    run_table,
     tell_kept,
     write_csv,
     write_predictions,
 )
 from dragn_cache.store import Store
-from dragn_cache.tables import Row, read_table
+from dragn_cache.tables import Row
 
 Split = Literal["train", "validation", "test", "all"]
 SPLIT_COLUMNS = ("bag_id", "split", "group")
@@ -158,7 +159,7 @@ def _own_predictions(
     """Labels and probabilities (B, L) of a split, from the run's predictions.csv."""
     labels = record["labels"]
     columns = [f"{kind}_{label}" for kind in "yp" for label in labels]
-    rows = _rows(run, "predictions.csv", ["bag_id", "split", *columns])
+    rows = run_table(run, "predictions.csv", ["bag_id", "split", *columns])
     rows = [row for row in rows if split in ("all", row.cells["split"])]
     bags = []
     p = np.zeros((len(rows), len(labels)))
@@ -195,7 +196,7 @@ def _labelled_bags(
 ) -> Labelling:
     """The bags of a store to score: new ones, or those of a split of the run."""
     labelling = read_labelling(store, bags_csv, labels=record["labels"], task=record["task"])
-    placed = {row.cells["bag_id"]: row.cells for row in _rows(run, "splits.csv", SPLIT_COLUMNS)}
+    placed = {row.cells["bag_id"]: row.cells for row in run_table(run, "splits.csv", SPLIT_COLUMNS)}
     trained = {bag_id: row for bag_id, row in placed.items() if row["split"] != "test"}
     if "seen" not in record:
         warn(f"{run.name} is of before digests of bags were kept: they are known by id and group")
@@ -203,7 +204,8 @@ def _labelled_bags(
     if split is None:
         _refuse_trained(run, store, labelling, trained, digests)
     else:
-        _require_own(run, store, trained, digests, split)
+        own = digests | record.get("tested", {})
+        _require_own(run, store, placed, own, split)
         wanted = SPLITS if split == "all" else (split,)
         bags = [bag for bag in labelling.bags if bag.bag_id in placed]
         bags = [replace(bag, split=placed[bag.bag_id]["split"]) for bag in bags]
@@ -217,21 +219,6 @@ def _labelled_bags(
         )
     require_labels(labelling)
     return labelling
-
-
-def _rows(run: Path, name: str, columns: Sequence[str]) -> list[Row]:
-    """The rows of one of a run's tables, which has these columns and a row at least."""
-    path = run / name
-    rows = read_table(path) if path.is_file() else []
-    missing = [column for column in columns if not rows or column not in rows[0].cells]
-    if missing:
-        raise InputError(
-            str(path),
-            expected=f"the run's table with {missing[0]}",
-            got="none" if path.is_file() else "no such file",
-            remedy="give the --out of a train-agg, with all its files",
-        )
-    return rows
 
 
 def _refuse_trained(
@@ -269,13 +256,13 @@ def _refuse_trained(
 def _require_own(
     run: Path,
     store: Store,
-    trained: dict[str, dict[str, str]],
+    placed: Mapping[str, object],
     digests: dict[str, str],
     split: Split,
 ) -> None:
-    """Raise unless a store holds the bags that a run was trained on, with the same features."""
+    """Raise unless a store holds all bags of a run, with the same features."""
     known = set(store.bag_ids)
-    lost = [bag_id for bag_id in trained if bag_id not in known]
+    lost = [bag_id for bag_id in placed if bag_id not in known]
     got = f"none named {lost[0]!r}" if lost else ""
     if not lost:
         ids = list(digests)
@@ -285,7 +272,7 @@ def _require_own(
     if got:
         raise StoreMismatchError(
             str(store.path),
-            expected=f"for --split {split} the bags that {run.name} was trained on",
+            expected=f"for --split {split} the bags of {run.name}",
             got=got,
             remedy="give the run's own store, or leave --split out to score new bags",
         )

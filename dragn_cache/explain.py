@@ -50,10 +50,10 @@ from dragn_cache.runs import (
     load_checkpoint,
     refuse_other_features,
     require_new,
+    run_table,
     write_csv,
 )
 from dragn_cache.store import Store
-from dragn_cache.tables import read_table
 from dragn_cache.train import BagClassifier
 
 Scores = NDArray[np.float64]
@@ -201,7 +201,7 @@ def choose_bags(
             remedy = f"correct {where}, or see {store.path / 'manifest' / 'bags.csv'}"
             raise UnknownNameError("bag", bag_id, known, remedy=remedy)
     if split is not None:
-        rows = read_table(run / "splits.csv")
+        rows = run_table(run, "splits.csv", ("bag_id", "split"))
         side = {row.cells["bag_id"]: row.cells["split"] for row in rows}
         wanted = {bag_id: where for bag_id, where in wanted.items() if side.get(bag_id) == split}
     if not wanted:

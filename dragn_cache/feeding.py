@@ -250,11 +250,16 @@ def free_memory(root: Path = Path("/")) -> int:
         found = re.search(r"MemAvailable:\s+(\d+)", (root / "proc/meminfo").read_text())
         if found:
             free = int(found[1]) * 1024
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    group = root / "sys/fs/cgroup"
+    for limit, used, cached in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
     ):
-        group = root / "sys/fs/cgroup"
         with suppress(OSError, ValueError):  # no such group, or "max": no limit
-            free = min(free, int((group / limit).read_text()) - int((group / used).read_text()))
+            most, taken = (int((group / name).read_text()) for name in (limit, used))
+            # Files that were read count as used, although they give way.
+            statistics = (group / limit).with_name("memory.stat")
+            text = statistics.read_text() if statistics.is_file() else ""
+            found = re.search(rf"^{cached} (\d+)$", text, re.MULTILINE)
+            free = min(free, most - taken + (int(found[1]) if found else 0))
     return max(0, free)

@@ -25,6 +25,11 @@ def write_bytes(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
+def is_unfinished(path: Path) -> bool:
+    """Whether a file is what a killed `write_bytes` left beside its own."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
 def sync_folder(folder: Path) -> None:
     """Make a folder's names durable (a rename is not until then)."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -204,6 +204,7 @@ def check_method(config: TrainConfig, in_shape: tuple[int, ...], labels: int) ->
     method_facts(config.aggregator)
     if config.aggregator in CLASSICAL:
         create_classical(config.aggregator, config.options or {})
+        _refuse_zero_weight(config)
         return
     create_schedule(config.schedule, config.schedule_options)
     with torch.random.fork_rng(devices=[]):
@@ -283,8 +284,12 @@ def _weights(data: LabelledBags, config: TrainConfig) -> list[float]:
     weights = positive_weights(data, config, torch.device("cpu"))
     if weights is None:
         return [1.0] * data.targets.shape[1]
+    _refuse_zero_weight(config)
+    return [float(weight) for weight in weights]
+
+
+def _refuse_zero_weight(config: TrainConfig) -> None:
     if config.pos_weight == 0:
         raise InputError(
             "--pos-weight", expected="a number above 0 for an SVM", got="0", remedy="change it"
         )
-    return [float(weight) for weight in weights]

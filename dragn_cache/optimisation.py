@@ -66,7 +66,8 @@ class Plateau(Schedule):
     DRAGN's code: macro F1, factor 0.1, patience 10.
 
     Args:
-        monitor: ``loss``, or ``f1_macro``, macro F1 of the decisions.
+        monitor: ``loss``, or ``f1_macro``, macro F1 of the default rule's decisions, whichever
+            rule the run has.
         factor: what the rate is multiplied by.
     """
 

@@ -65,14 +65,14 @@ def run_tasks(
                 process.start()
             started.append(process)
             theirs.close()
-            ours.send(task)
+            _send(ours, task)
             busy[ours] = task
         while busy:
             for connection in wait(list(busy)):
                 assert isinstance(connection, Connection)
                 result = _result(connection, busy.pop(connection))
                 for task in waiting:
-                    connection.send(task)
+                    _send(connection, task)
                     busy[connection] = task
                     break
                 else:  # there are no more: so its process ends
@@ -85,10 +85,22 @@ def run_tasks(
             child.join()
 
 
+def _send(connection: Connection, task: object) -> None:
+    with _talking_about(task):
+        connection.send(task)
+
+
 def _result(connection: Connection, task: object) -> Any:
-    try:
+    with _talking_about(task):
         return connection.recv()
-    except EOFError as error:
+
+
+@contextmanager
+def _talking_about(task: object) -> Iterator[None]:
+    """A worker that is no longer there is one error, whichever way it shows."""
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
         raise DragnCacheError(
             f"worker process of {task}",
             expected="a result",

@@ -34,7 +34,7 @@ from dragn_cache.decisions import Decision, check_rule_for, choose_decision, dec
 from dragn_cache.devices import find_device
 from dragn_cache.errors import InputError, StoreMismatchError, UnknownNameError
 from dragn_cache.feeding import StoredBags, memory_for_features
-from dragn_cache.files import write_bytes, write_text
+from dragn_cache.files import is_unfinished, write_bytes, write_text
 from dragn_cache.manifest import SPLITS, Bag, Task, check_bags, columns_given, read_bags
 from dragn_cache.methods import (
     ClassicalFitted,
@@ -52,6 +52,7 @@ from dragn_cache.splits import check_split, make_split
 from dragn_cache.stages import possible_labels
 from dragn_cache.store import Store, Tap, differences
 from dragn_cache.store.schema import CLEAN_VIEW
+from dragn_cache.tables import Row, read_table
 from dragn_cache.train import LabelledBags, Progress, no_views
 
 CHECKPOINT_VERSION = 1
@@ -131,6 +132,7 @@ def train_run(
     check_rule_for(config.decision, labelling.task, len(labelling.labels))
     labelling, data = _load_labelled(store, tap, labelling, config, warn)
     splits = data.splits
+    tell_twins(store, labelling, warn, splits)
     trained = fit_method(data, config, labels=labelling.labels, progress=progress, warn=warn)
     p, chosen = trained.probabilities, data.rows("validation")
     decision = choose_decision(config.decision, data.task, data.targets[chosen], p[chosen])
@@ -152,8 +154,7 @@ def train_run(
     )
     _write_course(out, trained, labelling.labels)
     write_predictions(out / "predictions.csv", labelling, splits, p, decision)
-    seen = [b for b, split in zip(labelling.ids, splits, strict=True) if split != "test"]
-    _write_checkpoint(out / "checkpoint.pt", trained, config, labelling, store, decision, seen)
+    _write_checkpoint(out / "checkpoint.pt", trained, config, labelling, store, decision, splits)
     write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
 
@@ -238,8 +239,11 @@ def _labelling_for(
 
 
 def require_new(out: Path) -> None:
-    """Raise `InputError` unless a folder is empty or does not exist yet."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    """Raise `InputError` unless a folder is empty or does not exist yet.
+
+    A file that a kill left unfinished is none.
+    """
+    if out.exists() and (not out.is_dir() or not all(map(is_unfinished, out.iterdir()))):
         got = "one with files" if out.is_dir() else "a file"
         raise InputError(str(out), expected="a new folder", got=got, remedy="give another --out")
 
@@ -549,9 +553,11 @@ def _write_checkpoint(
     labelling: Labelling,
     store: Store,
     decision: Decision,
-    seen: Sequence[str],
+    splits: Sequence[str],
 ) -> None:
     tap = store.tap(config.tap)
+    digests = dict(zip(labelling.ids, hex_digests(store, labelling.ids), strict=True))
+    tested = {b for b, split in zip(labelling.ids, splits, strict=True) if split == "test"}
     record = {
         "version": CHECKPOINT_VERSION,
         "config": asdict(config),
@@ -561,13 +567,40 @@ def _write_checkpoint(
         "task": labelling.task,
         "best_epoch": trained.best_epoch,
         "decision": asdict(decision),
-        "seen": dict(zip(seen, hex_digests(store, seen), strict=True)),
+        "seen": {b: digest for b, digest in digests.items() if b not in tested},
+        "tested": {b: digest for b, digest in digests.items() if b in tested},
         "provenance": {k: store.description.provenance[k] for k in ("features", "numerics")},
         "state": trained.model.state_dict(),
     }
     content = io.BytesIO()
     torch.save(record, content)
     write_bytes(path, content.getvalue())
+
+
+def tell_twins(
+    store: Store, labelling: Labelling, warn: Warn, splits: Sequence[str] | None = None
+) -> None:
+    """Report bags with the same features that need not stay on one side of a split.
+
+    Args:
+        splits: their sides, where they are known.
+    """
+    sides = splits or ["any"] * len(labelling.bags)
+    first: dict[str, tuple[Bag, str]] = {}
+    found = []
+    for bag, side, digest in zip(
+        labelling.bags, sides, hex_digests(store, labelling.ids), strict=True
+    ):
+        other, its_side = first.setdefault(digest, (bag, side))
+        together = side == its_side if splits else bool(bag.group) and bag.group == other.group
+        if other is not bag and not together:
+            found.append(f"{other.bag_id!r} and {bag.bag_id!r}")
+    if found:
+        where = "are on two sides of the split" if splits else "may be on two sides of a fold"
+        warn(
+            f"{len(found)} pairs of bags with the same features {where}, first {found[0]}: "
+            "give such bags one group"
+        )
 
 
 def hex_digests(store: Store, ids: Sequence[str]) -> list[str]:
@@ -600,6 +633,7 @@ def load_checkpoint(run: Path) -> tuple[Model, dict[str, Any]]:
             )
         config = TrainConfig(**record["config"])
         shape, labels = tuple(record["in_shape"]), len(record["labels"])
+        record["tap"], record["provenance"]["features"], record["provenance"]["numerics"]
         model = load_model(config, shape, labels, record["task"], record["state"])
     except CHECKPOINT_DAMAGE as error:
         got = (str(error).splitlines() or [type(error).__name__])[0]
@@ -607,6 +641,21 @@ def load_checkpoint(run: Path) -> tuple[Model, dict[str, Any]]:
             str(path), expected="a checkpoint of dragn-cache", got=got, remedy="train again"
         ) from error
     return model, record
+
+
+def run_table(run: Path, name: str, columns: Sequence[str]) -> list[Row]:
+    """The rows of one of a run's tables, which has these columns and a row at least."""
+    path = run / name
+    rows = read_table(path) if path.is_file() else []
+    missing = [column for column in columns if not rows or column not in rows[0].cells]
+    if missing:
+        raise InputError(
+            str(path),
+            expected=f"the run's table with {missing[0]}",
+            got="none" if path.is_file() else "no such file",
+            remedy="give the --out of a train-agg, with all its files",
+        )
+    return rows
 
 
 def decision_of(record: dict[str, Any]) -> Decision:

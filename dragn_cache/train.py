@@ -55,7 +55,8 @@ class BagClassifier(nn.Module):
         super().__init__()
         self.scaling = scaling
         self.aggregator = aggregator
-        self.dropout = Dropout(dropout, seed=seed)
+        # Logits whose loss trains nothing stay whole: the history then tells what they are worth.
+        self.dropout = Dropout(dropout if aggregator.bag_weight else 0.0, seed=seed)
         self.head = aggregator.head(n_labels)
 
     def forward(
@@ -147,7 +148,7 @@ def train(data: LabelledBags, config: TrainConfig, *, progress: Progress | None 
     Raises:
         InputError: ``config.views`` asks for views that the data do not have, the loss or the
             schedule cannot be used, or there is a stage mask without ``data.possible``.
-        DragnCacheError: the training loss is not finite.
+        DragnCacheError: a loss or a bag's probability is not finite.
     """
     device = find_device(config.device)
     objective = Objective(data, config, device)
@@ -162,7 +163,7 @@ def train(data: LabelledBags, config: TrainConfig, *, progress: Progress | None 
         weights = positive_weights(data, config, device)
         fit = _Fit(model, feed, bags, data, config, objective, weights)
         best_epoch, history = fit.run(generator, progress)
-    predicted = masked(predict(model, bags, data.task), data, config)
+    predicted = masked(_finite(predict(model, bags, data.task)), data, config)
     return Trained(model.cpu(), best_epoch, tuple(history), predicted)
 
 
@@ -222,6 +223,19 @@ def masked(
     return np.where(data.possible[rows], probabilities, 0.0)
 
 
+def _finite(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities (B, L) as they are; `DragnCacheError` if one is not finite."""
+    wrong = np.flatnonzero(~np.isfinite(probabilities).all(axis=1))
+    if len(wrong):
+        raise DragnCacheError(
+            "predicting",
+            expected="finite probabilities for every bag",
+            got=f"{len(wrong)} of {len(probabilities)} bags without, first number {wrong[0]}",
+            remedy="correct the aggregator: it may not stand bags of one instance, or equal ones",
+        )
+    return probabilities
+
+
 def fit_scaling(
     scaling: Standardise | None, bags: RaggedBags | StoredBags, data: LabelledBags
 ) -> None:
@@ -251,6 +265,13 @@ def build_model(
     """
     options = dict(config.options or {})
     known = dict(zip(SUPPLIED, (n_labels, task), strict=True))
+    for option in options.keys() & known.keys():
+        raise InputError(
+            f"{config.aggregator}, option {option}",
+            expected="no value: it is the data's",
+            got=repr(options[option]),
+            remedy="leave it out",
+        )
     options |= {
         k: v for k, v in known.items() if k in options_of(aggregator_class(config.aggregator))
     }

@@ -14,12 +14,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from run_stores import make_bags, make_features, with_splits, write_store
 from scipy import stats
 
-from dragn_cache import plots
+from dragn_cache import feeding, plots
 from dragn_cache.aggregators import Mean
+from dragn_cache.aggregators.base import Aggregated
 from dragn_cache.bags import RaggedBags
 from dragn_cache.config import CrossvalConfig, TrainConfig
 from dragn_cache.crossval import CrossvalResult, crossval, training_seed
@@ -82,6 +84,16 @@ def numbers(rows: Iterable[dict[str, str]], column: str) -> np.ndarray:
 def is_picture(path: Path) -> bool:
     with Image.open(path) as image:
         return len(np.unique(np.asarray(image.convert("L")))) > 5
+
+
+class Spread(Mean):
+    """The mean over the variance, which a bag of one instance does not have."""
+
+    def aggregate(self, bags: RaggedBags) -> Aggregated:
+        parts = self.vectors(bags).split(bags.offsets.diff().tolist())
+        spread = [(x - x.mean(0)).square().sum(0) / (len(x) - 1) for x in parts]
+        rows = super().aggregate(bags).embedding
+        return Aggregated(rows if self.training else rows / torch.stack(spread), None)
 
 
 class Stumbling(Mean):
@@ -228,6 +240,33 @@ def test_other_bags_and_features_are_refused(store: Store, out: Path, tmp_path: 
     )
     with pytest.raises(StoreMismatchError, match=r"data\.features is "):
         crossval(other, CONFIG, out)
+    features = make_features(store.bags)
+    features["004"] += 1
+    corrected = write_store(tmp_path / "corrected.features", store.bags, features)
+    with pytest.raises(StoreMismatchError, match=r"data\.content is "):
+        crossval(corrected, CONFIG, out)
+
+
+def test_a_folder_left_by_an_early_kill_is_taken_up(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "cv").mkdir()
+    (tmp_path / "cv" / ".config.toml.123.tmp").write_text("[crossv")
+    config = replace(CONFIG, aggregators=METHODS[:1], seeds=1)
+    assert not crossval(store, config, tmp_path / "cv").failed
+
+
+def test_bags_with_the_same_features_are_told_unless_of_one_group(tmp_path: Path) -> None:
+    bags = make_bags(29)
+    features = make_features(bags)
+    features["007"], features["013"] = features["005"], features["011"]
+    bags = [replace(b, group="same" if b.bag_id in ("011", "013") else "") for b in bags]
+    store = write_store(tmp_path / "s", bags, features)
+    said: list[str] = []
+    config = replace(CONFIG, aggregators=METHODS[:1], seeds=1)
+    crossval(store, config, tmp_path / "cv", warn=said.append)
+    assert said == [
+        "1 pairs of bags with the same features may be on two sides of a fold, first '005' and "
+        "'007': give such bags one group"
+    ]
 
 
 def test_a_folder_of_something_else_is_refused(store: Store, tmp_path: Path) -> None:
@@ -334,6 +373,8 @@ def test_comparisons_are_the_corrected_t_test_over_folds(out: Path) -> None:
 def test_a_comparison_of_equal_or_single_differences_has_no_p() -> None:
     assert corrected_t_test(np.array([0.25]), 0.5) == (None, None, None)
     assert corrected_t_test(np.array([0.25, 0.25]), 0.5) == (0.25, 0.25, None)
+    rounded = np.array([0.9 - 0.8, 0.8 - 0.7, 0.7 - 0.6])
+    assert corrected_t_test(rounded, 0.5)[2] is None
 
 
 def test_a_label_with_one_class_is_left_out_and_counted(tmp_path: Path) -> None:
@@ -383,6 +424,19 @@ def test_a_training_that_fails_is_recorded_and_tried_again(
     }
 
 
+def test_a_training_without_probabilities_has_failed(tmp_path: Path) -> None:
+    bags = make_bags(29)
+    features = make_features(bags)
+    features = {b: x[:1] if b == "008" else np.repeat(x, 2, 0) for b, x in features.items()}
+    features = {b: x + np.arange(len(x))[:, None, None, None] for b, x in features.items()}
+    store = write_store(tmp_path / "s", bags, features)
+    config = replace(CONFIG, aggregators=((f"{__name__}:Spread", {}), ("mean", {})), seeds=1)
+    result = crossval(store, config, tmp_path / "cv")
+    assert {t.aggregator for t in result.failed} == {f"{__name__}.Spread"}
+    assert [t.error for t in result.failed if "finite probabilities" in t.error]
+    assert rows_of(tmp_path / "cv" / "summary.csv")[1]["failed"] == "0"
+
+
 def test_a_method_none_of_whose_trainings_ends_well_has_empty_scores(
     store: Store, tmp_path: Path
 ) -> None:
@@ -421,6 +475,11 @@ def test_mistakes_are_found_before_the_first_training(store: Store, tmp_path: Pa
         crossval(store, replace(CONFIG, aggregators=(("meen", {}),)), out)
     with pytest.raises(InputError, match="option 'wide'"):
         crossval(store, replace(CONFIG, aggregators=(("mean", {"wide": 3}),)), out)
+    with pytest.raises(InputError, match="option labels: expected no value"):
+        crossval(store, replace(CONFIG, aggregators=(("dsmil", {"labels": 3}),)), out)
+    heavy = replace(TRAIN, pos_weight=0)
+    with pytest.raises(InputError, match="above 0 for an SVM"):
+        crossval(store, replace(CONFIG, train=heavy, aggregators=(("svm", {}),)), out)
     with pytest.raises(InputError, match="known loss"):
         crossval(store, replace(CONFIG, train=replace(TRAIN, loss="bcee")), out)
     train = replace(TRAIN, schedule="step", schedule_options={"evry": 3})
@@ -492,3 +551,13 @@ def test_features_beyond_memory_are_streamed(store: Store, tmp_path: Path) -> No
     auto = replace(config, train=replace(TRAIN, memory="auto"))
     crossval(store, auto, tmp_path / "cv")  # goes on with the same blocks
     assert path.read_bytes().split(b'"seconds"')[0] == before
+
+
+def test_features_in_memory_stay_there_whatever_is_free_later(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, aggregators=METHODS[:1], seeds=1)
+    crossval(store, config, tmp_path / "cv")
+    monkeypatch.setattr(feeding, "free_memory", lambda: 0)
+    again = crossval(store, replace(config, seeds=2), tmp_path / "cv")
+    assert again.summary[0]["trainings"] == 6

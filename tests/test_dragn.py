@@ -284,11 +284,53 @@ def test_a_units_convolution_equals_pytorchs_on_small_and_large_maps(
 
 
 @pytest.mark.parametrize("scope", ["round", "window"])
-def test_statistics_over_one_value_are_refused_as_pytorch_refuses_them(scope: str) -> None:
-    aggregator = dragn((1,), bn_scope=scope).train()
-    with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
-        aggregator(draw((1,), [3]))
-    assert aggregator.eval()(draw((1,), [3])).embedding.shape == (1, 1)
+@pytest.mark.parametrize(
+    ("in_shape", "mixing"), [((1,), "shared"), ((8,), "per_channel"), ((5, 1, 1), "full")]
+)
+def test_there_is_no_batch_norm_over_one_value(
+    in_shape: tuple[int, ...], mixing: str, scope: str
+) -> None:
+    with pytest.raises(InputError, match="bn"):
+        dragn(in_shape, mixing=mixing, bn_scope=scope, bn=True)
+    aggregator = dragn(in_shape, mixing=mixing, bn_scope=scope).train()
+    assert not list(aggregator.unit.norms)
+    assert aggregator(draw(in_shape, [3])).embedding.isfinite().all()
+
+
+@pytest.mark.parametrize("unit", ["L1Agg", "L2Agg"])
+@pytest.mark.parametrize("order", ["given", "permuted", "clustered"])
+def test_short_bags_may_be_repeated_and_long_ones_thinned(unit: str, order: str) -> None:
+    in_shape = (5, 2, 3)
+    options: dict[str, Any] = {"unit": unit, "init": "default", "order": order}
+    plain = dragn(in_shape, **options).eval()
+    bags = draw(in_shape, [1, 2, 3, 4, 5, 11])
+    sizes = [1, 2, 3, 4, 5, 11]
+    for short, cap in (("repeated", None), ("kept", 4), ("repeated", 4)):
+        changed = dragn(in_shape, **options, short=short, cap=cap).eval()
+        changed.load_state_dict(plain.state_dict())
+        got = changed(bags).embedding
+        for k, n in enumerate(sizes):
+            alone = changed(bags.select(torch.tensor([k]))).embedding[0]
+            torch.testing.assert_close(got[k], alone, rtol=1e-5, atol=1e-6)
+            if order == "given":
+                wanted = list(range(n))
+                if n < 3 and short == "repeated":
+                    wanted = [0, 0, 0] if n == 1 else [0, 1, 0]
+                if n > 4 and cap == 4:
+                    wanted = [0, 1, 2, 3] if n == 5 else [0, 2, 5, 8]
+                rows = bags.values[int(bags.offsets[k]) + torch.tensor(wanted)]
+                by_hand = plain(RaggedBags(rows, torch.tensor([0, len(rows)]))).embedding[0]
+                torch.testing.assert_close(got[k], by_hand, rtol=1e-5, atol=1e-6)
+
+
+def test_a_cap_keeps_an_order_by_clustering_independent_of_the_callers() -> None:
+    in_shape = (4, 2, 2)
+    aggregator = dragn(in_shape, order="clustered", cap=5, init="default").eval()
+    bags = draw(in_shape, [9, 2])
+    turned = RaggedBags(bags.values[torch.tensor([8, 3, 0, 7, 1, 6, 2, 5, 4, 10, 9])], bags.offsets)
+    assert not aggregator.order_sensitive
+    assert dragn(in_shape, order="clustered", short="repeated").order_sensitive
+    torch.testing.assert_close(aggregator(bags).embedding, aggregator(turned).embedding)
 
 
 @pytest.mark.parametrize(
@@ -401,6 +443,9 @@ def test_the_unit_is_called_once_per_round_on_windows_only(
         ({"kernel": True}, "option kernel: .* got True"),
         ({"bn": 1}, "option bn: expected one of None, True, False, got 1"),
         ({"bn": True, "unit": "L1Agg"}, "option bn: expected one of None, False, got True"),
+        ({"short": "padded"}, "option short: .* got 'padded'"),
+        ({"cap": 0}, "option cap: .* got 0"),
+        ({"unit": [1]}, "unit"),
         ({"bn_scope": "bag"}, "option bn_scope: .* got 'bag'"),
         ({"init": "zeros"}, "option init: .* got 'zeros'"),
         ({"share_rounds": "no"}, "option share_rounds: .* got 'no'"),

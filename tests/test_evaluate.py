@@ -294,6 +294,15 @@ def test_only_the_runs_own_store_has_its_splits(
     changed = write_store(tmp_path / "s", store.bags, features)
     with pytest.raises(StoreMismatchError, match="got other features for '004'"):
         evaluate_run(run, tmp_path / "out", store=changed, split="test")
+    features["004"] = store.bag("004", "layer4")
+    features["001"] = features["004"]  # a test bag becomes a training bag
+    changed = write_store(tmp_path / "t", store.bags, features)
+    with pytest.raises(StoreMismatchError, match="got other features for '001'"):
+        evaluate_run(run, tmp_path / "out", store=changed, split="test")
+    fewer = [bag for bag in store.bags if bag.bag_id != "001"]
+    lost = write_store(tmp_path / "l", fewer, {b.bag_id: features[b.bag_id] for b in fewer})
+    with pytest.raises(StoreMismatchError, match="got none named '001'"):
+        evaluate_run(run, tmp_path / "out", store=lost, split="test")
     table = tmp_path / "b.csv"
     table.write_text("bag_id\n000\n")
     with pytest.raises(InputError, match=r"b\.csv: expected bags of the test split of run, got no"):
@@ -337,7 +346,7 @@ def test_runs_of_before_decisions_still_work(
 ) -> None:
     old = copy_of(run, tmp_path / "old")
     record = torch.load(run / "checkpoint.pt", weights_only=True)
-    del record["decision"], record["seen"], record["config"]["decision"]
+    del record["decision"], record["seen"], record["tested"], record["config"]["decision"]
     torch.save(record, old / "checkpoint.pt")
     table = [line.split(",")[:8] for line in (run / "predictions.csv").read_text().splitlines()]
     (old / "predictions.csv").write_text("\n".join(",".join(cells) for cells in table) + "\n")

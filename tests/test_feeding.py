@@ -308,6 +308,8 @@ def test_free_memory_is_the_least_of_the_machines_and_the_groups(tmp_path: Path)
     assert free_memory(tmp_path) == 7000 * 1024
     (group / "memory.max").write_text("1005\n")
     assert free_memory(tmp_path) == 1000
+    (group / "memory.stat").write_text("active_file 7\ninactive_file 3\n")
+    assert free_memory(tmp_path) == 1003
     assert memory_for_features("300B", torch.device("cpu")) == 300
     assert 0 < memory_for_features("auto", torch.device("cpu")) < free_memory()
 

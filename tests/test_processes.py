@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+from multiprocessing.connection import wait
+from typing import Any
 
 import numpy as np
 import pytest
 
+from dragn_cache import processes
 from dragn_cache.errors import DragnCacheError
 from dragn_cache.processes import SharedArray, run_tasks
 
@@ -37,3 +41,20 @@ def test_a_process_that_ends_early_is_named() -> None:
     assert not shared.array.any()
     with pytest.raises(DragnCacheError, match=r"worker process of -5.*fewer --jobs"):
         list(run_tasks(add, shared, [-5], jobs=1, preload=["numpy"]))
+
+
+def answer_and_end(parent: int, task: int) -> int:
+    """A result, and the end of the process as soon as that has been sent."""
+    threading.Timer(0.1, os._exit, [7]).start()
+    return task
+
+
+def test_a_process_that_ends_between_tasks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(connections: Any) -> Any:
+        ready = wait(connections)
+        time.sleep(0.5)  # the process has ended when its next task is sent
+        return ready
+
+    monkeypatch.setattr(processes, "wait", late)
+    with pytest.raises(DragnCacheError, match=r"worker process of 2.*fewer --jobs"):
+        list(run_tasks(answer_and_end, 0, [1, 2], jobs=1, preload=["numpy"]))

@@ -12,8 +12,8 @@ the maximum over instances (B, L·K), label by label, and ``head`` takes the one
   bag has the maximum over instances, max_k softmax(s_k), which does not add up to 1. Cross-entropy
   here has the softmax after the maxima, softmax(max_k s_k): the same for bags of one instance, not
   for others.
-- Dropout before the head would fall on scores, not on features, and is not in the paper: the loss
-  is taken from the scores as they are, and the one after dropout counts nothing (``bag_weight``).
+- Dropout before the head would fall on scores, not on features, and is not in the paper: there is
+  none, whatever ``--dropout`` says.
 
 Maps are averaged over h and w first.
 """

@@ -16,6 +16,8 @@ of two the mean. Global average pooling comes after the recursion, so the featur
   seeded ones of each bag, or the order is the one in which HAMIL's tree has the instances, which
   does not depend on the caller's (see `orders`). Rows are put in order once, before the recursion;
   where L1Agg is one weighted sum not even that: its weights are.
+- **Short and long bags** (``short``, ``cap``): one or two instances are taken as they are, or
+  repeated to three; of very many, some may be taken, evenly spaced in the order above.
 - **The unit** sees windows as a batch of M maps, the three instances as channels. ``mixing``:
   ``shared``, one kernel for all feature channels, M = windows x C, (M, 3, h, w) -> (M, 1, h, w);
   ``per_channel``, a kernel of its own for each feature channel, and ``full``, all channels into
@@ -27,13 +29,13 @@ of two the mean. Global average pooling comes after the recursion, so the featur
   rounds. ``"window"``: as in a loop that calls the unit on one window at a time: each window is
   normalised by its own statistics, and running statistics move once per window, bag by bag, round
   by round, window by window. Variances are unbiased in running statistics, as in PyTorch. In
-  evaluation mode both are plain batch normalisation. Statistics over a single value (vectors with
-  C = 1; vectors in one window, unless ``shared``) raise PyTorch's own ValueError, "Expected more
-  than 1 value per channel": the bags are fine, the statistics are not defined.
+  evaluation mode both are plain batch normalisation. Where a channel sees one value of a window
+  (vectors, unless ``shared``; C = 1), a round of one window has no statistics: no BN there.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple, cast, get_args
 
@@ -45,7 +47,7 @@ from dragn_cache.aggregators import recursion, simd
 from dragn_cache.aggregators.adjoint import pool_linearly
 from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice, check_count
 from dragn_cache.aggregators.lanes import pack_unit
-from dragn_cache.aggregators.orders import clustered_orders, permuted_orders, reordered
+from dragn_cache.aggregators.orders import clustered_orders, permuted_orders, reordered, resized
 from dragn_cache.aggregators.rounds import Plan, Round, plan_rounds
 from dragn_cache.aggregators.shifts import DENSE_PIXELS, shift_matrices
 from dragn_cache.bags import RaggedBags
@@ -57,8 +59,10 @@ KernelSize = Literal[1, 3, 5, 7]
 BatchNormScope = Literal["round", "window"]
 Init = Literal["mean", "default"]
 Order = Literal["given", "permuted", "clustered"]
+Short = Literal["kept", "repeated"]
 
 PERMUTATIONS = 8
+KEPT = (1, None)  # fewest and most instances of a bag that the recursion is given
 
 CONVOLUTIONS: dict[str, int] = {"L1Agg": 1, "L2Agg": 2, "L3Agg": 3}
 
@@ -73,7 +77,7 @@ class Dragn(Aggregator):
         mixing: what the convolutions mix besides the three instances; see the module.
         kernel: side of the square kernel in pixels; zero padding keeps h and w.
         bn: batch normalisation after each hidden convolution; None is off for L1Agg, which has no
-            hidden convolution, and on for the others.
+            hidden convolution, and where a window is one value (see the module), else on.
         bn_scope: over what training statistics are taken; see the module. Unused without BN.
         init: "mean" starts as the recursive mean (exactly so without BN on non-negative
             features); "default" is PyTorch's, which can explode on long bags.
@@ -81,16 +85,21 @@ class Dragn(Aggregator):
         rounds: with ``share_rounds=False`` only, how many units; later rounds reuse the last.
         order: "given": as the rows come (training shuffles them unless told otherwise);
             "permuted": the embedding is the mean over seeded permutations of the bag; "clustered":
-            the leaves of the bag's single-link tree, so the object is not ``order_sensitive``.
+            the leaves of the bag's single-link tree, so the object is not ``order_sensitive``
+            (unless ``short`` is "repeated").
         permutations: with ``order="permuted"`` only, how many; None is 8.
+        short: a bag of one or two instances is "kept", so that the result is the instance or the
+            mean of both, or "repeated" to three, the first one coming again.
+        cap: of bags of more instances so many are taken, evenly spaced; None is all.
 
     Attributes:
         units: the units by round, each a module (M, 3, h, w) -> (M, 1, h, w) (see ``mixing``);
             ``unit`` is the first, and the only one when rounds share it.
 
     Raises:
-        InputError: a value that is not allowed, BN for L1Agg, ``rounds`` without
-            ``share_rounds=False`` or the other way round, or ``permutations`` in another order.
+        InputError: a value that is not allowed, BN for L1Agg or for windows of one value,
+            ``rounds`` without ``share_rounds=False`` or the other way round, or ``permutations``
+            in another order.
     """
 
     needs: ClassVar[Literal["map", "vector", "any"]] = "map"
@@ -110,31 +119,39 @@ class Dragn(Aggregator):
         rounds: int | None = None,
         order: Order = "given",
         permutations: int | None = None,
+        short: Short = "kept",
+        cap: int | None = None,
     ) -> None:
         super().__init__(in_shape)
-        if unit not in CONVOLUTIONS:
+        if not isinstance(unit, str) or unit not in CONVOLUTIONS:
             raise UnknownNameError("unit", str(unit), CONVOLUTIONS)
         check_choice("dragn", "mixing", mixing, get_args(Mixing))
         check_choice("dragn", "kernel", kernel, get_args(KernelSize))
-        check_choice("dragn", "bn", bn, (None, False) if unit == "L1Agg" else (None, True, False))
+        channels, values = self.in_shape[0], math.prod(self.in_shape[1:])
+        plain = unit == "L1Agg" or (values * channels if mixing == "shared" else values) == 1
+        check_choice("dragn", "bn", bn, (None, False) if plain else (None, True, False))
         check_choice("dragn", "bn_scope", bn_scope, get_args(BatchNormScope))
         check_choice("dragn", "init", init, get_args(Init))
         check_choice("dragn", "share_rounds", share_rounds, (True, False))
         check_choice("dragn", "order", order, get_args(Order))
+        check_choice("dragn", "short", short, get_args(Short))
+        if cap is not None:
+            check_count("dragn", "cap", cap)
+        self._sizes = (1 if short == "kept" else 3, cap)
         self._order = order
         self._permutations = _permutation_count(permutations, order)
-        self.order_sensitive = order != "clustered"
+        # A tree does not tell which of two instances is the first to be repeated.
+        self.order_sensitive = order != "clustered" or short == "repeated"
         self.bn_scope = bn_scope
         self._mixing = mixing
         self._linear = unit == "L1Agg" and share_rounds and mixing != "full"
-        channels = self.in_shape[0]
         self.units = nn.ModuleList(
             DragnUnit(
                 CONVOLUTIONS[unit],
                 channels=1 if mixing == "shared" else channels,
                 groups=channels if mixing == "per_channel" else 1,
                 kernel=kernel,
-                bn=unit != "L1Agg" if bn is None else bn,
+                bn=not plain if bn is None else bn,
                 init=init,
             )
             for _ in range(_unit_count(rounds, share_rounds=share_rounds))
@@ -148,15 +165,16 @@ class Dragn(Aggregator):
     @property
     def stackable(self) -> bool:
         # A tree is grown on the host.
-        return self._linear and self._mixing == "shared" and self._order != "clustered"
+        plain = self._sizes == KEPT and self._order != "clustered"
+        return self._linear and self._mixing == "shared" and plain
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         orders = self._orders(bags)
         if orders is None:
-            return Aggregated(self._fold_all(bags), None)
-        if self._linear and self._mixing == "shared":
+            return Aggregated(self._fold_all(resized(bags, *self._sizes)), None)
+        if self._linear and self._mixing == "shared" and self._sizes == KEPT:
             return Aggregated(self._pool_linearly(bags, orders), None)
-        pooled = self._fold_all(reordered(bags, orders))
+        pooled = self._fold_all(resized(reordered(bags, orders), *self._sizes))
         return Aggregated(pooled.view(len(orders), len(bags), -1).mean(0), None)
 
     def _orders(self, bags: RaggedBags) -> Tensor | None:

@@ -11,10 +11,10 @@ Self-supervised Contrastive Learning" (Li, Li, Eliceiri, 2021). For label l and 
   authors write a Conv1d from L to L channels whose kernel has length D, which is the same);
 - loss = ½ loss(max over the bag of c) + ½ loss(second stream).
 
-What differs. Where paper and the authors' code do, both are options: q is linear in the paper, two
-layers with ReLU and tanh in the code; v is linear in the paper, h itself in the code or, by a
-switch, linear with ReLU. The division by √128 is the code's. The model's prediction is the second
-stream's, as in the code unless told otherwise; the paper averages both streams' logits.
+What differs. q and v are linear, as in the paper and the authors' first code. Their later code has
+two layers with ReLU and tanh for q, and h itself for v or, by a switch, linear with ReLU: options.
+The division by √128 is the code's. The model's prediction is the second stream's; the paper, and
+the later code by default, average both streams.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Dsmil(Aggregator):
         in_shape: (C, h, w) or (C,); maps are averaged over h and w first.
         labels: L.
         attn_dim: width of q.
-        query: "linear" (the paper), or "mlp": Linear, ReLU, Linear, tanh (the authors' code).
-        value: "identity", v = h (the authors' code); "linear" (the paper), or "relu", with a ReLU
-            after (the code's switch; its dropout is the classifier's here).
+        query: "linear", or "mlp": Linear, ReLU, Linear, tanh (the later code).
+        value: "linear"; "identity", v = h (the later code), or "relu", linear with a ReLU after
+            (that code's switch; its dropout is the classifier's here).
     """
 
     needs: ClassVar[Literal["map", "vector", "any"]] = "any"
@@ -55,7 +55,7 @@ class Dsmil(Aggregator):
         labels: int,
         attn_dim: int = 128,
         query: Literal["linear", "mlp"] = "linear",
-        value: Literal["identity", "linear", "relu"] = "identity",
+        value: Literal["identity", "linear", "relu"] = "linear",
     ) -> None:
         super().__init__(in_shape)
         check_count("dsmil", "labels", labels)

@@ -18,8 +18,9 @@ b_g for ``afs``, and b_g for the instances that were picked and 0 for all others
 
 What differs. The class activation of an instance is its largest over the labels: the paper has
 one positive class, and ranks by its probability, which is the same order for one label. Each
-step's gradient is that of the sum of the losses; the authors step two optimisers, with tier 1's
-gradient clipped, from the same two losses. They split at random at evaluation as well; by index a
+step's gradient is that of the sum of the losses, so tier 2's loss trains tier 1 too; the authors
+step two optimisers one after the other, tier 2's loss never reaching tier 1, and clip the gradients
+of both; nothing is clipped here. They split at random at evaluation as well; by index a
 result can be repeated, and depends on the instances' order. W has a bias, attention scores have
 none, which the softmax would cancel.
 """

@@ -84,7 +84,7 @@ class Hamil(Aggregator):
         init: Init = "mean",
     ) -> None:
         super().__init__(in_shape)
-        if unit not in CONVOLUTIONS:
+        if not isinstance(unit, str) or unit not in CONVOLUTIONS:
             raise UnknownNameError("unit", str(unit), CONVOLUTIONS)
         check_choice("hamil", "kernel", kernel, get_args(KernelSize))
         check_choice("hamil", "bn", bn, (None, False) if unit == "L1Agg" else (None, True, False))

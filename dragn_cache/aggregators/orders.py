@@ -1,4 +1,4 @@
-"""Orders of a bag's instances for methods to which the order matters: permuted, or clustered.
+"""Orders of a bag's instances for methods to which the order matters, and how many there are.
 
 K orders of a batch are rows (K, N) int64 on the host: in order k the instance in row
 ``orders[k, p]`` comes in place p; every bag keeps its places. An order depends on its bag alone:
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dragn_cache.aggregators.tree import bag_vectors, leaf_order, single_link_tree
-from dragn_cache.bags import RaggedBags, offsets_of
+from dragn_cache.bags import RaggedBags, offsets_of, owners
 
 SEED = 0x6F726472
 
@@ -52,6 +52,24 @@ def reordered(bags: RaggedBags, orders: Tensor) -> RaggedBags:
     rows = orders.flatten().to(bags.values.device)
     sizes = bags.offsets.diff().repeat(len(orders))
     return RaggedBags(bags.values.index_select(0, rows), offsets_of(sizes))
+
+
+def resized(bags: RaggedBags, fewest: int, most: int | None) -> RaggedBags:
+    """Bags of at least ``fewest`` and at most ``most`` instances each.
+
+    Instances are repeated from the first on, or every so many-th is taken: instance
+    ⌊p n / most⌋ in place p. Bags that fit stay as they are.
+    """
+    sizes = bags.offsets.diff().numpy()
+    wanted = np.clip(sizes, fewest, most)
+    if (wanted == sizes).all():
+        return bags
+    offsets = offsets_of(torch.from_numpy(wanted))
+    bag = owners(offsets).numpy()
+    place, n = np.arange(len(bag)) - offsets.numpy()[bag], sizes[bag]
+    place = np.where(n > wanted[bag], place * n // wanted[bag], place % n)
+    rows = torch.from_numpy(bags.offsets.numpy()[bag] + place)
+    return RaggedBags(bags.values.index_select(0, rows.to(bags.values.device)), offsets)
 
 
 @lru_cache(maxsize=256)

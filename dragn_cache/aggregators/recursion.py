@@ -168,8 +168,6 @@ class _Run:
 
     def normalisation(self, layer: int, number: int, mean: Tensor, variance: Tensor) -> _Norm:
         count = self.statistics.count(len(self.plan.rounds[number].starts))
-        if count == 1:  # as PyTorch says it
-            raise ValueError("Expected more than 1 value per channel when training, got 1")
         inverse = (variance + self.plan.eps).rsqrt()
         self.plan.moments.append(
             Moments(

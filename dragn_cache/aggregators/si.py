@@ -11,8 +11,9 @@ bag's logits (B, L), those whose probability is that:
   The softmax of it is the mean itself, or the maxima divided by their sum, which the published
   maximum leaves as they are; the order of the classes is the same.
 
-An aggregator does not see which task it is trained for, hence ``task``. In training, dropout falls
-on these bag logits; their loss counts nothing (``bag_weight`` is 0), so it changes nothing.
+An aggregator does not see which task it is trained for, hence ``task``. The loss of the bags'
+logits counts nothing in training (``bag_weight`` is 0), so there is no dropout before them either;
+the history's losses are theirs.
 """
 
 from __future__ import annotations

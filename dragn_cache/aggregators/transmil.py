@@ -14,7 +14,8 @@ Classification" (Shao et al., 2021), algorithm 2:
 The attention of bags of at most ``landmarks`` tokens is exact, of others Nyström's (see
 nystroem.py). The published code approximates always, after zeros in front up to a multiple of the
 landmarks, which its softmaxes do not mask: on n < 256 rows most landmarks are zeros then. The
-convolution over V is the same in both, as V of those zeros is 0. No dropout is inside. PPEG makes
+convolution over V is the same in both, as V of those zeros is 0. No dropout is inside; the
+published code has 0.1 on what leaves each attention. PPEG makes
 the order of the instances matter, and so do the repeated ones. No attention is given: a
 pseudo-inverse makes weights of both signs.
 """
