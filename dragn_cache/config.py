@@ -390,17 +390,20 @@ def flag(name: str) -> str:
 
 
 def parse_memory(text: str) -> int | None:
-    """Bytes of ``8GB``, ``500MB`` or a plain number; None for ``auto``.
+    """Bytes of ``8GB``, ``500MB`` or ``1000B``; None for ``auto``. A number alone says too little.
 
     Raises:
         InputError: it is none of these.
     """
     if text == "auto":
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text.upper())
-    if found is None or float(found[1]) == 0:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(B?)", text.upper())
+    if found is None or float(found[1]) == 0 or not (found[2] or found[3]):
         raise InputError(
-            "--memory", expected="auto or bytes, as 8GB", got=repr(text), remedy="correct it"
+            "--memory",
+            expected="auto or a size with its unit, as 8GB",
+            got=repr(text),
+            remedy="correct it",
         )
     return int(float(found[1]) * 1000 ** " KMGT".index(found[2] or " "))
 

@@ -219,7 +219,7 @@ def _budget(config: TrainConfig, before: dict[str, Any], needed: int) -> int:
     """Bytes that features may fill; the work goes on as it began, whatever is free now."""
     device = find_device(config.device)
     if not before or config.memory != "auto":
-        return max(1, memory_for_features(config.memory, device))
+        return memory_for_features(config.memory, device)
     began = before["crossval"].get("memory")
     return memory_for_features(began, device) if began else needed
 

@@ -240,7 +240,7 @@ def memory_for_features(text: str, device: torch.device) -> int:
     free = free_memory()
     if device.type == "cuda":
         free = min(free, torch.cuda.mem_get_info(device)[0])
-    return int(SHARE * free)
+    return max(1, int(SHARE * free))
 
 
 def free_memory(root: Path = Path("/")) -> int:

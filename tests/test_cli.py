@@ -402,7 +402,7 @@ def test_mistakes_in_training_are_one_line(store: Path, tmp_path: Path) -> None:
     assert "a number or balanced, got 'even'" in refused(*base, "--pos-weight", "even")
     assert "--shuffle-seed: expected at least 0" in refused(*base, "--shuffle-seed", -1)
     assert "did you mean gap" in refused(*base, "--tap", "gp")
-    assert "expected auto or bytes, as 8GB" in refused(*base, "--memory", "much")
+    assert "expected auto or a size with its unit, as 8GB" in refused(*base, "--memory", "much")
     assert "no such folder" in refused("train-agg", "--store", tmp_path / "none")
     assert "no such folder" in refused("info", tmp_path / "none")
     assert "no such folder" in refused(

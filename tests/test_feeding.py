@@ -289,11 +289,13 @@ def test_views_that_do_not_fit_are_refused_with_the_remedy(
 
 
 def test_sizes_of_memory_are_read() -> None:
-    sizes = {"8GB": 8 * 10**9, "1.5g": 15 * 10**8, "500MB": 5 * 10**8, "7kB": 7000, "4096": 4096}
+    sizes = {"8GB": 8 * 10**9, "1.5g": 15 * 10**8, "500MB": 5 * 10**8, "7kB": 7000, "4096B": 4096}
     assert {text: parse_memory(text) for text in sizes} == sizes
     assert parse_memory("auto") is None
-    for text in ("", "much", "0", "0GB", "-1GB", "8GiB", "nan"):
-        with pytest.raises(InputError, match=r"^--memory: expected auto or bytes, as 8GB, got "):
+    for text in ("", "much", "0", "0GB", "-1GB", "8GiB", "nan", "8"):
+        with pytest.raises(
+            InputError, match=r"^--memory: expected auto or a size with its unit, as 8GB, got "
+        ):
             TrainConfig(memory=text)
 
 

@@ -130,7 +130,7 @@ def fit_model(
         del instances
     model = ClassicalModel(method, bags.in_shape, scaling, pca, encoding, {})
     rows = np.concatenate([training, validation])
-    _require_memory(model, len(rows))
+    _require_memory(model, len(rows), len(training))
     encoded = np.concatenate(list(model.encode(bags, torch.from_numpy(rows))))
     examples = Examples(encoded, targets[rows], tuple(groups[k] for k in training))
     machines, choices = fit_machines(examples, method, weights, seed)
@@ -180,15 +180,19 @@ def _batches(
         yield values.numpy(), batch.offsets.numpy()
 
 
-def _require_memory(model: ClassicalModel, bags: int) -> None:
-    """Raise where the encoded bags, and the kernel's copy of them, do not fit into memory."""
+KERNELS = 4  # matrices at once: products, a kernel, what it is made from, a machine's rows
+
+
+def _require_memory(model: ClassicalModel, bags: int, training: int) -> None:
+    """Raise where the encoded bags, twice, and their kernels do not fit into memory."""
     width = model.in_shape[0] if not model.pca else len(model.pca["axes"])
     width = model.method.encode(model.encoding, np.zeros((1, width)), np.array([0, 1])).shape[1]
-    needed, free = 2 * 8 * bags * width, memory_for_features("auto", CPU)
+    needed = 8 * bags * (2 * width + KERNELS * training)
+    free = memory_for_features("auto", CPU)
     if needed > free:
         raise InputError(
             f"aggregator {model.method.name}",
-            expected=f"vectors of {bags} bags in {free / 1e9:.3g} GB of memory",
+            expected=f"vectors and kernels of {bags} bags in {free / 1e9:.3g} GB of memory",
             got=f"{needed / 1e9:.3g} GB for {width} numbers a bag",
-            remedy="give --option pca=64, say, or fewer words",
+            remedy="give --option pca=64, say, fewer words, or fewer bags",
         )
