@@ -28,9 +28,9 @@ from dragn_cache.config import CrossvalConfig, ExtractConfig, ImportConfig, Trai
 from dragn_cache.crossval import CrossvalResult, crossval, one_thread
 from dragn_cache.extract import extract
 from dragn_cache.interop import import_features
+from dragn_cache.labelling import choose_tap, read_labelling
 from dragn_cache.manifest import read_manifest
 from dragn_cache.methods import fit_method
-from dragn_cache.runs import choose_tap, read_labelling
 from dragn_cache.splits import make_folds
 from dragn_cache.store import Store, open_store
 from dragn_cache.train import LabelledBags

@@ -50,9 +50,7 @@ from dragn_cache.decisions import check_rule_for, decide
 from dragn_cache.devices import find_device
 from dragn_cache.errors import DragnCacheError, StoreError
 from dragn_cache.feeding import StoredBags, in_order, memory_for_features
-from dragn_cache.methods import Model, check_method, fit_method, settings_read, without_unread
-from dragn_cache.processes import SharedArray, run_tasks
-from dragn_cache.runs import (
+from dragn_cache.labelling import (
     Labelling,
     Warn,
     choose_tap,
@@ -63,8 +61,10 @@ from dragn_cache.runs import (
     tell_twins,
     tell_vectors,
     usable_bags,
-    write_csv,
 )
+from dragn_cache.methods import Model, check_method, fit_method, settings_read, without_unread
+from dragn_cache.processes import SharedArray, run_tasks
+from dragn_cache.runs import write_csv
 from dragn_cache.splits import check_split, make_folds
 from dragn_cache.store import Store, json_digest
 from dragn_cache.store.schema import KINDS

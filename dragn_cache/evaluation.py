@@ -28,19 +28,15 @@ from dragn_cache.decisions import HALF, Decision, check_rule_for, choose_decisio
 from dragn_cache.devices import find_device
 from dragn_cache.errors import InputError, StoreMismatchError
 from dragn_cache.files import write_text
+from dragn_cache.labelling import Labelling, Warn, hex_digests, read_labelling, require_labels
 from dragn_cache.manifest import SPLITS, Bag
 from dragn_cache.metrics import evaluate
 from dragn_cache.plots import plot_reliability
 from dragn_cache.runs import (
-    Labelling,
-    Warn,
     apply_model,
     decision_of,
-    hex_digests,
     load_checkpoint,
-    read_labelling,
     refuse_other_features,
-    require_labels,
     require_new,
     run_table,
     tell_kept,
@@ -204,7 +200,8 @@ def _labelled_bags(
     if split is None:
         _refuse_trained(run, store, labelling, trained, digests)
     else:
-        own = digests | record.get("tested", {})
+        written = {bag_id: row["digest"] for bag_id, row in placed.items() if "digest" in row}
+        own = digests | written
         _require_own(run, store, placed, own, split)
         wanted = SPLITS if split == "all" else (split,)
         bags = [bag for bag in labelling.bags if bag.bag_id in placed]

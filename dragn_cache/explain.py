@@ -41,12 +41,10 @@ from dragn_cache.devices import find_device
 from dragn_cache.errors import InputError, UnknownNameError
 from dragn_cache.feeding import EVALUATION_ROWS, StoredBags, in_order, memory_for_features
 from dragn_cache.interop.target import corner_coords, refuse_bad_names
+from dragn_cache.labelling import Labelling, Warn, load_bags
 from dragn_cache.manifest import Bag, Task, read_bags
 from dragn_cache.methods import Model, predict_method
 from dragn_cache.runs import (
-    Labelling,
-    Warn,
-    load_bags,
     load_checkpoint,
     refuse_other_features,
     require_new,

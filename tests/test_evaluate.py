@@ -346,7 +346,7 @@ def test_runs_of_before_decisions_still_work(
 ) -> None:
     old = copy_of(run, tmp_path / "old")
     record = torch.load(run / "checkpoint.pt", weights_only=True)
-    del record["decision"], record["seen"], record["tested"], record["config"]["decision"]
+    del record["decision"], record["seen"], record["config"]["decision"]
     torch.save(record, old / "checkpoint.pt")
     table = [line.split(",")[:8] for line in (run / "predictions.csv").read_text().splitlines()]
     (old / "predictions.csv").write_text("\n".join(",".join(cells) for cells in table) + "\n")

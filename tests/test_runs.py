@@ -24,16 +24,9 @@ from dragn_cache.errors import (
     StoreMismatchError,
     UnknownNameError,
 )
+from dragn_cache.labelling import choose_tap, read_labelling, tell_vectors
 from dragn_cache.manifest import Bag, write_bags
-from dragn_cache.runs import (
-    choose_tap,
-    load_checkpoint,
-    predict_run,
-    read_labelling,
-    run_name,
-    tell_vectors,
-    train_run,
-)
+from dragn_cache.runs import load_checkpoint, predict_run, run_name, train_run
 from dragn_cache.store import Store
 
 CONFIG = TrainConfig(
