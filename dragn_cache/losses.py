@@ -286,15 +286,16 @@ class WeightedBce(Loss):
     """
 
     balanced: ClassVar[bool] = True
+    where: ClassVar[str] = "loss weighted_bce"
     temper: float | None = None
     temper_from: int = 40
     temper_to: int = 85
 
     def __post_init__(self) -> None:
         if self.temper is not None:
-            check_number("loss", "temper", self.temper, 1, 1e6)
-        check_whole("loss", "temper_from", self.temper_from, 0)
-        check_whole("loss", "temper_to", self.temper_to, self.temper_from)
+            check_number(self.where, "temper", self.temper, 1, 1e6)
+        check_whole(self.where, "temper_from", self.temper_from, 0)
+        check_whole(self.where, "temper_to", self.temper_to, self.temper_from)
 
     def at(self, epoch: int, pos_weight: Tensor | None = None) -> Criterion:
         return partial(bce, pos_weight=self.tempered(epoch, pos_weight))
@@ -322,13 +323,14 @@ class Frn(WeightedBce):
         anneal: epochs until γ is ``gamma``; 0: at once.
     """
 
+    where: ClassVar[str] = "loss frn"
     gamma: float = 2.0
     anneal: int = 10
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("loss frn", "gamma", self.gamma, 1, 100)
-        check_whole("loss frn", "anneal", self.anneal, 0)
+        check_number(self.where, "gamma", self.gamma, 1, 100)
+        check_whole(self.where, "anneal", self.anneal, 0)
 
     def at(self, epoch: int, pos_weight: Tensor | None = None) -> Criterion:
         weight = self.tempered(epoch, pos_weight)

@@ -261,9 +261,7 @@ def test_a_run_that_streams_is_reproducible_and_predicts_what_it_did(
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
     assert load_checkpoint(tmp_path / "a")[1]["config"]["memory"] == memory
     predict_run(tmp_path / "a", store, tmp_path / "resident")
-    monkeypatch.setattr(
-        "dragn_cache.labelling.memory_for_features", lambda *_: needed(store, tap) // 5
-    )
+    monkeypatch.setattr("dragn_cache.runs.memory_for_features", lambda *_: needed(store, tap) // 5)
     told: list[str] = []
     predict_run(tmp_path / "a", store, tmp_path / "streamed", warn=told.append)
     assert "they are streamed" in told[0]

@@ -284,11 +284,11 @@ def test_a_loss_of_the_other_task_is_refused(name: str) -> None:
         ("focal", {"alpha": 2}, "loss focal, option alpha: expected a number from 0 to 1, got 2"),
         ("frn", {"gamma": 0.5}, "loss frn, option gamma: expected a number from 1 to 100, got 0.5"),
         ("frn", {"anneal": 1.5}, "loss frn, option anneal: expected a whole number of at least 0"),
-        ("frn", {"temper": 0}, "loss, option temper: expected a number from 1 to 1e"),
+        ("frn", {"temper": 0}, "loss frn, option temper: expected a number from 1 to 1e"),
         (
             "weighted_bce",
             {"temper_to": 3},
-            "loss, option temper_to: expected a whole number of at l.* 40",
+            "loss weighted_bce, option temper_to: expected a whole number of at l.* 40",
         ),
         ("fec", {"gamma": 0}, "loss fec, option gamma: expected a number from 0.001 to 100, got 0"),
         (
