@@ -29,7 +29,7 @@ def test_by_default_the_best_label_is_taken_when_none_reaches_a_half() -> None:
     decided = decide(P, "multilabel")
     assert decided.dtype == np.int8
     assert decided.tolist() == [[1, 0, 0], [1, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
-    assert decide([[0.2, 0.2, 0.1], [0.0, 0.0, 0.0]], "multilabel").tolist() == [[1, 1, 0], [1] * 3]
+    assert decide([[0.2, 0.2, 0.1], [0.0, 0.0, 0.0]], "multilabel").tolist() == [[1, 1, 0], [0] * 3]
 
 
 def test_one_label_is_decided_by_a_half() -> None:
