@@ -34,8 +34,8 @@ class Decision:
     Attributes:
         rule: ``default`` (multi-label with L >= 2: p >= min(0.5, max p of the bag), so that every
             bag has at least one label, though none whose p is 0; one label: p >= 0.5; multi-class:
-            the largest p, the first if tied), ``half`` (p >= 0.5), ``thresholds`` (p >= the label's threshold), or
-            ``top-K`` (the K largest p, earlier labels first if tied).
+            the largest p, the first if tied), ``half`` (p >= 0.5), ``thresholds`` (p >= the
+            label's threshold), or ``top-K`` (the K largest p, earlier labels first if tied).
         thresholds: one for each label where the rule is ``thresholds``, else None.
         kept: numbers of the labels whose threshold stayed 0.5, as no validation bag has them.
     """
