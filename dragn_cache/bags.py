@@ -25,6 +25,8 @@ from torch import Tensor
 
 from dragn_cache.errors import InputError
 
+CONVERTED_VALUES = 1 << 19  # of maps, at a time: 4 MB in double precision
+
 
 @dataclass(frozen=True, eq=False)
 class RaggedBags:
@@ -208,6 +210,18 @@ def joined(batches: Sequence[RaggedBags]) -> RaggedBags:
         return batches[0]
     sizes = torch.cat([bags.offsets.diff() for bags in batches])
     return RaggedBags(torch.cat([bags.values for bags in batches]), offsets_of(sizes))
+
+
+def averaged(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Maps (N, C, h, w) of any floating dtype to (N, C) in ``dtype``: the means over h and w.
+
+    On a CPU, where they are of another dtype, some rows are converted at a time, which then lie in
+    the cache: a copy of all would take longer to allocate than to read.
+    """
+    if values.dtype == dtype or values.device.type != "cpu":
+        return values.mean((2, 3), dtype=dtype)
+    rows = max(1, CONVERTED_VALUES // max(1, values.shape[1:].numel()))
+    return torch.cat([piece.mean((2, 3), dtype=dtype) for piece in torch.split(values, rows)])
 
 
 def _shuffled(offsets: Tensor, generator: torch.Generator) -> Tensor:

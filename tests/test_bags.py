@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
-from dragn_cache.bags import RaggedBags, offsets_of
+from dragn_cache.bags import CONVERTED_VALUES, RaggedBags, averaged, offsets_of
 from dragn_cache.errors import InputError
 
 SIZES = [3, 0, 1, 7, 2]
@@ -175,6 +176,19 @@ def test_values_that_cannot_be_bags(values: torch.Tensor, match: str) -> None:
 def test_offsets_that_do_not_fit(offsets: list[int], match: str) -> None:
     with pytest.raises(InputError, match=match):
         RaggedBags(torch.zeros(4, 2), torch.tensor(offsets))
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32])
+def test_maps_are_averaged_in_pieces_row_by_row(stored: torch.dtype) -> None:
+    values = torch.randn(37, 300, 7, 7, generator=torch.Generator().manual_seed(0)).to(stored)
+    assert values.numel() > CONVERTED_VALUES
+    for wanted in (torch.float32, torch.float64):
+        found = averaged(values, wanted)
+        assert found.dtype == wanted
+        exact = values.numpy().astype(np.float64).mean((2, 3))
+        np.testing.assert_allclose(found.numpy(), exact, rtol=1e-6, atol=1e-7)
+        assert torch.equal(found[36], averaged(values[36:], wanted)[0])
+    assert averaged(values[:0], torch.float64).shape == (0, 300)
 
 
 @pytest.mark.parametrize("index", [-1, 5])

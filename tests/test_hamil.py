@@ -17,6 +17,7 @@ from dragn_cache.aggregators.tree import (
     Level,
     leaf_order,
     merge_levels,
+    node_depths,
     plan_merges,
     single_link_tree,
 )
@@ -216,6 +217,11 @@ def test_every_instance_is_merged_once_and_each_level_is_one_call() -> None:
     assert sum(calls) == sum(SIZES) - len(SIZES)
     assert len(calls) == len(plan.levels)
     assert isinstance(plan.levels[0], Level)
+
+
+def test_depths_by_hand() -> None:
+    assert node_depths(np.array([[0, 1], [2, 4], [3, 5]])).tolist() == [3, 3, 2, 1, 2, 1, 0]
+    assert node_depths(np.empty((0, 2), np.int64)).tolist() == [0]
 
 
 def test_leaves_by_hand() -> None:

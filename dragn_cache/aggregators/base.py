@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dragn_cache.bags import RaggedBags
+from dragn_cache.bags import RaggedBags, averaged
 from dragn_cache.errors import InputError
 from dragn_cache.losses import Supervision
 
@@ -118,7 +118,7 @@ class Aggregator(nn.Module, ABC):
         """(N, C) in ``dtype``: the instances' vectors; maps are averaged over h and w (GAP)."""
         values = bags.values
         if values.dim() == 4:
-            return values.mean((2, 3), dtype=self.dtype)
+            return averaged(values, self.dtype)
         return values.to(self.dtype)
 
     def maps(self, bags: RaggedBags) -> Tensor:

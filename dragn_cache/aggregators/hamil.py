@@ -27,16 +27,23 @@ the unit once. Where the paper leaves a choice, or this differs from it:
   one level of the batch's trees, both orders; running statistics move once per forward pass, to the
   pooled moments of all levels. Statistics over a single value raise PyTorch's ValueError, "Expected
   more than 1 value per channel".
+- **A symmetric L1Agg is linear**: a merge is one convolution of (x + y) / 2. So the embedding is a
+  weighted sum over the features, like DRAGN's (see `adjoint`): an instance d merges below the root
+  has κ_d, the average over pixels led back d times through the halved, transposed convolution, and
+  a merge e below the root adds b sum(κ_e). No merge is ever made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, cast, get_args
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from dragn_cache.aggregators.adjoint import weighted_pool
 from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice
 from dragn_cache.aggregators.dragn import (
     CONVOLUTIONS,
@@ -47,7 +54,14 @@ from dragn_cache.aggregators.dragn import (
     UnitConv,
     UnitName,
 )
-from dragn_cache.aggregators.tree import bag_vectors, merge_levels, plan_merges, single_link_tree
+from dragn_cache.aggregators.tree import (
+    Merges,
+    bag_vectors,
+    merge_levels,
+    node_depths,
+    plan_merges,
+    single_link_tree,
+)
 from dragn_cache.bags import RaggedBags
 from dragn_cache.errors import UnknownNameError
 
@@ -105,20 +119,40 @@ class Hamil(Aggregator):
             _tell_hidden_maps_apart(self.unit.convolutions[0])
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
-        plan = plan_merges([single_link_tree(vectors) for vectors in bag_vectors(bags)])
+        trees = [single_link_tree(vectors) for vectors in bag_vectors(bags)]
+        if self.symmetric and len(self.unit.convolutions) == 1:
+            return Aggregated(self._pool_linearly(bags, trees), None)
+        plan = plan_merges(trees)
         norms = NormPass("round")
         roots = merge_levels(plan, self.maps(bags), lambda x, y: self._merge(x, y, norms))
         norms.finish()
         return Aggregated(roots.mean((2, 3)), None)
 
+    def _pool_linearly(self, bags: RaggedBags, trees: Sequence[Merges]) -> Tensor:
+        """(B, C) of a linear unit, as one weighted sum over the features (see the module)."""
+        conv = self.unit.convolutions[0]
+        height, width = self.in_shape[1:] or (1, 1)
+        depths = [node_depths(merges) for merges in trees]
+        back = conv.weight.sum(1, keepdim=True).flip(2, 3) / 2
+        kappas = [back.new_full((1, 1, height, width), 1 / (height * width))]
+        for _ in range(max(int(depth.max()) for depth in depths)):
+            kappas.append(F.conv2d(kappas[-1], back, padding=conv.padding))
+        table = torch.cat(kappas).flatten(1)
+        leaves = [depth[: len(merges) + 1] for depth, merges in zip(depths, trees, strict=True)]
+        rows = torch.from_numpy(np.concatenate(leaves)).to(table.device)
+        values = bags.values.reshape(len(bags.values), self.in_shape[0], -1)
+        pooled = weighted_pool(values, table.index_select(0, rows), bags.offsets)
+        merged = np.concatenate([d[len(own) :] for d, own in zip(depths, leaves, strict=True)])
+        bag = np.repeat(np.arange(len(trees)), [len(merges) for merges in trees])
+        places = (torch.from_numpy(x).to(table.device) for x in (bag, merged))
+        factors = table.new_zeros(len(trees))
+        factors = factors.index_add(0, next(places), table.sum(1).index_select(0, next(places)))
+        return torch.addcmul(pooled, cast(Tensor, conv.bias), factors[:, None])
+
     def _merge(self, x: Tensor, y: Tensor, norms: NormPass) -> Tensor:
         """(m, C, h, w) twice -> (m, C, h, w)."""
-        both = self.symmetric
-        if both and len(self.unit.convolutions) == 1:  # linear: the mean of both is u of the mean
-            x = y = (x + y) / 2
-            both = False
         pairs = torch.stack((x, y), dim=2)
-        if both:
+        if self.symmetric:
             pairs = torch.cat((pairs, pairs.flip(2)))
         merged: Tensor = self.unit(pairs.flatten(0, 1), norms)
         orders = merged.view(-1, *x.shape)

@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dragn_cache.bags import RaggedBags
+from dragn_cache.bags import RaggedBags, averaged
 from dragn_cache.errors import InputError
 
 Merges = NDArray[np.int64]
@@ -60,7 +60,7 @@ def bag_vectors(bags: RaggedBags) -> list[NDArray[np.float64]]:
     """
     values = bags.values.detach()
     if values.dim() == 4:
-        values = values.mean((2, 3), dtype=torch.float64)
+        values = averaged(values, torch.float64)
     vectors = values.double().cpu().numpy()
     if not np.isfinite(vectors).all():
         row = int(np.flatnonzero(~np.isfinite(vectors).all(1))[0])
@@ -83,6 +83,15 @@ def single_link_tree(vectors: NDArray[np.float64]) -> Merges:
         return np.array([[0, 1]], np.int64)[: len(vectors) - 1]
     merges: Merges = np.sort(linkage(pdist(vectors), "single")[:, :2].astype(np.int64), axis=1)
     return merges
+
+
+def node_depths(merges: Merges) -> NDArray[np.int64]:
+    """(2 n - 1,): how many merges lie between each node of a tree and its root."""
+    n = len(merges) + 1
+    depths = np.zeros(2 * n - 1, np.int64)
+    for made in range(len(merges) - 1, -1, -1):
+        depths[merges[made]] = depths[n + made] + 1
+    return depths
 
 
 def leaf_order(vectors: NDArray[np.float64], merges: Merges) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dragn_cache.bags import RaggedBags
+from dragn_cache.bags import RaggedBags, averaged
 from dragn_cache.classical.base import Arrays, ClassicalMethod, Floats, Ints, principal_axes
 from dragn_cache.classical.base import projected as project
 from dragn_cache.classical.svm import Choice, Examples, fit_machines, machine_probabilities
@@ -176,7 +176,7 @@ def _batches(
         )
     for batch in in_order(bags.to(device=CPU), numbers):
         values = (batch if scaling is None else scaling(batch)).values
-        values = values.mean((2, 3), dtype=torch.float64) if values.dim() == 4 else values.double()
+        values = averaged(values, torch.float64) if values.dim() == 4 else values.double()
         yield values.numpy(), batch.offsets.numpy()
 
 
