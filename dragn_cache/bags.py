@@ -204,6 +204,23 @@ def owners(offsets: Tensor) -> Tensor:
     return torch.from_numpy(np.repeat(np.arange(len(offsets) - 1), np.diff(offsets.numpy())))
 
 
+def resampled(offsets: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Which rows make bags of other sizes: repeated from the first on, or every so many-th.
+
+    Args:
+        offsets: (B + 1,) of bags that are not empty, on the host.
+        sizes: (B,) how many instances each should have. Of n, m < n are ⌊p n / m⌋, p = 0 … m - 1.
+
+    Returns:
+        rows (sum of sizes,) and their offsets (B + 1,).
+    """
+    found = offsets_of(sizes)
+    bag, starts = owners(found).numpy(), offsets.numpy()
+    place, n, m = np.arange(len(bag)) - found.numpy()[bag], np.diff(starts)[bag], sizes.numpy()[bag]
+    place = np.where(n > m, place * n // m, place % n)
+    return torch.from_numpy(starts[bag] + place), found
+
+
 def joined(batches: Sequence[RaggedBags]) -> RaggedBags:
     """The bags of several batches, one after the other; one batch is itself, not a copy."""
     if len(batches) == 1:

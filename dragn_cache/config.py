@@ -397,15 +397,15 @@ def parse_memory(text: str) -> int | None:
     """
     if text == "auto":
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(B?)", text.upper())
-    if found is None or float(found[1]) == 0 or not (found[2] or found[3]):
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]B?|B)", text.upper())
+    if found is None or float(found[1]) == 0:
         raise InputError(
             "--memory",
             expected="auto or a size with its unit, as 8GB",
             got=repr(text),
             remedy="correct it",
         )
-    return int(float(found[1]) * 1000 ** " KMGT".index(found[2] or " "))
+    return int(float(found[1]) * 1000 ** "BKMGT".index(found[2][0]))
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -191,7 +191,8 @@ def _plan(
     methods = {label: replace(m, tap=taps[label].name) for label, m in methods.items()}
     for label, method in methods.items():
         tell_vectors(taps[label], method, warn)
-    tell_twins(store, labelling, warn)
+    digests = hex_digests(store, labelling.ids)
+    tell_twins(labelling, digests, warn)
     before = read_config(out)
     used = {tap.name: tap for tap in taps.values()}
     needed = int(sizes.sum()) * sum(tap.row_bytes for tap in used.values())
@@ -211,7 +212,7 @@ def _plan(
             f"{budget / 1e9:.3g} GB of memory for them: they are streamed from the store, "
             "one training at a time"
         )
-    begin(out, before, _record(work, config, store, budget))
+    begin(out, before, _record(work, config, store, digests, budget))
     return work
 
 
@@ -355,8 +356,10 @@ def one_thread() -> Iterator[None]:
 NOT_COMPARED = ("seed", "intervals", "decision", "memory")
 
 
-def _record(work: _Work, config: CrossvalConfig, store: Store, budget: int) -> dict[str, Any]:
-    """config.toml: what the results depend on."""
+def _record(
+    work: _Work, config: CrossvalConfig, store: Store, digests: Sequence[str], budget: int
+) -> dict[str, Any]:
+    """config.toml: what the results depend on; ``digests`` are those of the bags' features."""
     description, labelling = store.description, work.labelling
     bags = [(bag.bag_id, sorted(bag.labels or ()), bag.group) for bag in labelling.bags]
     record: dict[str, Any] = {
@@ -371,7 +374,7 @@ def _record(work: _Work, config: CrossvalConfig, store: Store, budget: int) -> d
             "task": labelling.task,
             "labels": list(labelling.labels),
             "bags": json_digest(bags),
-            "content": json_digest(hex_digests(store, labelling.ids)),
+            "content": json_digest(digests),
             "instances": int(work.sizes.sum()),
             "revision": description.revision,
             **{kind: description.digest(kind) for kind in KINDS},

@@ -16,9 +16,7 @@ from dragn_cache.devices import find_device
 from dragn_cache.errors import InputError, UnknownNameError
 from dragn_cache.feeding import StoredBags, memory_for_features
 from dragn_cache.manifest import Bag, Task, check_bags, columns_given, read_bags
-from dragn_cache.methods import (
-    method_facts,
-)
+from dragn_cache.methods import method_facts
 from dragn_cache.splits import check_split, make_split
 from dragn_cache.stages import possible_labels
 from dragn_cache.store import Store, Tap
@@ -255,19 +253,18 @@ def choose_splits(labelling: Labelling, seed: int) -> list[str]:
 
 
 def tell_twins(
-    store: Store, labelling: Labelling, warn: Warn, splits: Sequence[str] | None = None
+    labelling: Labelling, digests: Sequence[str], warn: Warn, splits: Sequence[str] | None = None
 ) -> None:
     """Report bags with the same features that need not stay on one side of a split.
 
     Args:
+        digests: of the bags' features.
         splits: their sides, where they are known.
     """
     sides = splits or ["any"] * len(labelling.bags)
     first: dict[str, tuple[Bag, str]] = {}
     found = []
-    for bag, side, digest in zip(
-        labelling.bags, sides, hex_digests(store, labelling.ids), strict=True
-    ):
+    for bag, side, digest in zip(labelling.bags, sides, digests, strict=True):
         other, its_side = first.setdefault(digest, (bag, side))
         together = side == its_side if splits else bool(bag.group) and bag.group == other.group
         if other is not bag and not together:

@@ -64,6 +64,7 @@ from dragn_cache.tables import Row, read_table
 from dragn_cache.train import Progress, no_views
 
 CHECKPOINT_VERSION = 1
+CHECKPOINT_DIGESTS = ("features", "numerics")  # of a store's provenance
 # What zipfile and torch.load raise on bytes that torch.save did not write.
 CHECKPOINT_DAMAGE = (
     zipfile.BadZipFile,
@@ -117,7 +118,8 @@ def train_run(
     check_rule_for(config.decision, labelling.task, len(labelling.labels))
     labelling, data = load_labelled(store, tap, labelling, config, warn)
     splits = data.splits
-    tell_twins(store, labelling, warn, splits)
+    digests = hex_digests(store, labelling.ids)
+    tell_twins(labelling, digests, warn, splits)
     trained = fit_method(data, config, labels=labelling.labels, progress=progress, warn=warn)
     p, chosen = trained.probabilities, data.rows("validation")
     decision = choose_decision(config.decision, data.task, data.targets[chosen], p[chosen])
@@ -135,11 +137,12 @@ def train_run(
     write_csv(
         out / "splits.csv",
         ["bag_id", "split", "group", "digest"],
-        zip(labelling.ids, splits, groups, hex_digests(store, labelling.ids), strict=True),
+        zip(labelling.ids, splits, groups, digests, strict=True),
     )
     _write_course(out, trained, labelling.labels)
     write_predictions(out / "predictions.csv", labelling, splits, p, decision)
-    seen = [b for b, split in zip(labelling.ids, splits, strict=True) if split != "test"]
+    of_bags = zip(labelling.ids, digests, splits, strict=True)
+    seen = {bag_id: digest for bag_id, digest, split in of_bags if split != "test"}
     _write_checkpoint(out / "checkpoint.pt", trained, config, labelling, store, decision, seen)
     write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
@@ -332,7 +335,7 @@ def _write_checkpoint(
     labelling: Labelling,
     store: Store,
     decision: Decision,
-    seen: Sequence[str],
+    seen: dict[str, str],
 ) -> None:
     tap = store.tap(config.tap)
     record = {
@@ -344,8 +347,8 @@ def _write_checkpoint(
         "task": labelling.task,
         "best_epoch": trained.best_epoch,
         "decision": asdict(decision),
-        "seen": dict(zip(seen, hex_digests(store, seen), strict=True)),
-        "provenance": {k: store.description.provenance[k] for k in ("features", "numerics")},
+        "seen": seen,
+        "provenance": {k: store.description.provenance[k] for k in CHECKPOINT_DIGESTS},
         "state": trained.model.state_dict(),
     }
     content = io.BytesIO()
@@ -378,7 +381,7 @@ def load_checkpoint(run: Path) -> tuple[Model, dict[str, Any]]:
             )
         config = TrainConfig(**record["config"])
         shape, labels = tuple(record["in_shape"]), len(record["labels"])
-        record["tap"], record["provenance"]["features"], record["provenance"]["numerics"]
+        _ = (record["tap"], *(record["provenance"][kind] for kind in CHECKPOINT_DIGESTS))
         model = load_model(config, shape, labels, record["task"], record["state"])
     except CHECKPOINT_DAMAGE as error:
         got = (str(error).splitlines() or [type(error).__name__])[0]

@@ -62,7 +62,7 @@ from dragn_cache.aggregators.tree import (
     plan_merges,
     single_link_tree,
 )
-from dragn_cache.bags import RaggedBags
+from dragn_cache.bags import RaggedBags, owners
 from dragn_cache.errors import UnknownNameError
 
 
@@ -138,15 +138,17 @@ class Hamil(Aggregator):
         for _ in range(max(int(depth.max()) for depth in depths)):
             kappas.append(F.conv2d(kappas[-1], back, padding=conv.padding))
         table = torch.cat(kappas).flatten(1)
-        leaves = [depth[: len(merges) + 1] for depth, merges in zip(depths, trees, strict=True)]
-        rows = torch.from_numpy(np.concatenate(leaves)).to(table.device)
+        # Of a bag's 2 n - 1 nodes the first n are instances, the others merges.
+        split = [np.split(depth, [len(depth) // 2 + 1]) for depth in depths]
+        leaves, merged = (
+            torch.from_numpy(np.concatenate(part)).to(table.device)
+            for part in zip(*split, strict=True)
+        )
         values = bags.values.reshape(len(bags.values), self.in_shape[0], -1)
-        pooled = weighted_pool(values, table.index_select(0, rows), bags.offsets)
-        merged = np.concatenate([d[len(own) :] for d, own in zip(depths, leaves, strict=True)])
-        bag = np.repeat(np.arange(len(trees)), [len(merges) for merges in trees])
-        places = (torch.from_numpy(x).to(table.device) for x in (bag, merged))
-        factors = table.new_zeros(len(trees))
-        factors = factors.index_add(0, next(places), table.sum(1).index_select(0, next(places)))
+        pooled = weighted_pool(values, table.index_select(0, leaves), bags.offsets)
+        bag = owners(bags.offsets - torch.arange(len(bags) + 1)).to(table.device)
+        sums = table.sum(1).index_select(0, merged)
+        factors = table.new_zeros(len(bags)).index_add(0, bag, sums)
         return torch.addcmul(pooled, cast(Tensor, conv.bias), factors[:, None])
 
     def _merge(self, x: Tensor, y: Tensor, norms: NormPass) -> Tensor:

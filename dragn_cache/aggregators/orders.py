@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dragn_cache.aggregators.tree import bag_vectors, leaf_order, single_link_tree
-from dragn_cache.bags import RaggedBags, offsets_of, owners
+from dragn_cache.bags import RaggedBags, offsets_of, resampled
 
 SEED = 0x6F726472
 
@@ -57,18 +57,13 @@ def reordered(bags: RaggedBags, orders: Tensor) -> RaggedBags:
 def resized(bags: RaggedBags, fewest: int, most: int | None) -> RaggedBags:
     """Bags of at least ``fewest`` and at most ``most`` instances each.
 
-    Instances are repeated from the first on, or every so many-th is taken: instance
-    ⌊p n / most⌋ in place p. Bags that fit stay as they are.
+    See `resampled`. Bags that fit stay as they are.
     """
-    sizes = bags.offsets.diff().numpy()
-    wanted = np.clip(sizes, fewest, most)
-    if (wanted == sizes).all():
+    sizes = bags.offsets.diff()
+    wanted = sizes.clamp(fewest, most)
+    if torch.equal(wanted, sizes):
         return bags
-    offsets = offsets_of(torch.from_numpy(wanted))
-    bag = owners(offsets).numpy()
-    place, n = np.arange(len(bag)) - offsets.numpy()[bag], sizes[bag]
-    place = np.where(n > wanted[bag], place * n // wanted[bag], place % n)
-    rows = torch.from_numpy(bags.offsets.numpy()[bag] + place)
+    rows, offsets = resampled(bags.offsets, wanted)
     return RaggedBags(bags.values.index_select(0, rows.to(bags.values.device)), offsets)
 
 

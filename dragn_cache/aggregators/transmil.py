@@ -44,7 +44,7 @@ from dragn_cache.aggregators.padded import (
     split,
     with_first,
 )
-from dragn_cache.bags import RaggedBags, offsets_of, owners
+from dragn_cache.bags import RaggedBags, resampled
 
 
 class Transmil(Aggregator):
@@ -170,9 +170,4 @@ def square_sides(offsets: Tensor) -> NDArray[np.int64]:
 
 def squared(offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Rows (Σ s²,) that fill each bag up to a square, its first ones repeated; their offsets."""
-    sizes = np.diff(offsets.numpy())
-    filled = offsets_of(torch.from_numpy(square_sides(offsets) ** 2))
-    bag = owners(filled).numpy()
-    place = np.arange(len(bag)) - filled.numpy()[bag]
-    # A square has at most 2 √n rows too many, and never more than n.
-    return torch.from_numpy(offsets.numpy()[bag] + place % sizes[bag]), filled
+    return resampled(offsets, torch.from_numpy(square_sides(offsets) ** 2))
