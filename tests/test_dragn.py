@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dragn_cache.aggregators import create_aggregator, simd
-from dragn_cache.aggregators.dragn import Dragn, UnitConv
+from dragn_cache.aggregators.dragn import Dragn
 from dragn_cache.aggregators.rounds import plan_rounds
+from dragn_cache.aggregators.units import UnitConv
 from dragn_cache.bags import RaggedBags
 from dragn_cache.errors import InputError
 

@@ -45,15 +45,6 @@ from torch import Tensor
 
 from dragn_cache.aggregators.adjoint import weighted_pool
 from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice
-from dragn_cache.aggregators.dragn import (
-    CONVOLUTIONS,
-    DragnUnit,
-    Init,
-    KernelSize,
-    NormPass,
-    UnitConv,
-    UnitName,
-)
 from dragn_cache.aggregators.tree import (
     Merges,
     bag_vectors,
@@ -61,6 +52,15 @@ from dragn_cache.aggregators.tree import (
     node_depths,
     plan_merges,
     single_link_tree,
+)
+from dragn_cache.aggregators.units import (
+    CONVOLUTIONS,
+    DragnUnit,
+    Init,
+    KernelSize,
+    NormPass,
+    UnitConv,
+    UnitName,
 )
 from dragn_cache.bags import RaggedBags, owners
 from dragn_cache.errors import UnknownNameError
