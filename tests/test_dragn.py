@@ -409,12 +409,12 @@ def test_rounds_are_planned_by_hand() -> None:
     """Bags of 5, 2 and 4: rows 0-4, 5-6, 7-10; then 3 and 2 windows; then 1."""
     first, second, third = plan_rounds(torch.tensor([5, 2, 4]))
     assert (first.done.tolist(), first.ends.tolist()) == ([1], [[5, 6]])
-    assert first.starts.tolist() == [0, 1, 2, 7, 8]
+    assert first.members.tolist() == [[k, k + 1, k + 2] for k in (0, 1, 2, 7, 8)]
     assert first.turns.tolist() == [0, 1, 2, 4, 5]
     assert (second.done.tolist(), second.ends.tolist()) == ([2], [[3, 4]])
-    assert (second.starts.tolist(), second.turns.tolist()) == ([0], [3])
+    assert (second.members.tolist(), second.turns.tolist()) == ([[0, 1, 2]], [3])
     assert (third.done.tolist(), third.ends.tolist()) == ([0], [[0, 0]])
-    assert third.starts.tolist() == third.turns.tolist() == []
+    assert third.members.tolist() == third.turns.tolist() == []
 
 
 def test_each_window_has_one_turn() -> None:
@@ -427,7 +427,7 @@ def test_each_window_has_one_turn() -> None:
 def test_the_unit_is_called_once_per_round_on_windows_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(simd, "kernels", lambda dtype, kernel: None)  # as without a compiler
+    monkeypatch.setattr(simd, "kernels", lambda *size: None)  # as without a compiler
     aggregator = dragn((5, 2, 3), unit="L2Agg", bn=False)
     batches: list[int] = []
     aggregator.unit.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))

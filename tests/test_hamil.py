@@ -11,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dragn_cache.aggregators import create_aggregator
+from dragn_cache import native
+from dragn_cache.aggregators import create_aggregator, simd
 from dragn_cache.aggregators.hamil import Hamil
 from dragn_cache.aggregators.tree import (
     Level,
     leaf_order,
     merge_levels,
+    merge_rounds,
     node_depths,
     plan_merges,
     single_link_tree,
@@ -26,6 +28,17 @@ from dragn_cache.errors import InputError
 
 SIZES = [4, 13, 1, 9, 2, 3, 5, 1, 7]
 SHAPE = (5, 2, 3)
+
+
+@pytest.fixture(params=["C++", "PyTorch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways of merging, one after the other."""
+    way: str = request.param
+    if way == "PyTorch":
+        monkeypatch.setattr(simd, "kernels", lambda *size: None)
+    elif native.find_compiler() is None:
+        pytest.skip("needs a C++ compiler; PyTorch computes without")
+    return way
 
 
 def hamil(in_shape: tuple[int, ...] = SHAPE, *, seed: int = 0, **options: Any) -> Hamil:
@@ -109,6 +122,7 @@ def by_recursion(bags: RaggedBags, unit: nn.Module, *, symmetric: bool = True) -
     return torch.stack(embeddings)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("kernel", [1, 3, 5, 7])
 @pytest.mark.parametrize("unit", ["L1Agg", "L2Agg", "L3Agg"])
@@ -128,6 +142,7 @@ def test_it_is_the_recursion(unit: str, kernel: int, symmetric: bool) -> None:
         torch.testing.assert_close(mine.grad, own.grad, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("in_shape", [(19,), (5, 9, 8)], ids=str)
 def test_vectors_and_large_maps(in_shape: tuple[int, ...]) -> None:
     aggregator = random_hamil(in_shape, bn=False).double()
@@ -151,17 +166,15 @@ def test_parameter_counts(unit: str, bn: bool | None, parameters: int) -> None:
     assert sum(p.numel() for p in aggregator.parameters()) == parameters
 
 
+@pytest.mark.usefixtures("way")
 def test_one_is_itself_and_two_meet_the_unit_once() -> None:
     aggregator = random_hamil(unit="L2Agg").eval()
     bags = draw(sizes=[1, 2], dtype=torch.float32)
-    batches: list[int] = []
-    aggregator.unit.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
     first, second = aggregator(bags).embedding
     assert torch.equal(first, bags.values[0].mean((1, 2)))
     x, y = bags.values[1], bags.values[2]
     merged = (aggregator.unit(torch.stack((x, y), 1)) + aggregator.unit(torch.stack((y, x), 1))) / 2
     torch.testing.assert_close(second, merged[:, 0].mean((1, 2)))
-    assert batches[0] == 2 * SHAPE[0]
 
 
 # --- the tree ----------------------------------------------------------------------------------
@@ -200,6 +213,24 @@ def test_levels_are_planned_by_hand() -> None:
     assert second.sends == [(2, 1), (3, 1)]
     assert (third.pairs.tolist(), third.sends) == ([[0, 1]], [(3, 1)])
     assert plan.roots.tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("both_orders", [False, True])
+def test_rounds_are_planned_by_hand(both_orders: bool) -> None:
+    """The same three bags: rows 0-8, then what the levels merge, bag after bag."""
+    chain = np.array([[0, 1], [2, 4], [3, 5]])
+    pairs = np.array([[0, 1], [2, 3], [4, 5]])
+    *rounds, last = merge_rounds(
+        [chain, np.empty((0, 2), np.int64), pairs], both_orders=both_orders
+    )
+    expected = [[[0, 1], [5, 6], [7, 8]], [[2, 9], [10, 11]], [[3, 12]]]
+    for step, pairs_of_level in zip(rounds, expected, strict=True):
+        mirrored = [two for a, b in pairs_of_level for two in ([a, b], [b, a])]
+        assert step.members.tolist() == (mirrored if both_orders else pairs_of_level)
+        assert len(step.done) == len(step.ends) == 0
+    assert [step.first for step in rounds] == [9, 12, 14]
+    assert (last.done.tolist(), last.ends.tolist()) == ([0, 1, 2], [[14, 14], [4, 4], [13, 13]])
+    assert len(last.members) == 0
 
 
 def test_every_instance_is_merged_once_and_each_level_is_one_call() -> None:
@@ -254,6 +285,7 @@ def tree_mean(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     return result
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("unit", ["L1Agg", "L2Agg", "L3Agg"])
 def test_mean_init_is_the_mean_at_every_merge(unit: str, symmetric: bool) -> None:
@@ -290,6 +322,7 @@ def test_mean_init_is_not_its_own_mirror_image(unit: str, bn: bool) -> None:
     torch.testing.assert_close(last, last.flip(1))
 
 
+@pytest.mark.usefixtures("way")
 def test_batch_norm_takes_each_levels_statistics_and_pools_them() -> None:
     """Bags of 3 and 2: two merges on the first level, one on the second, both orders in each."""
     aggregator = random_hamil(unit="L2Agg").double().train()
@@ -323,6 +356,7 @@ def test_batch_norm_takes_each_levels_statistics_and_pools_them() -> None:
     assert own.num_batches_tracked == 1
 
 
+@pytest.mark.usefixtures("way")
 def test_bags_of_one_leave_the_statistics_alone() -> None:
     aggregator = hamil().train()
     before = {key: value.clone() for key, value in aggregator.state_dict().items()}

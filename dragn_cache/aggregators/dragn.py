@@ -42,12 +42,11 @@ from typing import ClassVar, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from dragn_cache.aggregators import recursion, simd
+from dragn_cache.aggregators import recursion
 from dragn_cache.aggregators.adjoint import pool_linearly
 from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice, check_count
-from dragn_cache.aggregators.lanes import pack_unit
 from dragn_cache.aggregators.orders import clustered_orders, permuted_orders, reordered, resized
-from dragn_cache.aggregators.rounds import Plan, Round, plan_rounds
+from dragn_cache.aggregators.rounds import Round, plan_rounds
 from dragn_cache.aggregators.units import (
     CONVOLUTIONS,
     BatchNormScope,
@@ -57,7 +56,6 @@ from dragn_cache.aggregators.units import (
     NormPass,
     UnitConv,
     UnitName,
-    UnitNorm,
 )
 from dragn_cache.bags import RaggedBags
 from dragn_cache.errors import InputError, UnknownNameError
@@ -199,53 +197,21 @@ class Dragn(Aggregator):
             return self._pool_linearly(bags)
         steps = list(plan_rounds(bags.offsets.diff()))
         norms = NormPass(self.bn_scope)
-        fold = self._fold_in_vectors if self._compiled(bags) else self._fold_by_library
-        pooled = fold(bags, steps, norms)
+        if self._compiled(bags):
+            units, shared = self._all_units(), self._mixing == "shared"
+            by_window = self.bn_scope == "window"
+            pooled = recursion.fold(bags, units, steps, norms, shared=shared, by_window=by_window)
+        else:
+            pooled = self._fold_by_library(bags, steps, norms)
         norms.finish()
         return pooled
 
     def _compiled(self, bags: RaggedBags) -> bool:
-        """Whether the recursion in C++ can do it: not on a GPU, without a compiler, or ``full``.
+        """Whether the recursion in C++ can do it; ``full`` it cannot."""
+        return self._mixing != "full" and recursion.applies(self._all_units(), bags)
 
-        Where parameters are of another dtype or elsewhere, PyTorch says so.
-        """
-        modes = {m.training for m in self.units.modules() if isinstance(m, UnitNorm)}
-        return (
-            self._mixing != "full"
-            and bags.values.device.type == "cpu"
-            and self.dtype in simd.REALS
-            and all(p.device.type == "cpu" and p.dtype == self.dtype for p in self.parameters())
-            and len(modes) < 2
-            and simd.kernels(self.dtype, self._kernel(bags)) is not None
-        )
-
-    def _kernel(self, bags: RaggedBags) -> int:
-        """The kernel's side; on vectors its centre is all that works."""
-        return 1 if bags.values.dim() == 2 else cast(UnitConv, self.unit[0]).kernel_size[0]
-
-    def _fold_in_vectors(self, bags: RaggedBags, steps: Sequence[Round], norms: NormPass) -> Tensor:
-        """(B, C) by `recursion`."""
-        plan = Plan(
-            rounds=steps,
-            units=len(self.units),
-            dtype=self.dtype,
-            channels=self.in_shape[0],
-            layers=len(self.unit.convolutions),
-            kernel=self._kernel(bags),
-            shared=self._mixing == "shared",
-            batch_norm=any(norm.training for norm in self.unit.norms),
-            by_window=self.bn_scope == "window",
-            eps=self.unit.norms[0].eps if self.unit.norms else 0.0,
-        )
-        used = min(len(self.units), sum(len(step.starts) > 0 for step in steps))
-        units = [cast(DragnUnit, unit) for unit in self.units][:used]
-        values = bags.values if bags.values.dim() == 4 else bags.values[:, :, None, None]
-        packed = [p for unit in units for p in pack_unit(unit, plan)]
-        pooled: Tensor = recursion.Recursion.apply(plan, values, *packed)
-        for m in plan.moments:
-            norm = units[plan.unit(m.round)].norms[m.layer]
-            norms.record(norm, m.values, m.mean, m.variance, steps[m.round].turns)
-        return pooled
+    def _all_units(self) -> list[DragnUnit]:
+        return [cast(DragnUnit, unit) for unit in self.units]
 
     def _fold_by_library(self, bags: RaggedBags, steps: Sequence[Round], norms: NormPass) -> Tensor:
         """(B, C) by PyTorch: one call of the unit for all windows of a round."""
@@ -256,17 +222,17 @@ class Dragn(Aggregator):
             if len(step.done):
                 owners.append(step.done)
                 pooled.append(_pool_ends(maps, step.ends))
-            if len(step.starts):
+            if len(step.members):
                 norms.start_round(step.turns)
-                maps = self._fold(maps, step.starts, number, norms)
+                maps = self._fold(maps, step.members, number, norms)
         place = torch.cat(owners).argsort().to(maps.device)
         return torch.cat(pooled).index_select(0, place)
 
-    def _fold(self, maps: Tensor, starts: Tensor, number: int, norms: NormPass) -> Tensor:
+    def _fold(self, maps: Tensor, members: Tensor, number: int, norms: NormPass) -> Tensor:
         """One round: (rows, C, h, w) -> (W, C, h, w), one map per window."""
-        starts = starts.to(maps.device)
+        rows = members.T.to(maps.device)
         # Side by side in dimension 2, the three instances are the input channels for all mixings.
-        windows = torch.stack([maps.index_select(0, starts + k) for k in range(3)], dim=2)
+        windows = torch.stack([maps.index_select(0, row) for row in rows], dim=2)
         count, channels, _, height, width = windows.shape
         batch = count * channels if self._mixing == "shared" else count
         unit = self.units[min(number, len(self.units) - 1)]

@@ -35,7 +35,9 @@ the unit once. Where the paper leaves a choice, or this differs from it:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar, Literal, cast, get_args
 
 import numpy as np
@@ -43,12 +45,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dragn_cache.aggregators import recursion
 from dragn_cache.aggregators.adjoint import weighted_pool
 from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice
 from dragn_cache.aggregators.tree import (
     Merges,
     bag_vectors,
     merge_levels,
+    merge_rounds,
     node_depths,
     plan_merges,
     single_link_tree,
@@ -122,11 +126,17 @@ class Hamil(Aggregator):
         trees = [single_link_tree(vectors) for vectors in bag_vectors(bags)]
         if self.symmetric and len(self.unit.convolutions) == 1:
             return Aggregated(self._pool_linearly(bags, trees), None)
-        plan = plan_merges(trees)
         norms = NormPass("round")
-        roots = merge_levels(plan, self.maps(bags), lambda x, y: self._merge(x, y, norms))
+        # A single value has no statistics; PyTorch says so.
+        if math.prod(self.in_shape) > 1 and recursion.applies([self.unit], bags):
+            rounds = merge_rounds(trees, both_orders=self.symmetric)
+            orders = 2 if self.symmetric else 1
+            pooled = recursion.fold(bags, [self.unit], rounds, norms, orders=orders, grows=True)
+        else:
+            merged = partial(self._merge, norms=norms)
+            pooled = merge_levels(plan_merges(trees), self.maps(bags), merged).mean((2, 3))
         norms.finish()
-        return Aggregated(roots.mean((2, 3)), None)
+        return Aggregated(pooled, None)
 
     def _pool_linearly(self, bags: RaggedBags, trees: Sequence[Merges]) -> Tensor:
         """(B, C) of a linear unit, as one weighted sum over the features (see the module)."""

@@ -1,4 +1,4 @@
-"""DRAGN's parameters and BN's statistics with channels side by side, as ``recursion.cpp`` has them.
+"""Parameters and BN statistics of units, channels side by side as ``recursion.cpp`` has them.
 
 Feature channels are cut into blocks of as many as a vector has lanes. Where all channels share a
 kernel one block stands for all; where each has its own they differ by block and lane.
@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from dragn_cache.aggregators import simd
 from dragn_cache.aggregators.rounds import Plan
 
-INPUTS = 3  # maps of a window, and hidden maps of a unit
-
 
 def pack_unit(unit: Any, plan: Plan) -> list[Tensor]:
     """A `DragnUnit`'s parameters as `_Run` takes them, gradients reaching the unit's own."""
-    found = simd.kernels(plan.dtype, plan.kernel)
+    found = simd.kernels(plan.dtype, plan.kernel, plan.inputs)
     assert found is not None
     packed, norms = [], unit.norms
     for layer, conv in enumerate(unit.convolutions):
@@ -32,6 +30,8 @@ def pack_unit(unit: Any, plan: Plan) -> list[Tensor]:
             scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
             weight = weight * scale[:, None, None, None]
             bias = (bias - norm.running_mean) * scale + norm.bias
+        if layer == plan.layers - 1:  # results of windows that share one are added up
+            weight, bias = weight / plan.orders, bias / plan.orders
         packed.append(pack_conv(weight, bias, plan, found.lanes))
     if plan.batch_norm:
         for norm in norms:
@@ -40,7 +40,7 @@ def pack_unit(unit: Any, plan: Plan) -> list[Tensor]:
 
 
 def pack_conv(weight: Tensor, bias: Tensor, plan: Plan, lanes: int) -> Tensor:
-    """A convolution's (K, 3, k, k) weights and (K,) biases as (1 or blocks, values, lanes)."""
+    """A convolution's (K, inputs, k, k) weights, (K,) biases as (1 or blocks, values, lanes)."""
     if plan.shared:
         flat = torch.cat((weight.permute(1, 2, 3, 0).flatten(), bias))
         return flat[None, :, None].expand(1, -1, lanes).contiguous()
@@ -49,10 +49,10 @@ def pack_conv(weight: Tensor, bias: Tensor, plan: Plan, lanes: int) -> Tensor:
 
 
 def pack_norm(values: Tensor, plan: Plan, lanes: int) -> Tensor:
-    """BN's (K,) weights or biases as (1 or blocks, 3, 1 or lanes)."""
+    """BN's (K,) weights or biases as (1 or blocks, inputs, 1 or lanes)."""
     if plan.shared:
         return values[None, :, None]
-    return _in_lanes(values.view(plan.channels, INPUTS), lanes)
+    return _in_lanes(values.view(plan.channels, plan.inputs), lanes)
 
 
 def _in_lanes(values: Tensor, lanes: int) -> Tensor:
@@ -62,10 +62,10 @@ def _in_lanes(values: Tensor, lanes: int) -> Tensor:
     return padded.view(-1, lanes, values.shape[1]).transpose(1, 2).contiguous()
 
 
-def transposed(packed: Tensor, kernel: int, outputs: int) -> Tensor:
+def transposed(packed: Tensor, plan: Plan, outputs: int) -> Tensor:
     """The weights by which gradients go back, in as many values as ``packed``."""
-    count = INPUTS * kernel * kernel * outputs
-    shape = (len(packed), INPUTS, kernel, kernel, outputs, packed.shape[2])
+    count = plan.inputs * plan.kernel**2 * outputs
+    shape = (len(packed), plan.inputs, plan.kernel, plan.kernel, outputs, packed.shape[2])
     weights = packed[:, :count].reshape(shape)
     turned = weights.flip(2, 3).permute(0, 4, 2, 3, 1, 5).flatten(1, 4)
     return torch.cat((turned, packed[:, count:]), 1).contiguous()
@@ -98,6 +98,6 @@ class Statistics:
         return whole, spread / count
 
     def by_channel(self, values: Tensor) -> Tensor:
-        """(1 or blocks, G, 3, 1 or lanes) -> (G, K), in the order of BN's channels."""
+        """(1 or blocks, G, inputs, 1 or lanes) -> (G, K), in the order of BN's channels."""
         flat = values.permute(1, 0, 3, 2).flatten(1, 2)
         return flat[:, : 1 if self.plan.shared else self.plan.channels].flatten(1)

@@ -1,14 +1,15 @@
-// One round of DRAGN's recursion: a unit of one to three convolutions on windows of three maps.
+// One round of a recursion: a unit of one to three convolutions on windows of maps, three of
+// DRAGN's, two of HAMIL's.
 //
 // Compiled at first use for the machine's own vectors (see native.py). REAL is float or double,
-// KERNEL the side of the square kernel.
+// KERNEL the side of the square kernel, INPUTS how many maps a window has, and how many hidden ones.
 //
 // Lanes are feature channels. A vector holds one pixel of LANES channels of one map; a block is
 // LANES channels. Arrays, in vectors:
 //   maps      [block][row][pixel]            pixels row by row, h * w of them
-//   hidden    [block][window][3][pixel]      what a hidden convolution gave, before BN and ReLU
+//   hidden    [block][window][IN][pixel]     what a hidden convolution gave, before BN and ReLU
 //   weights   [block or 1][input][ky][kx][output], then [output] biases
-//   tables    [block][group][values][3]      of BN; group: 1, or one for each window
+//   tables    [block][group][values][IN]     of BN; group: 1, or one for each window
 // Where all channels share a kernel its lanes are equal and the block's stride is 0; where each has
 // its own they differ. Nothing else distinguishes the two. Lanes beyond the last channel compute on
 // zeros; the caller keeps them out of every sum.
@@ -19,40 +20,44 @@
 #include <cstdlib>
 #include <cstring>
 
+// WIDEST: pixels at once, so that the sums of all outputs and a weight fill the registers.
 #if defined(__AVX512F__)
-constexpr int BYTES = 64, WIDEST = 8;
+#define BYTES 64
+#define WIDEST 8
 #elif defined(__AVX__)
-constexpr int BYTES = 32, WIDEST = 5;
+#define BYTES 32
+#define WIDEST (INPUTS == 2 ? 7 : 5)
 #else
-constexpr int BYTES = 16, WIDEST = 4;
+#define BYTES 16
+#define WIDEST 4
 #endif
 typedef REAL V __attribute__((vector_size(BYTES)));
-constexpr int LANES = BYTES / sizeof(REAL), K = KERNEL, P = K / 2, KK = K * K;
+constexpr int LANES = BYTES / sizeof(REAL), K = KERNEL, P = K / 2, KK = K * K, IN = INPUTS;
 constexpr int64_t FLUSH = 16;  // windows whose weight gradients are summed in REAL before double
 
 struct Layer {
-    const V* weights;     // [3][K][K][outputs], [outputs]
-    const V* transposed;  // [outputs][K][K][3]: the same, flipped, for gradients of inputs
-    double* gradients;    // [block][3 * KK * outputs + outputs][LANES], added to
+    const V* weights;     // [IN][K][K][outputs], [outputs]
+    const V* transposed;  // [outputs][K][K][IN]: the same, flipped, for gradients of inputs
+    double* gradients;    // [block][IN * KK * outputs + outputs][LANES], added to
     int64_t stride;       // vectors of weights between blocks, 0 where all share
-    int64_t outputs;      // 3, or 1 for the last
+    int64_t outputs;      // IN, or 1 for the last
 };
 
 // Filled in by recursion.py, in this order.
 struct Job {
     int64_t next;  // the block to be taken next, by any thread
-    int64_t blocks, rows, windows, h, w, layers, layer, grouped;
-    const int64_t* starts;  // (windows) first of a window's three rows
-    const V* maps;          // x: the round's maps
-    V* out;                 // y: the next round's
-    V* hidden[2];           // z1, z2
-    const V* affine[2];     // BN after convolution 1, 2: (z - v0) * v1 + v2; null: none
-    V* moments;             // [block][group][2][3]: mean and sum of squares around it, or null
-    const V* grad_out;      // dy
-    V* grad_maps;           // dx, added to
-    V* grad_hidden[2];      // gradients behind BN, before ReLU took them
-    const V* backward[2];   // dz = v0 * gradient + v1 * (z - v2) + v3; null: dz = gradient
-    V* sums;                // [block][group][2][3]: sums of gradient, and of gradient * (z - mean)
+    int64_t blocks, rows, out_rows, windows, orders, h, w, layers, layer, grouped;
+    const int64_t* members;  // (windows, IN) rows of a window's maps
+    const V* maps;           // x: the round's maps, `rows` of them
+    V* out;                  // y: the results, every `orders` windows' sum, of `out_rows` rows
+    V* hidden[2];            // z1, z2
+    const V* affine[2];      // BN after convolution 1, 2: (z - v0) * v1 + v2; null: none
+    V* moments;              // [block][group][2][IN]: mean and sum of squares around it, or null
+    const V* grad_out;       // dy
+    V* grad_maps;            // dx, added to
+    V* grad_hidden[2];       // gradients behind BN, before ReLU took them
+    const V* backward[2];    // dz = v0 * gradient + v1 * (z - v2) + v3; null: dz = gradient
+    V* sums;                 // [block][group][2][IN]: sums of gradient, of gradient * (z - mean)
     Layer layer_of[3];
 };
 
@@ -64,15 +69,32 @@ struct Scratch {
         width = job.w + 2 * P;
         padded = (job.h + 2 * P) * width;
         pixels = job.h * job.w;
-        const int64_t sums = 3 * KK * 3 + 3;
-        const int64_t count = 6 * padded + 9 * pixels + 3 * sums;
+        const int64_t sums = IN * KK * IN + IN;
+        const int64_t count = 2 * IN * padded + 3 * IN * pixels + 3 * sums;
         memory = static_cast<V*>(aligned_alloc(64, (count * sizeof(V) + 63) / 64 * 64));
         memset(static_cast<void*>(memory), 0, count * sizeof(V));
-        input = memory, grad = input + 3 * padded;
-        hidden = grad + 3 * padded, weights = hidden + 9 * pixels;
+        input = memory, grad = input + IN * padded;
+        hidden = grad + IN * padded, weights = hidden + 3 * IN * pixels;
     }
     ~Scratch() { free(memory); }
 };
+
+// What a layer takes from one window.
+struct Maps {
+    const V* of[IN];
+};
+
+static inline Maps side_by_side(const V* maps, const Scratch& s) {
+    Maps found;
+    for (int i = 0; i < IN; ++i) found.of[i] = maps + i * s.pixels;
+    return found;
+}
+
+static inline Maps members(const V* maps, const Job& job, int64_t window, const Scratch& s) {
+    Maps found;
+    for (int i = 0; i < IN; ++i) found.of[i] = maps + job.members[window * IN + i] * s.pixels;
+    return found;
+}
 
 static inline V relu(V v) { return v < 0 ? V{} : v; }  // keeps NaN
 
@@ -97,19 +119,22 @@ static inline void convolve_piece(
 
 template <int I, int O, int X>
 static inline void convolve_at(
-    const V* in, const Scratch& s, const V* weights, const V* bias, V* out) {
+    const V* in, const Scratch& s, const V* weights, const V* bias, bool add, V* out) {
     V sum[O][X];
     for (int o = 0; o < O; ++o)
         for (int x = 0; x < X; ++x) sum[o][x] = bias ? bias[o] : V{};
     convolve_piece<I, O, X>(in, s.padded, s.width, weights, sum);
     for (int o = 0; o < O; ++o)
-        for (int x = 0; x < X; ++x) out[o * s.pixels + x] = sum[o][x];
+        for (int x = 0; x < X; ++x) {
+            V* to = out + o * s.pixels + x;
+            *to = add ? *to + sum[o][x] : sum[o][x];
+        }
 }
 
-// I padded maps -> O maps.
+// I padded maps -> O maps, or what they add to those.
 template <int I, int O>
-static void convolve(
-    const V* in, const Scratch& s, const Job& job, const V* weights, const V* bias, V* out) {
+static void convolve(const V* in, const Scratch& s, const Job& job, const V* weights,
+                     const V* bias, bool add, V* out) {
     const int64_t pieces = (job.w + WIDEST - 1) / WIDEST;
     for (int64_t y = 0; y < job.h; ++y)
         for (int64_t piece = 0, x = 0; piece < pieces; ++piece) {
@@ -117,17 +142,19 @@ static void convolve(
             const V* from = in + y * s.width + x;
             V* to = out + y * job.w + x;
             switch (wide) {
-                case 1: convolve_at<I, O, 1>(from, s, weights, bias, to); break;
-                case 2: convolve_at<I, O, 2>(from, s, weights, bias, to); break;
-                case 3: convolve_at<I, O, 3>(from, s, weights, bias, to); break;
-                case 4: convolve_at<I, O, 4>(from, s, weights, bias, to); break;
-#if defined(__AVX__)
-                case 5: convolve_at<I, O, 5>(from, s, weights, bias, to); break;
+                case 1: convolve_at<I, O, 1>(from, s, weights, bias, add, to); break;
+                case 2: convolve_at<I, O, 2>(from, s, weights, bias, add, to); break;
+                case 3: convolve_at<I, O, 3>(from, s, weights, bias, add, to); break;
+                case 4: convolve_at<I, O, 4>(from, s, weights, bias, add, to); break;
+#if WIDEST >= 5
+                case 5: convolve_at<I, O, 5>(from, s, weights, bias, add, to); break;
 #endif
-#if defined(__AVX512F__)
-                case 6: convolve_at<I, O, 6>(from, s, weights, bias, to); break;
-                case 7: convolve_at<I, O, 7>(from, s, weights, bias, to); break;
-                case 8: convolve_at<I, O, 8>(from, s, weights, bias, to); break;
+#if WIDEST >= 7
+                case 6: convolve_at<I, O, 6>(from, s, weights, bias, add, to); break;
+                case 7: convolve_at<I, O, 7>(from, s, weights, bias, add, to); break;
+#endif
+#if WIDEST >= 8
+                case 8: convolve_at<I, O, 8>(from, s, weights, bias, add, to); break;
 #endif
             }
             x += wide;
@@ -137,9 +164,10 @@ static void convolve(
 // What weights and biases get from one window: sums over pixels, added to `to`.
 template <int O>
 static void weigh(const V* in, const V* grad, const Scratch& s, const Job& job, V* to) {
-    constexpr int G = O == 1 ? 3 : 1;  // inputs at once: enough sums to hide the latency of one
+    // Inputs at once: enough sums to hide the latency of one, no more than there are registers.
+    constexpr int G = O == 1 || (IN == 2 && K <= 3) ? IN : 1;
     const V* inside = grad + P * s.width + P;
-    for (int i = 0; i < 3; i += G)
+    for (int i = 0; i < IN; i += G)
         for (int ky = 0; ky < K; ++ky) {
             V sum[G][K][O] = {};
             for (int64_t y = 0; y < job.h; ++y)
@@ -164,7 +192,7 @@ static void weigh(const V* in, const V* grad, const Scratch& s, const Job& job, 
         V sum = {};
         for (int64_t y = 0; y < job.h; ++y)
             for (int64_t x = 0; x < job.w; ++x) sum += inside[o * s.padded + y * s.width + x];
-        to[3 * KK * O + o] += sum;
+        to[IN * KK * O + o] += sum;
     }
 }
 
@@ -178,10 +206,11 @@ static inline const V* group(const V* values, const Job& job, int64_t block, int
 }
 
 // The layer's input, padded: the window's maps, or what BN and ReLU make of a hidden one.
-static void load(const V* maps, const V* affine, bool hidden, const Scratch& s, const Job& job) {
-    for (int i = 0; i < 3; ++i)
+static void load(const Maps& maps, const V* affine, bool hidden, const Scratch& s,
+                 const Job& job) {
+    for (int i = 0; i < IN; ++i)
         for (int64_t y = 0; y < job.h; ++y) {
-            const V* from = maps + i * s.pixels + y * job.w;
+            const V* from = maps.of[i] + y * job.w;
             V* to = s.input + i * s.padded + (y + P) * s.width + P;
             if (!hidden)
                 for (int64_t x = 0; x < job.w; ++x) to[x] = from[x];
@@ -189,26 +218,27 @@ static void load(const V* maps, const V* affine, bool hidden, const Scratch& s, 
                 for (int64_t x = 0; x < job.w; ++x) to[x] = relu(from[x]);
             else
                 for (int64_t x = 0; x < job.w; ++x)
-                    to[x] = relu((from[x] - affine[i]) * affine[3 + i] + affine[6 + i]);
+                    to[x] = relu((from[x] - affine[i]) * affine[IN + i] + affine[2 * IN + i]);
         }
 }
 
-static void forward(const Job& job, int layer, int64_t block, int64_t window, const V* in, V* out,
-                    const Scratch& s) {
+// The last layer's results are added up where windows share one.
+static void forward(const Job& job, int layer, int64_t block, int64_t window, const Maps& in,
+                    V* out, const Scratch& s) {
     const Layer& l = job.layer_of[layer];
-    const V* affine = layer ? group(job.affine[layer - 1], job, block, window, 9) : nullptr;
+    const V* affine = layer ? group(job.affine[layer - 1], job, block, window, 3 * IN) : nullptr;
     load(in, affine, layer > 0, s, job);
     const V* weights = l.weights + block * l.stride;
-    if (l.outputs == 3)
-        convolve<3, 3>(s.input, s, job, weights, weights + 9 * KK, out);
+    if (l.outputs == IN)
+        convolve<IN, IN>(s.input, s, job, weights, weights + IN * IN * KK, false, out);
     else
-        convolve<3, 1>(s.input, s, job, weights, weights + 3 * KK, out);
+        convolve<IN, 1>(s.input, s, job, weights, weights + IN * KK, window % job.orders, out);
 }
 
 // Mean and sum of squares around it of each hidden map, for every lane; added to those of `before`
 // windows, as Chan et al. join two samples.
 static void measure(const V* hidden, const Scratch& s, int64_t before, V* moments) {
-    for (int o = 0; o < 3; ++o) {
+    for (int o = 0; o < IN; ++o) {
         V sum = {}, squares = {};
         for (int64_t p = 0; p < s.pixels; ++p) sum += hidden[o * s.pixels + p];
         const V mean = sum / static_cast<REAL>(s.pixels);
@@ -217,23 +247,23 @@ static void measure(const V* hidden, const Scratch& s, int64_t before, V* moment
             squares += off * off;
         }
         if (before == 0) {
-            moments[o] = mean, moments[3 + o] = squares;
+            moments[o] = mean, moments[IN + o] = squares;
             continue;
         }
         const REAL share = REAL(1) / static_cast<REAL>(before + 1);
         const V off = mean - moments[o];
         moments[o] += off * share;
-        moments[3 + o] += squares + off * off * (share * static_cast<REAL>(before * s.pixels));
+        moments[IN + o] += squares + off * off * (share * static_cast<REAL>(before * s.pixels));
     }
 }
 
 // Gradients of one layer on one window. `own` is what the layer gave (only for BN behind it),
 // `grad` the gradient behind that BN, `below` takes the gradient of the input before its ReLU.
-static void backward(const Job& job, int layer, int64_t block, int64_t window, const V* in,
+static void backward(const Job& job, int layer, int64_t block, int64_t window, const Maps& in,
                      const V* own, const V* grad, V* below, V* weights_to, const Scratch& s) {
     const Layer& l = job.layer_of[layer];
     const bool last = layer == job.layers - 1;
-    const V* bn = last ? nullptr : group(job.backward[layer], job, block, window, 12);
+    const V* bn = last ? nullptr : group(job.backward[layer], job, block, window, 4 * IN);
     for (int64_t o = 0; o < l.outputs; ++o)
         for (int64_t y = 0; y < job.h; ++y) {
             const int64_t at = o * s.pixels + y * job.w;
@@ -242,22 +272,23 @@ static void backward(const Job& job, int layer, int64_t block, int64_t window, c
                 for (int64_t x = 0; x < job.w; ++x) to[x] = grad[at + x];
             else
                 for (int64_t x = 0; x < job.w; ++x)
-                    to[x] = bn[o] * grad[at + x] + bn[3 + o] * (own[at + x] - bn[6 + o]) + bn[9 + o];
+                    to[x] = bn[o] * grad[at + x] +
+                            bn[IN + o] * (own[at + x] - bn[2 * IN + o]) + bn[3 * IN + o];
         }
-    const V* affine = layer ? group(job.affine[layer - 1], job, block, window, 9) : nullptr;
+    const V* affine = layer ? group(job.affine[layer - 1], job, block, window, 3 * IN) : nullptr;
     load(in, affine, layer > 0, s, job);
-    if (l.outputs == 3)
-        weigh<3>(s.input, s.grad, s, job, weights_to);
+    if (l.outputs == IN)
+        weigh<IN>(s.input, s.grad, s, job, weights_to);
     else
         weigh<1>(s.input, s.grad, s, job, weights_to);
     if (!below) return;
     const V* transposed = l.transposed + block * l.stride;
-    if (l.outputs == 3)
-        convolve<3, 3>(s.grad, s, job, transposed, nullptr, below);
+    if (l.outputs == IN)
+        convolve<IN, IN>(s.grad, s, job, transposed, nullptr, false, below);
     else
-        convolve<1, 3>(s.grad, s, job, transposed, nullptr, below);
+        convolve<1, IN>(s.grad, s, job, transposed, nullptr, false, below);
     if (layer == 0) return;
-    for (int i = 0; i < 3; ++i)
+    for (int i = 0; i < IN; ++i)
         for (int64_t y = 0; y < job.h; ++y) {
             const V* active = s.input + i * s.padded + (y + P) * s.width + P;
             V* to = below + i * s.pixels + y * job.w;
@@ -265,11 +296,20 @@ static void backward(const Job& job, int layer, int64_t block, int64_t window, c
         }
 }
 
+// Adds a window's gradients (IN maps side by side) to those of its members.
+static void pass_down(const Job& job, int64_t window, const V* below, V* grad_maps,
+                      const Scratch& s) {
+    for (int i = 0; i < IN; ++i) {
+        V* to = grad_maps + job.members[window * IN + i] * s.pixels;
+        for (int64_t p = 0; p < s.pixels; ++p) to[p] += below[i * s.pixels + p];
+    }
+}
+
 // --- gathered sums -----------------------------------------------------------------------------
 
 static void flush(const Job& job, int layer, int64_t block, V* sums) {
     const Layer& l = job.layer_of[layer];
-    const int64_t count = 3 * KK * l.outputs + l.outputs;
+    const int64_t count = IN * KK * l.outputs + l.outputs;
     double* to = l.gradients + block * count * LANES;
     for (int64_t j = 0; j < count; ++j)
         for (int lane = 0; lane < LANES; ++lane) to[j * LANES + lane] += sums[j][lane];
@@ -277,7 +317,7 @@ static void flush(const Job& job, int layer, int64_t block, V* sums) {
 }
 
 static inline V* sums_of(const Scratch& s, int layer) {
-    return s.weights + layer * (9 * KK + 3);
+    return s.weights + layer * (IN * IN * KK + IN);
 }
 
 template <class Task>
@@ -300,14 +340,15 @@ int64_t lanes() { return LANES; }
 void fold(Job* job) {
     blocks(job, [job](int64_t block, const Scratch& s) {
         const V* maps = job->maps + block * job->rows * s.pixels;
-        V* out = job->out + block * job->windows * s.pixels;
+        V* out = job->out + block * job->out_rows * s.pixels;
         for (int64_t window = 0; window < job->windows; ++window) {
-            const V* in = maps + job->starts[window] * s.pixels;
+            Maps in = members(maps, *job, window, s);
             for (int layer = 0; layer < job->layers; ++layer) {
                 const bool last = layer == job->layers - 1;
-                V* to = last ? out + window * s.pixels : s.hidden + layer * 3 * s.pixels;
+                V* to = last ? out + window / job->orders * s.pixels
+                             : s.hidden + layer * IN * s.pixels;
                 forward(*job, layer, block, window, in, to, s);
-                in = to;
+                if (!last) in = side_by_side(to, s);
             }
         }
     });
@@ -317,28 +358,26 @@ void fold(Job* job) {
 void fold_backward(Job* job) {
     blocks(job, [job](int64_t block, const Scratch& s) {
         const V* maps = job->maps + block * job->rows * s.pixels;
-        const V* grad_out = job->grad_out + block * job->windows * s.pixels;
+        const V* grad_out = job->grad_out + block * job->out_rows * s.pixels;
         V* grad_maps = job->grad_maps ? job->grad_maps + block * job->rows * s.pixels : nullptr;
-        V* below = s.hidden + 6 * s.pixels;
+        V* below = s.hidden + 2 * IN * s.pixels;
         for (int64_t window = 0; window < job->windows; ++window) {
-            const V* x = maps + job->starts[window] * s.pixels;
-            for (int layer = 0; layer + 1 < job->layers; ++layer)
-                forward(*job, layer, block, window,
-                        layer ? s.hidden + (layer - 1) * 3 * s.pixels : x,
-                        s.hidden + layer * 3 * s.pixels, s);
-            const V* grad = grad_out + window * s.pixels;
+            Maps in[3] = {members(maps, *job, window, s)};  // of each layer
+            for (int layer = 0; layer + 1 < job->layers; ++layer) {
+                V* to = s.hidden + layer * IN * s.pixels;
+                forward(*job, layer, block, window, in[layer], to, s);
+                in[layer + 1] = side_by_side(to, s);
+            }
+            const V* grad = grad_out + window / job->orders * s.pixels;
             for (int layer = job->layers - 1; layer >= 0; --layer) {
-                const V* in = layer ? s.hidden + (layer - 1) * 3 * s.pixels : x;
                 V* to = layer || grad_maps ? below : nullptr;
-                backward(*job, layer, block, window, in, nullptr, grad, to, sums_of(s, layer), s);
+                backward(*job, layer, block, window, in[layer], nullptr, grad, to,
+                         sums_of(s, layer), s);
                 grad = below;
                 if (window % FLUSH == FLUSH - 1 || window == job->windows - 1)
                     flush(*job, layer, block, sums_of(s, layer));
             }
-            if (grad_maps) {
-                V* to = grad_maps + job->starts[window] * s.pixels;
-                for (int64_t p = 0; p < 3 * s.pixels; ++p) to[p] += below[p];
-            }
+            if (grad_maps) pass_down(*job, window, below, grad_maps, s);
         }
     });
 }
@@ -348,15 +387,18 @@ void layer(Job* job) {
     blocks(job, [job](int64_t block, const Scratch& s) {
         const int layer = job->layer;
         const bool last = layer == job->layers - 1;
+        const V* maps = job->maps + block * job->rows * s.pixels;
         for (int64_t window = 0; window < job->windows; ++window) {
             const int64_t at = block * job->windows + window;
-            const V* in = layer ? job->hidden[layer - 1] + at * 3 * s.pixels
-                                : job->maps + (block * job->rows + job->starts[window]) * s.pixels;
-            V* out = last ? job->out + at * s.pixels : job->hidden[layer] + at * 3 * s.pixels;
+            const int64_t result = block * job->out_rows + window / job->orders;
+            const Maps in = layer ? side_by_side(job->hidden[layer - 1] + at * IN * s.pixels, s)
+                                  : members(maps, *job, window, s);
+            V* out = last ? job->out + result * s.pixels
+                          : job->hidden[layer] + at * IN * s.pixels;
             forward(*job, layer, block, window, in, out, s);
             if (!job->moments) continue;
             measure(out, s, job->grouped ? 0 : window,
-                    job->moments + (job->grouped ? at : block) * 6);
+                    job->moments + (job->grouped ? at : block) * 2 * IN);
         }
     });
 }
@@ -366,50 +408,50 @@ void layer_backward(Job* job) {
     blocks(job, [job](int64_t block, const Scratch& s) {
         const int layer = job->layer;
         const bool last = layer == job->layers - 1;
-        V* rows = s.hidden;
+        const V* maps = job->maps + block * job->rows * s.pixels;
+        V* grad_maps = job->grad_maps ? job->grad_maps + block * job->rows * s.pixels : nullptr;
         for (int64_t window = 0; window < job->windows; ++window) {
             const int64_t at = block * job->windows + window;
-            const int64_t start = block * job->rows + job->starts[window];
-            const V* in = layer ? job->hidden[layer - 1] + at * 3 * s.pixels
-                                : job->maps + start * s.pixels;
-            const V* own = last ? nullptr : job->hidden[layer] + at * 3 * s.pixels;
-            const V* grad = last ? job->grad_out + at * s.pixels
-                                 : job->grad_hidden[layer] + at * 3 * s.pixels;
-            V* below = layer ? job->grad_hidden[layer - 1] + at * 3 * s.pixels
-                             : (job->grad_maps ? rows : nullptr);
+            const int64_t result = block * job->out_rows + window / job->orders;
+            const V* before = layer ? job->hidden[layer - 1] + at * IN * s.pixels : nullptr;
+            const Maps in = layer ? side_by_side(before, s) : members(maps, *job, window, s);
+            const V* own = last ? nullptr : job->hidden[layer] + at * IN * s.pixels;
+            const V* grad = last ? job->grad_out + result * s.pixels
+                                 : job->grad_hidden[layer] + at * IN * s.pixels;
+            V* below = layer ? job->grad_hidden[layer - 1] + at * IN * s.pixels
+                             : (grad_maps ? s.hidden : nullptr);
             backward(*job, layer, block, window, in, own, grad, below, sums_of(s, 0), s);
             if (window % FLUSH == FLUSH - 1 || window == job->windows - 1)
                 flush(*job, layer, block, sums_of(s, 0));
-            if (!layer && job->grad_maps) {
-                V* to = job->grad_maps + start * s.pixels;
-                for (int64_t p = 0; p < 3 * s.pixels; ++p) to[p] += rows[p];
+            if (!layer) {
+                if (grad_maps) pass_down(*job, window, below, grad_maps, s);
+                continue;
             }
-            if (!layer) continue;
-            const V* affine = group(job->affine[layer - 1], *job, block, window, 9);
+            const V* affine = group(job->affine[layer - 1], *job, block, window, 3 * IN);
             const bool first = job->grouped || window == 0;
-            V* sums = job->sums + (job->grouped ? at : block) * 6;
-            for (int i = 0; i < 3; ++i) {
+            V* sums = job->sums + (job->grouped ? at : block) * 2 * IN;
+            for (int i = 0; i < IN; ++i) {
                 V plain = {}, scaled = {};
                 for (int64_t p = 0; p < s.pixels; ++p) {
                     const V g = below[i * s.pixels + p];
                     plain += g;
-                    scaled += g * (in[i * s.pixels + p] - affine[i]);
+                    scaled += g * (before[i * s.pixels + p] - affine[i]);
                 }
                 sums[i] = first ? plain : sums[i] + plain;
-                sums[3 + i] = first ? scaled : sums[3 + i] + scaled;
+                sums[IN + i] = first ? scaled : sums[IN + i] + scaled;
             }
         }
     });
 }
 
-// (rows, channels, pixels) <-> maps. Lanes beyond the last channel become 0.
+// (count, channels, pixels) <-> the first maps of so many. Lanes beyond the last channel become 0.
 #define ARRANGE(NAME, FROM)                                                                   \
-    void arrange_##NAME(Job* job, const FROM* from, int64_t channels) {                       \
+    void arrange_##NAME(Job* job, const FROM* from, int64_t count, int64_t channels) {        \
         blocks(job, [=](int64_t block, const Scratch& s) {                                    \
-            REAL* to = reinterpret_cast<REAL*>(job->out + block * job->rows * s.pixels);      \
+            REAL* to = reinterpret_cast<REAL*>(job->out + block * job->out_rows * s.pixels);  \
             const int64_t first = block * LANES;                                              \
             const int64_t some = channels - first < LANES ? channels - first : LANES;         \
-            for (int64_t row = 0; row < job->rows; ++row, to += s.pixels * LANES) {           \
+            for (int64_t row = 0; row < count; ++row, to += s.pixels * LANES) {               \
                 const FROM* source = from + (row * channels + first) * s.pixels;              \
                 if (some < LANES) memset(to, 0, s.pixels * sizeof(V));                        \
                 for (int64_t lane = 0; lane < some; ++lane)                                   \
@@ -424,13 +466,13 @@ ARRANGE(float64, double)
 ARRANGE(float16, _Float16)
 #endif
 
-void restore(Job* job, REAL* to, int64_t channels) {
+void restore(Job* job, REAL* to, int64_t count, int64_t channels) {
     blocks(job, [=](int64_t block, const Scratch& s) {
         const REAL* from =
             reinterpret_cast<const REAL*>(job->maps + block * job->rows * s.pixels);
         const int64_t first = block * LANES;
         const int64_t some = channels - first < LANES ? channels - first : LANES;
-        for (int64_t row = 0; row < job->rows; ++row, from += s.pixels * LANES)
+        for (int64_t row = 0; row < count; ++row, from += s.pixels * LANES)
             for (int64_t lane = 0; lane < some; ++lane) {
                 REAL* target = to + (row * channels + first + lane) * s.pixels;
                 for (int64_t p = 0; p < s.pixels; ++p) target[p] = from[p * LANES + lane];

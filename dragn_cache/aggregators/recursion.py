@@ -1,8 +1,9 @@
-"""DRAGN's recursion on the CPU at the speed of its arithmetic: rounds of windows in C++.
+"""Recursions on the CPU at the speed of their arithmetic: rounds of windows in C++.
 
-The C++ (``recursion.cpp``) knows one round: a unit on windows of three maps, with channels side by
-side in a vector, and its gradients. This module goes through the rounds of a batch,
-forward and backward; `lanes` arranges parameters and takes BN's statistics, `simd` makes the calls.
+The C++ (``recursion.cpp``) knows one round: a unit on windows of a few maps, with channels side by
+side in a vector, and its gradients. This module goes through the rounds of a batch, DRAGN's or the
+levels of HAMIL's trees, forward and backward; `lanes` arranges parameters and takes BN's
+statistics, `simd` makes the calls.
 
 - What is stored for the backward pass are the maps between the rounds; hidden maps inside a unit
   are computed again, three convolutions being cheaper than six maps there and back.
@@ -13,7 +14,7 @@ forward and backward; `lanes` arranges parameters and takes BN's statistics, `si
   threads, and in evaluation mode a bag's not on its batch mates. Gradients of weights go into
   doubles every few windows; BN's sums keep the maps' precision in a lane and are joined in double.
 
-Where this does not apply (a GPU, no compiler, ``full`` mixing) `Dragn` uses PyTorch.
+Where this does not apply (`applies`: a GPU, no compiler) `Dragn` and `Hamil` use PyTorch.
 """
 
 from __future__ import annotations
@@ -27,14 +28,76 @@ import torch
 from torch import Tensor, nn
 
 from dragn_cache.aggregators import simd
-from dragn_cache.aggregators.lanes import INPUTS, Statistics, transposed
-from dragn_cache.aggregators.rounds import Moments, Plan
+from dragn_cache.aggregators.lanes import Statistics, pack_unit, transposed
+from dragn_cache.aggregators.rounds import Moments, Plan, Round
+from dragn_cache.aggregators.units import DragnUnit, NormPass, UnitNorm
+from dragn_cache.bags import RaggedBags
 
 HIDDEN_BYTES = 2**29  # up to so much, hidden maps between BN layers are kept for the backward pass
 
 
+def applies(units: Sequence[DragnUnit], bags: RaggedBags) -> bool:
+    """Whether `fold` can do it: not on a GPU or without a compiler.
+
+    Where parameters are of another dtype or elsewhere, PyTorch says so.
+    """
+    parameters = [p for unit in units for p in unit.parameters()]
+    dtype = parameters[0].dtype
+    modes = {m.training for unit in units for m in unit.modules() if isinstance(m, UnitNorm)}
+    return (
+        bags.values.device.type == "cpu"
+        and dtype in simd.REALS
+        and all(p.device.type == "cpu" and p.dtype == dtype for p in parameters)
+        and len(modes) < 2
+        and simd.kernels(dtype, _kernel(units[0], bags), units[0].instances) is not None
+    )
+
+
+def fold(
+    bags: RaggedBags,
+    units: Sequence[DragnUnit],
+    rounds: Sequence[Round],
+    norms: NormPass,
+    *,
+    shared: bool = True,
+    by_window: bool = False,
+    orders: int = 1,
+    grows: bool = False,
+) -> Tensor:
+    """(B, C): the recursion's results, averaged over pixels; see `Plan` for the options."""
+    first = units[0]
+    plan = Plan(
+        rounds=rounds,
+        units=len(units),
+        dtype=first.convolutions[0].weight.dtype,
+        channels=bags.in_shape[0],
+        inputs=first.instances,
+        layers=len(first.convolutions),
+        kernel=_kernel(first, bags),
+        shared=shared,
+        batch_norm=any(norm.training for norm in first.norms),
+        by_window=by_window,
+        eps=first.norms[0].eps if first.norms else 0.0,
+        orders=orders,
+        grows=grows,
+    )
+    used = units[: min(len(units), sum(len(step.members) > 0 for step in rounds))]
+    values = bags.values if bags.values.dim() == 4 else bags.values[:, :, None, None]
+    packed = [p for unit in used for p in pack_unit(unit, plan)]
+    pooled: Tensor = Recursion.apply(plan, values, *packed)
+    for m in plan.moments:
+        norm = used[plan.unit(m.round)].norms[m.layer]
+        norms.record(norm, m.values, m.mean, m.variance, rounds[m.round].turns)
+    return pooled
+
+
+def _kernel(unit: DragnUnit, bags: RaggedBags) -> int:
+    """The kernel's side; on vectors its centre is all that works."""
+    return 1 if bags.values.dim() == 2 else unit.convolutions[0].kernel_size[0]
+
+
 class _Norm(NamedTuple):
-    """One BN layer in one round: gamma * inverse * (z - mean) + beta; all (…, G, 3, …)."""
+    """One BN layer in one round: gamma * inverse * (z - mean) + beta; all (…, G, inputs, …)."""
 
     values: int
     mean: Tensor
@@ -61,9 +124,10 @@ class Recursion(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         run: _Run = ctx.run
         needs_features = ctx.needs_input_grad[1]
-        features = run.backward(grad.contiguous(), ctx.saved_tensors, needs_features=needs_features)
-        if features is not None:
-            features = features.view(ctx.values_shape).to(ctx.values_dtype)
+        maps = run.backward(grad.contiguous(), ctx.saved_tensors, needs_features=needs_features)
+        features = None
+        if maps is not None:
+            features = run.restore(maps, ctx.values_shape).to(ctx.values_dtype)
         return None, features, *run.parameter_gradients()
 
 
@@ -79,8 +143,8 @@ class _Run:
     def __init__(self, plan: Plan, parameters: Sequence[Tensor], size: tuple[int, ...]) -> None:
         self.plan, self.size, self.pixels = plan, size, size[0] * size[1]
         self.dtype = plan.dtype
-        found = simd.kernels(plan.dtype, plan.kernel)
-        assert found is not None  # `Dragn` asked before
+        found = simd.kernels(plan.dtype, plan.kernel, plan.inputs)
+        assert found is not None  # `applies` asked before
         self.kernels = found
         self.blocks = found.blocks(plan.channels)
         each = plan.layers + (2 * (plan.layers - 1) if plan.batch_norm else 0)
@@ -89,8 +153,8 @@ class _Run:
         self.transposed: list[list[Tensor]] = []
         self.statistics = Statistics(plan, self.blocks, found.lanes, self.pixels)
         self.norms: list[list[_Norm]] = []  # by round
-        windows = [len(step.starts) for step in plan.rounds]
-        self.window_values = self.blocks * INPUTS * self.pixels * found.lanes
+        windows = [len(step.members) for step in plan.rounds]
+        self.window_values = self.blocks * plan.inputs * self.pixels * found.lanes
         self.most_windows = max(windows)
         each_bytes = self.window_values * (plan.layers - 1) * self.dtype.itemsize
         self.keeps_hidden = plan.batch_norm and sum(windows) * each_bytes <= HIDDEN_BYTES
@@ -113,22 +177,26 @@ class _Run:
                 owners.append(step.done)
                 pooled.append(self.pool(maps, step.ends))
             kept += [maps] if keep else []
-            if len(step.starts):
-                hidden = self.rooms(len(step.starts)) if self.keeps_hidden else room
+            if len(step.members):
+                hidden = self.rooms(len(step.members)) if self.keeps_hidden else room
                 kept_hidden += hidden if keep and self.keeps_hidden else []
                 maps = self.fold(maps, number, hidden)
         embedding = torch.cat(pooled).index_select(0, torch.cat(owners).argsort())
         return embedding, kept + kept_hidden
 
     def arrange(self, values: Tensor) -> Tensor:
-        """(N, C, h, w) -> (blocks, N, h w, lanes) in the parameters' dtype."""
+        """(N, C, h, w) -> (blocks, N, h w, lanes) in the parameters' dtype.
+
+        Where the array grows there is room for all results behind them.
+        """
         if not self.kernels.reads(values.dtype):
             values = values.to(self.dtype)
         values = values.contiguous()
-        maps = self.new(len(values), self.pixels)
-        job = self.job(rows=len(values), out=maps)
+        results = sum(map(self.results, self.plan.rounds)) if self.plan.grows else 0
+        maps = self.new(len(values) + results, self.pixels)
         name = f"arrange_{simd.READABLE[values.dtype]}"
-        self.kernels.run(name, job, c_void_p(values.data_ptr()), c_int64(self.plan.channels))
+        counts = c_int64(len(values)), c_int64(self.plan.channels)
+        self.kernels.run(name, self.job(out=maps), c_void_p(values.data_ptr()), *counts)
         return maps
 
     def pool(self, maps: Tensor, ends: Tensor) -> Tensor:
@@ -138,8 +206,8 @@ class _Run:
 
     def fold(self, maps: Tensor, number: int, hidden: list[Tensor]) -> Tensor:
         step = self.plan.rounds[number]
-        out = self.new(len(step.starts), self.pixels)
-        job = self.job(rows=maps.shape[1], maps=maps, out=out, starts=step.starts)
+        out = maps if self.plan.grows else self.new(self.results(step), self.pixels)
+        job = self.job(maps=maps, out=out, step=step)
         self.set_weights(job, number)
         if not self.plan.batch_norm:
             self.kernels.run("fold", job)
@@ -155,7 +223,7 @@ class _Run:
         """Run all convolutions but the last, and take the statistics behind each."""
         norms: list[_Norm] = []
         for layer in range(self.plan.layers - 1):
-            moments = self.new(self.groups(job), 2, INPUTS)
+            moments = self.new(self.groups(job), 2, self.plan.inputs)
             job.layer, job.moments = layer, moments.data_ptr()
             self.kernels.run("layer", job)
             job.moments = None
@@ -167,7 +235,7 @@ class _Run:
         return norms
 
     def normalisation(self, layer: int, number: int, mean: Tensor, variance: Tensor) -> _Norm:
-        count = self.statistics.count(len(self.plan.rounds[number].starts))
+        count = self.statistics.count(len(self.plan.rounds[number].members))
         inverse = (variance + self.plan.eps).rsqrt()
         self.plan.moments.append(
             Moments(
@@ -187,6 +255,7 @@ class _Run:
     def backward(
         self, grad: Tensor, saved: Sequence[Tensor], *, needs_features: bool
     ) -> Tensor | None:
+        """Gradients of the features as maps, and in `gradients` those of the units."""
         self.start_gradients()
         kept_hidden = saved[len(self.plan.rounds) :]
         room = [] if self.keeps_hidden else self.rooms(self.most_windows)
@@ -195,13 +264,14 @@ class _Run:
         for number in reversed(range(len(self.plan.rounds))):
             step, maps, below = self.plan.rounds[number], saved[number], None
             if number or needs_features:
-                below = self.new(*maps.shape[1:3]).zero_()
+                same = self.plan.grows and above is not None
+                below = above if same else self.new(*maps.shape[1:3]).zero_()
+                assert below is not None
                 if len(step.done):
                     self.unpool(grad[step.done], step.ends, below)
-            if len(step.starts):
+            if len(step.members):
                 assert above is not None
-                job = self.job(rows=maps.shape[1], maps=maps, starts=step.starts)
-                job.grad_out = above.data_ptr()
+                job = self.job(maps=maps, grad_out=above, step=step)
                 job.grad_maps = None if below is None else below.data_ptr()
                 self.set_weights(job, number, backward=True)
                 if self.plan.batch_norm:
@@ -211,9 +281,7 @@ class _Run:
                 else:
                     self.kernels.run("fold_backward", job)
             above = below
-        if above is None:
-            return None
-        return self.restore(above)
+        return above
 
     def unpool(self, grad: Tensor, ends: Tensor, below: Tensor) -> None:
         missing = self.blocks * self.kernels.lanes - self.plan.channels
@@ -244,7 +312,8 @@ class _Run:
         if layer == 0:
             self.kernels.run("layer_backward", job)
             return []
-        norm, sums = self.norms[number][layer - 1], self.new(self.groups(job), 2, INPUTS)
+        norm = self.norms[number][layer - 1]
+        sums = self.new(self.groups(job), 2, self.plan.inputs)
         job.sums = sums.data_ptr()
         self.kernels.run("layer_backward", job)
         plain = self.statistics.total(sums[:, :, 0])
@@ -275,7 +344,7 @@ class _Run:
             last = self.plan.layers - 1
             self.transposed.append(
                 [
-                    transposed(p, self.plan.kernel, 1 if layer == last else INPUTS)
+                    transposed(p, self.plan, 1 if layer == last else self.plan.inputs)
                     for layer, p in enumerate(convolutions)
                 ]
             )
@@ -289,11 +358,11 @@ class _Run:
                 found.append(gradient.to(self.dtype))
         return found
 
-    def restore(self, maps: Tensor) -> Tensor:
-        """(blocks, N, h w, lanes) -> (N, C, h w)."""
-        values = torch.empty((maps.shape[1], self.plan.channels, self.pixels), dtype=self.dtype)
-        job = self.job(rows=maps.shape[1], maps=maps)
-        self.kernels.run("restore", job, c_void_p(values.data_ptr()), c_int64(self.plan.channels))
+    def restore(self, maps: Tensor, shape: Sequence[int]) -> Tensor:
+        """(blocks, N or more, h w, lanes) -> (N, C, h, w)."""
+        values = torch.empty(tuple(shape), dtype=self.dtype)
+        counts = c_int64(shape[0]), c_int64(self.plan.channels)
+        self.kernels.run("restore", self.job(maps=maps), c_void_p(values.data_ptr()), *counts)
         return values
 
     # jobs
@@ -301,19 +370,31 @@ class _Run:
     def job(
         self,
         *,
-        rows: int,
         maps: Tensor | None = None,
         out: Tensor | None = None,
-        starts: Tensor | None = None,
+        grad_out: Tensor | None = None,
+        step: Round | None = None,
     ) -> simd.Job:
+        """``out`` or ``grad_out`` is the array that holds the results from the step's first on."""
         job = simd.Job()
-        job.blocks, job.rows, (job.h, job.w) = self.blocks, rows, self.size
+        job.blocks, (job.h, job.w) = self.blocks, self.size
         job.layers, job.grouped = self.plan.layers, int(self.plan.by_window)
-        job.maps = None if maps is None else maps.data_ptr()
-        job.out = None if out is None else out.data_ptr()
-        if starts is not None:
-            job.starts, job.windows = starts.data_ptr(), len(starts)
+        job.orders = self.plan.orders
+        if maps is not None:
+            job.maps, job.rows = maps.data_ptr(), maps.shape[1]
+        first = 0
+        if step is not None:
+            job.members, job.windows = step.members.data_ptr(), len(step.members)
+            first = step.first * self.pixels * self.kernels.lanes * self.dtype.itemsize
+        for name, results in (("out", out), ("grad_out", grad_out)):
+            if results is not None:
+                setattr(job, name, results.data_ptr() + first)
+                job.out_rows = results.shape[1]
         return job
+
+    def results(self, step: Round) -> int:
+        """How many maps a round makes."""
+        return len(step.members) // self.plan.orders
 
     def groups(self, job: simd.Job) -> int:
         """How many groups of windows BN normalises, each by itself."""
@@ -330,7 +411,7 @@ class _Run:
         unit = self.plan.unit(number)
         for layer in range(self.plan.layers):
             packed, target = self.units[unit][layer], job.layer_of[layer]
-            target.outputs = 1 if layer == self.plan.layers - 1 else INPUTS
+            target.outputs = 1 if layer == self.plan.layers - 1 else self.plan.inputs
             target.weights = packed.data_ptr()
             target.stride = 0 if self.plan.shared else packed.shape[1]
             if backward:
@@ -343,7 +424,7 @@ class _Run:
         return [simd.empty(windows * self.window_values, self.dtype) for _ in range(count)]
 
     def table(self, *values: Tensor) -> Tensor:
-        """(…, G, 3, …) each -> (blocks, G, values, 3, lanes)."""
+        """(…, G, inputs, …) each -> (blocks, G, values, inputs, lanes)."""
         groups = max(value.shape[1] for value in values)
-        shape = (self.blocks, groups, INPUTS, self.kernels.lanes)
+        shape = (self.blocks, groups, self.plan.inputs, self.kernels.lanes)
         return torch.stack([v.expand(shape) for v in values], 2).to(self.dtype).contiguous()

@@ -1,4 +1,4 @@
-"""What DRAGN's recursion does to a batch: which rows meet in which round, and by what unit."""
+"""What a recursion does to a batch: which rows meet in which round, and by what unit."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from torch import Tensor
 
 
 class Round(NamedTuple):
-    """One round of the recursion over a batch: int64 tables on the host."""
+    """One round of a recursion over a batch: int64 tables on the host."""
 
-    done: Tensor  # (b,) bags that have one or two instances left and leave
-    ends: Tensor  # (b, 2) their first and last row
-    starts: Tensor  # (W,) the first of the three rows of each window
+    done: Tensor  # (b,) bags that leave before it
+    ends: Tensor  # (b, 2) the two rows, perhaps one twice, whose mean is a bag's result
+    members: Tensor  # (W, k) the rows of each window
     turns: Tensor  # (W,) when a loop over bags, rounds, windows would come to each window
+    first: int = 0  # the row of the first result
 
 
 def plan_rounds(sizes: Tensor) -> Iterator[Round]:
-    """Which rows meet in which round, for bags of ``sizes`` (B,) instances, each at least one.
+    """Which rows meet in DRAGN's rounds, for bags of ``sizes`` (B,) instances, each at least one.
 
     The rows of a round are the windows of the round before; those of the first are the instances.
+    A window is three rows side by side. A bag of one or two rows leaves.
     """
     bag, left = torch.arange(len(sizes)), sizes
     calls = (sizes - 1) ** 2 // 4  # unit calls of a whole bag: (n-2) + (n-4) + ...
@@ -37,7 +39,8 @@ def plan_rounds(sizes: Tensor) -> Iterator[Round]:
         place = torch.arange(len(owner)) - (windows.cumsum(0) - windows)[owner]
         # n-2, n-4, ... windows of this bag came in the rounds before: number * (n-1-number).
         turn = calls_before[bag] + number * (sizes[bag] - 1 - number)
-        yield Round(done, ends, first[stays][owner] + place, turn[owner] + place)
+        members = (first[stays][owner] + place)[:, None] + torch.arange(3)
+        yield Round(done, ends, members, turn[owner] + place)
         left = windows
         number += 1
 
@@ -54,18 +57,28 @@ class Moments(NamedTuple):
 
 @dataclass
 class Plan:
-    """What a pass does, apart from its numbers."""
+    """What a pass does, apart from its numbers.
+
+    Attributes:
+        inputs: maps of a window, and hidden maps of a unit.
+        orders: so many windows one after the other share a result: the mean of theirs.
+        grows: whether a round's results are further rows of the same array, from its ``first`` on;
+            if not, they are the rows of the next round.
+    """
 
     rounds: Sequence[Round]
     units: int  # one for each of the first rounds; the last serves the rest
     dtype: torch.dtype
     channels: int
+    inputs: int
     layers: int
     kernel: int
     shared: bool  # one kernel for all channels
     batch_norm: bool  # with statistics of this batch
     by_window: bool
     eps: float
+    orders: int = 1
+    grows: bool = False
     moments: list[Moments] = field(default_factory=list)
 
     def unit(self, number: int) -> int:

@@ -1,4 +1,4 @@
-"""The way into ``recursion.cpp``: its jobs, its library for a dtype and kernel, memory for it."""
+"""The way into ``recursion.cpp``: its jobs, its library for a dtype and size, memory for it."""
 
 from __future__ import annotations
 
@@ -44,13 +44,15 @@ class Job(ctypes.Structure):
         ("next", c_int64),
         ("blocks", c_int64),
         ("rows", c_int64),
+        ("out_rows", c_int64),
         ("windows", c_int64),
+        ("orders", c_int64),
         ("h", c_int64),
         ("w", c_int64),
         ("layers", c_int64),
         ("layer", c_int64),
         ("grouped", c_int64),
-        ("starts", c_void_p),
+        ("members", c_void_p),
         ("maps", c_void_p),
         ("out", c_void_p),
         ("hidden", c_void_p * 2),
@@ -66,7 +68,7 @@ class Job(ctypes.Structure):
 
 
 class Kernels:
-    """The compiled library for one dtype and kernel size."""
+    """The compiled library for one dtype, kernel size and width of a window."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
@@ -95,9 +97,13 @@ class Kernels:
 
 
 @cache
-def kernels(dtype: torch.dtype, kernel: int) -> Kernels | None:
-    """The library for a dtype and kernel size, or None where it cannot be compiled."""
-    library = native.load_library(SOURCE, f"REAL={REALS[dtype]}", f"KERNEL={kernel}")
+def kernels(dtype: torch.dtype, kernel: int, inputs: int) -> Kernels | None:
+    """The library for a dtype, a kernel size and windows of ``inputs`` maps.
+
+    None where it cannot be compiled.
+    """
+    defines = (f"REAL={REALS[dtype]}", f"KERNEL={kernel}", f"INPUTS={inputs}")
+    library = native.load_library(SOURCE, *defines)
     return None if library is None else Kernels(library)
 
 

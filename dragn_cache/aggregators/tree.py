@@ -7,10 +7,11 @@ the one with the lower number is first.
 - **Distances** are Euclidean, between instances averaged over h and w, in float64 whatever the
   features are, so that neither batch mates nor the order of the instances can change a tree by
   rounding. Distances that are equal are taken by index. No gradient goes through a tree.
-- **A batch is merged level by level** (`plan_merges`): a merge is on the level after the higher one
-  of its children, and all merges of a level, of all bags, are done at once. Each level's results
-  lie in the order of the levels that they go to, so that they are passed on as slices: every row is
-  copied once where it arrives, however deep the trees are.
+- **A batch is merged level by level**: a merge is on the level after the higher one of its
+  children, and all merges of a level, of all bags, are done at once. In C++ they are rounds of a
+  recursion on one array that grows (`merge_rounds`). In PyTorch (`plan_merges`) each level's
+  results lie in the order of the levels that they go to, so that they are passed on as slices:
+  every row is copied once where it arrives, however deep the trees are.
 - **The order of the leaves** (`leaf_order`) is the tree's where no row of instances can tell left
   from right: the child whose instances lie nearer to the bag's mean, on average, comes first.
 
@@ -28,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dragn_cache.aggregators.rounds import Round
 from dragn_cache.bags import RaggedBags, averaged
 from dragn_cache.errors import InputError
 
@@ -118,12 +120,41 @@ def leaf_order(vectors: NDArray[np.float64], merges: Merges) -> NDArray[np.int64
     return np.array(order, np.int64)
 
 
+def merge_rounds(trees: Sequence[Merges], *, both_orders: bool) -> list[Round]:
+    """The levels of a batch as rounds: first the instances' rows, then what the levels merge.
+
+    A merge is a window of two rows, or with ``both_orders`` two windows, one the other's mirror
+    image. All bags leave before the last round, which merges nothing.
+    """
+    sizes = np.array([len(merges) + 1 for merges in trees])
+    children, roots = _joined(trees, sizes)
+    rows = len(children) + len(trees)
+    level = _levels(rows, children)
+    made = rows + level[rows:].argsort(kind="stable")  # the merges by level
+    row = np.concatenate((np.arange(rows), np.empty(len(made), np.int64)))
+    row[made] = np.arange(rows, rows + len(made))
+    none, ends = torch.empty(0, dtype=torch.int64), row[roots, None].repeat(2, axis=1)
+    rounds, first = [], rows
+    for nodes in np.split(made, level[made].searchsorted(np.arange(2, level.max() + 1))):
+        members = row[children[nodes - rows]]
+        if both_orders:
+            members = np.stack((members, members[:, ::-1]), 1).reshape(-1, 2)
+        rounds.append(Round(none, none.view(0, 2), torch.from_numpy(members), none, first))
+        first += len(nodes)
+    everyone = torch.arange(len(trees))
+    last = Round(everyone, torch.from_numpy(ends), none.view(0, 2), none)
+    return [*(step for step in rounds if len(step.members)), last]
+
+
 def plan_merges(trees: Sequence[Merges]) -> MergePlan:
     """The levels of a batch of bags with these trees, in the bags' order."""
     sizes = np.array([len(merges) + 1 for merges in trees])
     children, roots = _joined(trees, sizes)
     rows = int(sizes.sum())
-    level, home = _levels(rows, children, roots)
+    level = _levels(rows, children)
+    home = np.empty_like(level)  # the entry that each node goes to: level k + 1 is entry k
+    home[children] = level[rows:, None] - 1
+    home[roots] = level.max()  # the end, behind the last level
     last = int(level.max()) + 1
     # Nodes in the order in which they are made, then that in which they arrive.
     made = np.lexsort((np.arange(len(level)), home, level))
@@ -180,21 +211,12 @@ def _joined(trees: Sequence[Merges], sizes: NDArray[Any]) -> tuple[Merges, NDArr
     return np.concatenate(children).reshape(-1, 2), roots
 
 
-def _levels(
-    rows: int, children: Merges, roots: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each node the level that makes it, 0 for instances, and the entry it goes to.
-
-    Level k + 1 is entry k of a plan's levels; roots go to the end, behind the last.
-    """
+def _levels(rows: int, children: Merges) -> NDArray[np.int64]:
+    """For each node the level that makes it, 0 for instances."""
     made = [0] * rows
     for a, b in children.tolist():
         made.append(1 + max(made[a], made[b]))
-    level = np.array(made, np.int64)
-    home = np.empty_like(level)
-    home[children] = level[rows:, None] - 1
-    home[roots] = level.max()
-    return level, home
+    return np.array(made, np.int64)
 
 
 def _sends(home: NDArray[np.int64]) -> Sends:

@@ -51,6 +51,7 @@ class DragnUnit(nn.Sequential):
         init: Init,
     ) -> None:
         super().__init__()
+        self.instances = instances
         for number in range(1, convolutions + 1):
             last = number == convolutions
             inputs = instances * channels
