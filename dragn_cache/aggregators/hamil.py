@@ -31,6 +31,9 @@ the unit once. Where the paper leaves a choice, or this differs from it:
   weighted sum over the features, like DRAGN's (see `adjoint`): an instance d merges below the root
   has κ_d, the average over pixels led back d times through the halved, transposed convolution, and
   a merge e below the root adds b sum(κ_e). No merge is ever made.
+
+On the CPU with a compiler L2Agg and L3Agg run in C++ (`recursion`): a level of the batch's trees is a
+round of windows of two rows, both orders one after the other.
 """
 
 from __future__ import annotations
