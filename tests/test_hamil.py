@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dragn_cache import native
-from dragn_cache.aggregators import create_aggregator, simd
+from dragn_cache.aggregators import create_aggregator, recursion, simd
 from dragn_cache.aggregators.hamil import Hamil
 from dragn_cache.aggregators.tree import (
     Level,
@@ -29,15 +29,25 @@ from dragn_cache.errors import InputError
 SIZES = [4, 13, 1, 9, 2, 3, 5, 1, 7]
 SHAPE = (5, 2, 3)
 
+compiled = pytest.mark.skipif(
+    native.find_compiler() is None, reason="needs a C++ compiler; PyTorch computes without"
+)
+
 
 @pytest.fixture(params=["C++", "PyTorch"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways of merging, one after the other."""
+    """Both ways of merging, one after the other; in C++ the unit itself is not called."""
     way: str = request.param
     if way == "PyTorch":
         monkeypatch.setattr(simd, "kernels", lambda *size: None)
-    elif native.find_compiler() is None:
+        return way
+    if native.find_compiler() is None:
         pytest.skip("needs a C++ compiler; PyTorch computes without")
+
+    def refused(*_: object) -> Tensor:
+        raise AssertionError("merged by PyTorch")
+
+    monkeypatch.setattr(Hamil, "_merge", refused)
     return way
 
 
@@ -143,12 +153,48 @@ def test_it_is_the_recursion(unit: str, kernel: int, symmetric: bool) -> None:
 
 
 @pytest.mark.usefixtures("way")
-@pytest.mark.parametrize("in_shape", [(19,), (5, 9, 8)], ids=str)
-def test_vectors_and_large_maps(in_shape: tuple[int, ...]) -> None:
-    aggregator = random_hamil(in_shape, bn=False).double()
+@pytest.mark.parametrize("bn", [False, True])
+@pytest.mark.parametrize("in_shape", [(19,), (5, 9, 8), (35, 2, 3)], ids=str)
+def test_vectors_large_maps_and_many_channels(in_shape: tuple[int, ...], bn: bool) -> None:
+    aggregator = random_hamil(in_shape, bn=bn).double().eval()
     bags = draw(in_shape, [3, 1, 5])
     theirs = by_recursion(bags, plain_layers(aggregator.unit))
     torch.testing.assert_close(aggregator(bags).embedding, theirs, rtol=1e-10, atol=1e-12)
+
+
+@compiled
+@pytest.mark.parametrize("bn", [False, True])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_both_ways_train_alike(symmetric: bool, bn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More channels than a vector has lanes; hidden maps kept and computed again."""
+    bags, seen = draw((35, 2, 3)), []
+    for way in ("kept", "again", "PyTorch"):
+        if way == "again":
+            monkeypatch.setattr(recursion, "HIDDEN_BYTES", 0)
+        if way == "PyTorch":
+            monkeypatch.setattr(simd, "kernels", lambda *size: None)
+        aggregator = random_hamil((35, 2, 3), bn=bn, symmetric=symmetric).double().train()
+        features = bags.values.clone().requires_grad_()
+        embedding = aggregator(RaggedBags(features, bags.offsets)).embedding
+        embedding.square().sum().backward()
+        assert features.grad is not None
+        gradients = [p.grad for p in aggregator.parameters() if p.grad is not None]
+        assert len(gradients) == len(list(aggregator.parameters()))
+        seen.append([embedding, features.grad, *gradients, *aggregator.buffers()])
+    for kept, again, theirs in zip(*seen, strict=True):
+        assert torch.equal(kept, again)
+        torch.testing.assert_close(kept, theirs, rtol=1e-8, atol=1e-10)
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_bag_gives_the_same_bits_alone(dtype: torch.dtype) -> None:
+    aggregator = random_hamil((35, 2, 3)).eval()
+    bags = draw((35, 2, 3), dtype=dtype)
+    together = aggregator(bags).embedding
+    for k, n in enumerate(SIZES):
+        alone = aggregator(RaggedBags(bags.bag(k), torch.tensor([0, n]))).embedding
+        assert torch.equal(alone[0], together[k]), k
 
 
 @pytest.mark.parametrize(

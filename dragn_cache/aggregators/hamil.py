@@ -32,8 +32,8 @@ the unit once. Where the paper leaves a choice, or this differs from it:
   has κ_d, the average over pixels led back d times through the halved, transposed convolution, and
   a merge e below the root adds b sum(κ_e). No merge is ever made.
 
-On the CPU with a compiler L2Agg and L3Agg run in C++ (`recursion`): a level of the batch's trees is a
-round of windows of two rows, both orders one after the other.
+On the CPU with a compiler the others run in C++ (`recursion`): a level of the batch's trees is a
+round of windows of two rows, under a symmetric unit both orders one after the other.
 """
 
 from __future__ import annotations
@@ -130,8 +130,9 @@ class Hamil(Aggregator):
         if self.symmetric and len(self.unit.convolutions) == 1:
             return Aggregated(self._pool_linearly(bags, trees), None)
         norms = NormPass("round")
-        # A single value has no statistics; PyTorch says so.
-        if math.prod(self.in_shape) > 1 and recursion.applies([self.unit], bags):
+        # A single value has no statistics, as PyTorch says.
+        single = math.prod(self.in_shape) == 1 and any(norm.training for norm in self.unit.norms)
+        if not single and recursion.applies([self.unit], bags):
             rounds = merge_rounds(trees, both_orders=self.symmetric)
             orders = 2 if self.symmetric else 1
             pooled = recursion.fold(bags, [self.unit], rounds, norms, orders=orders, grows=True)

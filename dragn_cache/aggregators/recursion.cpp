@@ -2,7 +2,7 @@
 // DRAGN's, two of HAMIL's.
 //
 // Compiled at first use for the machine's own vectors (see native.py). REAL is float or double,
-// KERNEL the side of the square kernel, INPUTS how many maps a window has, and how many hidden ones.
+// KERNEL the side of the square kernel, INPUTS the number of a window's maps and of hidden ones.
 //
 // Lanes are feature channels. A vector holds one pixel of LANES channels of one map; a block is
 // LANES channels. Arrays, in vectors:
@@ -43,17 +43,18 @@ struct Layer {
     int64_t outputs;      // IN, or 1 for the last
 };
 
-// Filled in by recursion.py, in this order.
+// Filled in by recursion.py, in this order. Results may lie in the array of the maps, behind all rows
+// that are read, and their gradients in that of the maps' gradients.
 struct Job {
     int64_t next;  // the block to be taken next, by any thread
     int64_t blocks, rows, out_rows, windows, orders, h, w, layers, layer, grouped;
     const int64_t* members;  // (windows, IN) rows of a window's maps
     const V* maps;           // x: the round's maps, `rows` of them
-    V* out;                  // y: the results, every `orders` windows' sum, of `out_rows` rows
+    V* out;                  // y: the sum of every `orders` windows; blocks are out_rows maps apart
     V* hidden[2];            // z1, z2
     const V* affine[2];      // BN after convolution 1, 2: (z - v0) * v1 + v2; null: none
     V* moments;              // [block][group][2][IN]: mean and sum of squares around it, or null
-    const V* grad_out;       // dy
+    const V* grad_out;       // dy, as far apart
     V* grad_maps;            // dx, added to
     V* grad_hidden[2];       // gradients behind BN, before ReLU took them
     const V* backward[2];    // dz = v0 * gradient + v1 * (z - v2) + v3; null: dz = gradient

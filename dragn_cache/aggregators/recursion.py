@@ -6,7 +6,7 @@ levels of HAMIL's trees, forward and backward; `lanes` arranges parameters and t
 statistics, `simd` makes the calls.
 
 - What is stored for the backward pass are the maps between the rounds; hidden maps inside a unit
-  are computed again, three convolutions being cheaper than six maps there and back.
+  are computed again, convolutions being cheaper than maps there and back.
 - Without batch statistics to wait for (no BN, or BN in evaluation mode, which is folded into the
   convolution) a window passes through the whole unit at once. With them every convolution meets all
   windows of the round before the next begins.
@@ -37,9 +37,9 @@ HIDDEN_BYTES = 2**29  # up to so much, hidden maps between BN layers are kept fo
 
 
 def applies(units: Sequence[DragnUnit], bags: RaggedBags) -> bool:
-    """Whether `fold` can do it: not on a GPU or without a compiler.
+    """Whether `fold` can do it: not on a GPU, without a compiler, or with BN in different modes.
 
-    Where parameters are of another dtype or elsewhere, PyTorch says so.
+    Where parameters are elsewhere or of different dtypes, PyTorch says so.
     """
     parameters = [p for unit in units for p in unit.parameters()]
     dtype = parameters[0].dtype

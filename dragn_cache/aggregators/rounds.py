@@ -16,8 +16,8 @@ class Round(NamedTuple):
     done: Tensor  # (b,) bags that leave before it
     ends: Tensor  # (b, 2) the two rows, perhaps one twice, whose mean is a bag's result
     members: Tensor  # (W, k) the rows of each window
-    turns: Tensor  # (W,) when a loop over bags, rounds, windows would come to each window
-    first: int = 0  # the row of the first result
+    turns: Tensor  # (W,) when a loop over bags, rounds, windows would come to each window; or empty
+    first: int = 0  # the row of the first result, where results are further rows
 
 
 def plan_rounds(sizes: Tensor) -> Iterator[Round]:
