@@ -5,7 +5,8 @@
 ``../shared`` holds ``data/`` and ``weights/``; OUT gets a store and a cross-validation for each
 set, and the tables are printed as Markdown. Interrupted, it goes on. All five sets
 take long: name the sets that are wanted, and perhaps fewer ``--seeds``. ``--times`` trains every
-method once instead, on one thread, and prints the processor time.
+method once instead, on one thread, and prints the processor time; ``--weights`` prints how evenly
+DRAGN and HAMIL weigh the instances of a bag before training.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the program does, befo
 import numpy as np
 import torch
 
+from dragn_cache.aggregators import create_aggregator
 from dragn_cache.bags import RaggedBags
 from dragn_cache.config import CrossvalConfig, ExtractConfig, ImportConfig, TrainConfig
 from dragn_cache.crossval import CrossvalResult, crossval, one_thread
@@ -184,6 +187,30 @@ def print_times(store: Store, protocol: Protocol) -> None:
         print(f"| {config.label} | {time.process_time() - started:.1f} |", flush=True)
 
 
+def print_weights(store: Store, protocol: Protocol) -> None:
+    """How evenly untrained L1Agg units, which are linear, weigh the instances of a bag.
+
+    An instance's weight is the gradient that the embedding sends to it; those of a bag sum to 1,
+    and 1 / Σ w² equal ones would be as even.
+    """
+    for name in ("dragn", "hamil"):
+        config = replace(protocol.train, aggregator=name, options={"unit": "L1Agg"})
+        values, offsets = store.load(choose_tap(store, config).name)
+        aggregator = create_aggregator(name, in_shape=values.shape[1:], unit="L1Agg")
+        features = torch.from_numpy(values).float().requires_grad_()
+        bags = RaggedBags(features, torch.from_numpy(offsets))
+        aggregator(bags).embedding.mean(1).sum().backward()
+        assert features.grad is not None
+        weights = features.grad.flatten(1).sum(1)
+        largest = torch.stack([weights[a:b].max() for a, b in pairwise(offsets.tolist())])
+        even = torch.stack([1 / weights[a:b].square().sum() for a, b in pairwise(offsets.tolist())])
+        print(
+            f"{name}: one instance has half of the weight or more in {(largest > 0.499).sum()} of "
+            f"{len(bags)} bags; 1 / Σ w² is {even.mean():.2f} on average, of the mean "
+            f"{len(weights) / len(bags):.2f}"
+        )
+
+
 def table(rows: Sequence[Mapping[str, Any]], scores: Sequence[str]) -> str:
     """Markdown: mean ± sd over folds and seeds, the interval over bags, size and time."""
     head = ["method", *(TITLES[score] for score in scores), "parameters", "s a training"]
@@ -219,6 +246,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--times", action="store_true")
+    parser.add_argument("--weights", action="store_true")
     given = parser.parse_args()
     unknown = [name for name in given.sets if name not in PROTOCOLS]
     if unknown:
@@ -229,6 +257,9 @@ def main() -> None:
         store = open_set(name, given.shared, given.out)
         if given.times:
             print_times(store, protocol)
+            continue
+        if given.weights:
+            print_weights(store, protocol)
             continue
         result = validate(
             store,
