@@ -270,10 +270,11 @@ def tell_twins(
         if other is not bag and not together:
             found.append(f"{other.bag_id!r} and {bag.bag_id!r}")
     if found:
-        where = "are on two sides of the split" if splits else "may be on two sides of a fold"
+        where = "on two sides of the split" if splits else "perhaps on two sides of a fold"
         warn(
-            f"{len(found)} pairs of bags with the same features {where}, first {found[0]}: "
-            "give such bags one group"
+            f"bags with the same features {where}: {found[0]}"
+            + (f", and {len(found) - 1} more such" if len(found) > 1 else "")
+            + "; give them one group"
         )
 
 

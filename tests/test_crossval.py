@@ -264,8 +264,8 @@ def test_bags_with_the_same_features_are_told_unless_of_one_group(tmp_path: Path
     config = replace(CONFIG, aggregators=METHODS[:1], seeds=1)
     crossval(store, config, tmp_path / "cv", warn=said.append)
     assert said == [
-        "1 pairs of bags with the same features may be on two sides of a fold, first '005' and "
-        "'007': give such bags one group"
+        "bags with the same features perhaps on two sides of a fold: '005' and '007'; "
+        "give them one group"
     ]
 
 
