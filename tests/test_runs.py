@@ -498,6 +498,20 @@ def test_bags_without_a_usable_instance_are_left_out_and_told(tmp_path: Path) ->
 # --- a run on another store --------------------------------------------------------------------
 
 
+def test_bags_with_the_same_features_on_two_sides_are_told(tmp_path: Path) -> None:
+    """Train 000 and test 001, validation 004 and test 003; train 002 and 005 are on one side."""
+    bags = with_splits(make_bags(31))
+    features = make_features(bags)
+    for twin, bag in (("001", "000"), ("004", "003"), ("005", "002")):
+        features[twin] = features[bag]
+    told: list[str] = []
+    train_run(write_store(tmp_path / "s", bags, features), CONFIG, tmp_path / "r", warn=told.append)
+    assert told[:1] == [
+        "bags with the same features on two sides of the split: '000' and '001', and 1 more such; "
+        "give them one group"
+    ]
+
+
 def test_a_run_predicts_other_bags_of_the_same_features(
     store: Store, run: Path, tmp_path: Path
 ) -> None:
