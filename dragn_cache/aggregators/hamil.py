@@ -33,7 +33,7 @@ the unit once. Where the paper leaves a choice, or this differs from it:
   a merge e below the root adds b sum(κ_e). No merge is ever made.
 
 On the CPU with a compiler the others run in C++ (`recursion`): a level of the batch's trees is a
-round of windows of two rows, under a symmetric unit both orders one after the other.
+round of windows of two rows, under a symmetric unit both orders one after the other (decision 0014).
 """
 
 from __future__ import annotations
