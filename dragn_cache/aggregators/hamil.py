@@ -32,8 +32,8 @@ the unit once. Where the paper leaves a choice, or this differs from it:
   has κ_d, the average over pixels led back d times through the halved, transposed convolution, and
   a merge e below the root adds b sum(κ_e). No merge is ever made.
 
-On the CPU with a compiler the others run in C++ (`recursion`, decision 0014): a level of the batch's
-trees is a round of windows of two rows, under a symmetric unit both orders one after the other.
+On the CPU with a compiler the others run in C++ (`recursion`, decision 0014): a level of trees is a
+round of windows of two rows, under a symmetric unit both orders one after the other.
 """
 
 from __future__ import annotations
