@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from test_recursion import compiled
 from torch import Tensor, nn
 
-from dragn_cache import native
 from dragn_cache.aggregators import create_aggregator, recursion, simd
 from dragn_cache.aggregators.hamil import Hamil
 from dragn_cache.aggregators.tree import (
@@ -29,20 +29,14 @@ from dragn_cache.errors import InputError
 SIZES = [4, 13, 1, 9, 2, 3, 5, 1, 7]
 SHAPE = (5, 2, 3)
 
-compiled = pytest.mark.skipif(
-    native.find_compiler() is None, reason="needs a C++ compiler; PyTorch computes without"
-)
 
-
-@pytest.fixture(params=["C++", "PyTorch"])
+@pytest.fixture(params=[pytest.param("C++", marks=compiled), "PyTorch"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways of merging, one after the other; in C++ the unit itself is not called."""
     way: str = request.param
     if way == "PyTorch":
         monkeypatch.setattr(simd, "kernels", lambda *size: None)
         return way
-    if native.find_compiler() is None:
-        pytest.skip("needs a C++ compiler; PyTorch computes without")
 
     def refused(*_: object) -> Tensor:
         raise AssertionError("merged by PyTorch")
@@ -212,11 +206,13 @@ def test_parameter_counts(unit: str, bn: bool | None, parameters: int) -> None:
     assert sum(p.numel() for p in aggregator.parameters()) == parameters
 
 
-@pytest.mark.usefixtures("way")
-def test_one_is_itself_and_two_meet_the_unit_once() -> None:
+def test_one_is_itself_and_two_meet_the_unit_once(way: str) -> None:
     aggregator = random_hamil(unit="L2Agg").eval()
     bags = draw(sizes=[1, 2], dtype=torch.float32)
+    batches: list[int] = []
+    aggregator.unit.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
     first, second = aggregator(bags).embedding
+    assert batches == ([2 * SHAPE[0]] if way == "PyTorch" else [])
     assert torch.equal(first, bags.values[0].mean((1, 2)))
     x, y = bags.values[1], bags.values[2]
     merged = (aggregator.unit(torch.stack((x, y), 1)) + aggregator.unit(torch.stack((y, x), 1))) / 2

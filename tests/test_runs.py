@@ -495,9 +495,6 @@ def test_bags_without_a_usable_instance_are_left_out_and_told(tmp_path: Path) ->
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-# --- a run on another store --------------------------------------------------------------------
-
-
 def test_bags_with_the_same_features_on_two_sides_are_told(tmp_path: Path) -> None:
     """Train 000 and test 001, validation 004 and test 003; train 002 and 005 are on one side."""
     bags = with_splits(make_bags(31))
@@ -510,6 +507,9 @@ def test_bags_with_the_same_features_on_two_sides_are_told(tmp_path: Path) -> No
         "bags with the same features on two sides of the split: '000' and '001', and 1 more such; "
         "give them one group"
     ]
+
+
+# --- a run on another store --------------------------------------------------------------------
 
 
 def test_a_run_predicts_other_bags_of_the_same_features(

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -126,10 +126,8 @@ def merge_rounds(trees: Sequence[Merges], *, both_orders: bool) -> list[Round]:
     A merge is a window of two rows, or with ``both_orders`` two windows, one the other's mirror
     image. All bags leave before the last round, which merges nothing.
     """
-    sizes = np.array([len(merges) + 1 for merges in trees])
-    children, roots = _joined(trees, sizes)
-    rows = len(children) + len(trees)
-    level = _levels(rows, children)
+    children, roots, level = _joined(trees)
+    rows = len(level) - len(children)
     made = rows + level[rows:].argsort(kind="stable")  # the merges by level
     row = np.concatenate((np.arange(rows), np.empty(len(made), np.int64)))
     row[made] = np.arange(rows, rows + len(made))
@@ -148,10 +146,8 @@ def merge_rounds(trees: Sequence[Merges], *, both_orders: bool) -> list[Round]:
 
 def plan_merges(trees: Sequence[Merges]) -> MergePlan:
     """The levels of a batch of bags with these trees, in the bags' order."""
-    sizes = np.array([len(merges) + 1 for merges in trees])
-    children, roots = _joined(trees, sizes)
-    rows = int(sizes.sum())
-    level = _levels(rows, children)
+    children, roots, level = _joined(trees)
+    rows = len(level) - len(children)
     home = np.empty_like(level)  # the entry that each node goes to: level k + 1 is entry k
     home[children] = level[rows:, None] - 1
     home[roots] = level.max()  # the end, behind the last level
@@ -194,29 +190,29 @@ def merge_levels(plan: MergePlan, rows: Tensor, unit: Callable[[Tensor, Tensor],
     return take(len(plan.levels), plan.roots)
 
 
-def _joined(trees: Sequence[Merges], sizes: NDArray[Any]) -> tuple[Merges, NDArray[np.int64]]:
-    """The children of all merges, and the root of each bag, with nodes numbered over the batch.
+def _joined(
+    trees: Sequence[Merges],
+) -> tuple[Merges, NDArray[np.int64], NDArray[np.int64]]:
+    """The children of all merges, each bag's root, and each node's level, 0 for instances.
 
-    Nodes 0 .. N - 1 are the instances, the others the merges, bag after bag.
+    Nodes are numbered over the batch: 0 .. N - 1 are the instances, the others the merges, bag
+    after bag.
     """
+    sizes = np.array([len(merges) + 1 for merges in trees])
     rows = int(sizes.sum())
     ends = sizes.cumsum()
     starts = ends - sizes
     made_before = rows + starts - np.arange(len(sizes))  # a bag of n instances has n - 1 merges
-    children = [
+    renumbered = [
         np.where(merges < n, merges + start, merges - n + made)
         for merges, n, start, made in zip(trees, sizes, starts, made_before, strict=True)
     ]
+    children = np.concatenate(renumbered).reshape(-1, 2)
     roots = np.where(sizes == 1, starts, made_before + sizes - 2)
-    return np.concatenate(children).reshape(-1, 2), roots
-
-
-def _levels(rows: int, children: Merges) -> NDArray[np.int64]:
-    """For each node the level that makes it, 0 for instances."""
-    made = [0] * rows
+    level = [0] * rows
     for a, b in children.tolist():
-        made.append(1 + max(made[a], made[b]))
-    return np.array(made, np.int64)
+        level.append(1 + max(level[a], level[b]))
+    return children, roots, np.array(level, np.int64)
 
 
 def _sends(home: NDArray[np.int64]) -> Sends:
