@@ -25,11 +25,12 @@ from torchmil.data import collate_fn
 from torchmil.datasets import ProcessedMILDataset
 from torchmil.models import ABMIL
 
-from dragn_cache.bags import RaggedBags, offsets_of
-from dragn_cache.config import TrainConfig
-from dragn_cache.feeding import Presentations
-from dragn_cache.losses import bce
-from dragn_cache.train import build_model
+from dragn_cache.loading.feeds import Presentations
+from dragn_cache.ragged import RaggedBags
+from dragn_cache.ragged.bags import offsets_of
+from dragn_cache.training.config import TrainConfig
+from dragn_cache.training.losses import bce
+from dragn_cache.training.model import build_model
 
 BAGS, WIDTH, BATCH, REPEATS = 3000, 512, 32, 7
 Epoch = Callable[[], float]
@@ -45,7 +46,7 @@ def draw() -> tuple[RaggedBags, torch.Tensor]:
 
 
 def ours(name: str, bags: RaggedBags, targets: torch.Tensor) -> Epoch:
-    """The loop of ``dragn_cache.train``."""
+    """The loop of ``dragn_cache.training.train``."""
     torch.manual_seed(0)
     config = TrainConfig(aggregator=name, batch_size=BATCH, dropout=0.0)
     model = build_model(config, bags.in_shape, 1).train()

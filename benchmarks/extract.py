@@ -32,10 +32,12 @@ import torch
 from PIL import Image
 
 from dragn_cache.backbones import Backbone
-from dragn_cache.compute import Forward, choose_compute, find_compiler
-from dragn_cache.config import ExtractConfig, usable_cores
-from dragn_cache.extract import extract, open_backbone
-from dragn_cache.images import Geometry, ImageRequest, read_crops
+from dragn_cache.extraction.config import ExtractConfig
+from dragn_cache.extraction.extract import extract
+from dragn_cache.extraction.forward import Forward, choose_compute
+from dragn_cache.extraction.plan import open_backbone
+from dragn_cache.images.crops import Geometry, ImageRequest, read_crops
+from dragn_cache.machine import find_compiler, usable_cores
 from dragn_cache.manifest import Manifest, read_manifest
 
 

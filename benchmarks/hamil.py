@@ -18,8 +18,9 @@ from torch import Tensor
 
 from dragn_cache.aggregators import create_aggregator
 from dragn_cache.aggregators.hamil import Hamil
-from dragn_cache.aggregators.tree import bag_vectors, single_link_tree
-from dragn_cache.bags import RaggedBags, offsets_of
+from dragn_cache.aggregators.recursion.tree import bag_vectors, single_link_tree
+from dragn_cache.ragged import RaggedBags
+from dragn_cache.ragged.bags import offsets_of
 
 CASES = {
     "16 bags of 9, 1280×7×7": ([9] * 16, (1280, 7, 7)),

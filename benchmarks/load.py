@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dragn_cache.bags import RaggedBags
-from dragn_cache.feeding import Presentations, StoredBags, Streamed
+from dragn_cache.loading.feeds import Presentations, Streamed
+from dragn_cache.loading.stored import StoredBags
 from dragn_cache.manifest import Bag, Instance, Manifest
+from dragn_cache.ragged import RaggedBags
 from dragn_cache.store import (
     InstanceRecord,
     StoreDescription,

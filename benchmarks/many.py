@@ -21,11 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from dragn_cache.aggregators.adjoint import pool_linearly
-from dragn_cache.bags import RaggedBags, offsets_of
-from dragn_cache.config import TrainConfig
-from dragn_cache.many import train_many
-from dragn_cache.train import LabelledBags, train
+from dragn_cache.aggregators.recursion.linear import pool_linearly
+from dragn_cache.ragged import RaggedBags
+from dragn_cache.ragged.bags import offsets_of
+from dragn_cache.training.config import TrainConfig
+from dragn_cache.training.data import LabelledBags
+from dragn_cache.training.stacked import train_many
+from dragn_cache.training.train import train
 
 REPEATS = 7
 STEPS = 3

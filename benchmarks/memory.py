@@ -20,8 +20,8 @@ from pathlib import Path
 
 from extract import draw
 
-from dragn_cache.config import ExtractConfig
-from dragn_cache.extract import extract
+from dragn_cache.extraction.config import ExtractConfig
+from dragn_cache.extraction.extract import extract
 
 
 def one(images: int, format: str) -> None:

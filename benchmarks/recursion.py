@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from dragn_cache.aggregators import create_aggregator
 from dragn_cache.aggregators.dragn import Dragn
-from dragn_cache.bags import RaggedBags, offsets_of
+from dragn_cache.ragged import RaggedBags
+from dragn_cache.ragged.bags import offsets_of
 
 REPEATS = 7
 MAP, VECTOR = (512, 4, 10), (512,)

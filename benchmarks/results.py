@@ -26,17 +26,21 @@ import numpy as np
 import torch
 
 from dragn_cache.aggregators import create_aggregator
-from dragn_cache.bags import RaggedBags
-from dragn_cache.config import CrossvalConfig, ExtractConfig, ImportConfig, TrainConfig
-from dragn_cache.crossval import CrossvalResult, crossval, one_thread
-from dragn_cache.extract import extract
+from dragn_cache.devices import one_thread
+from dragn_cache.extraction.config import ExtractConfig
+from dragn_cache.extraction.extract import extract
 from dragn_cache.interop import import_features
-from dragn_cache.labelling import choose_tap, read_labelling
+from dragn_cache.interop.config import ImportConfig
+from dragn_cache.loading.labelling import read_labelling
+from dragn_cache.loading.splits import make_folds
 from dragn_cache.manifest import read_manifest
-from dragn_cache.methods import fit_method
-from dragn_cache.splits import make_folds
+from dragn_cache.ragged import RaggedBags
 from dragn_cache.store import Store, open_store
-from dragn_cache.train import LabelledBags
+from dragn_cache.studies.config import CrossvalConfig
+from dragn_cache.studies.crossval import CrossvalResult, crossval
+from dragn_cache.training.config import TrainConfig
+from dragn_cache.training.data import LabelledBags, choose_tap
+from dragn_cache.training.fit import fit_method
 
 Method = tuple[str, Mapping[str, Any]]
 

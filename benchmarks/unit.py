@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dragn_cache.aggregators.units import UnitConv
+from dragn_cache.aggregators.recursion.units import UnitConv
 
 MAPS = 20480
 REPEATS = 7

@@ -17,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dragn_cache.check import check_dataset
-from dragn_cache.config import ExtractConfig, TrainConfig
 from dragn_cache.datasets.simulated import simulate
-from dragn_cache.extract import extract
+from dragn_cache.extraction.check import check_dataset
+from dragn_cache.extraction.config import ExtractConfig
+from dragn_cache.extraction.extract import extract
+from dragn_cache.figures.comparison import plot_comparison
 from dragn_cache.manifest import Manifest, read_manifest
-from dragn_cache.plots import plot_comparison
-from dragn_cache.runs import train_run
+from dragn_cache.runs.train import train_run
 from dragn_cache.store import open_store
+from dragn_cache.training.config import TrainConfig
 
 Bar = Callable[[str, str], AbstractContextManager[Callable[[int, int], None]]]
 

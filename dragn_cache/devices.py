@@ -2,9 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+from threadpoolctl import threadpool_limits
 
 from dragn_cache.errors import InputError
+from dragn_cache.machine import free_memory, parse_memory
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch and NumPy on one thread: sums run in one order, whatever the machine's cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+CPU = torch.device("cpu")
+
+# --- how much memory there is ------------------------------------------------------------------
+
+SHARE = 0.6  # of the free memory that features may fill
+
+
+def memory_for_features(text: str, device: torch.device) -> int:
+    """Bytes that features may fill: what ``--memory`` says; ``auto`` is 60 % of what is free."""
+    given = parse_memory(text)
+    if given is not None:
+        return given
+    free = free_memory()
+    if device.type == "cuda":
+        free = min(free, torch.cuda.mem_get_info(device)[0])
+    return max(1, int(SHARE * free))
 
 
 def find_device(name: str | torch.device) -> torch.device:

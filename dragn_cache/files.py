@@ -2,8 +2,74 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from dragn_cache.errors import InputError
+
+MAX_NAME_BYTES = 255
+LONGEST_SUFFIX = ".npy"
+
+
+def refuse_bad_names(
+    ids: Sequence[str],
+    *,
+    remedy: str = "export to --layout hdf5, zarr or anndata, which keep ids as text",
+) -> None:
+    """Raise `InputError` for the first bag id that cannot be a file's name, or that is another's
+    on a file system that knows no case."""
+    seen: dict[str, str] = {}
+    for bag_id in ids:
+        fault = _name_fault(bag_id)
+        folded = unicodedata.normalize("NFC", bag_id).casefold()
+        if fault is None and folded in seen:
+            fault = f"a name that differs from {seen[folded]!r} only by case"
+        if fault is not None:
+            raise InputError(
+                f"bag {bag_id[:60]!r}",
+                expected="an id that can be a file's name",
+                got=fault,
+                remedy=remedy,
+            )
+        seen[folded] = bag_id
+
+
+def _name_fault(bag_id: str) -> str | None:
+    if not bag_id:
+        return "an empty one"
+    if "/" in bag_id or "\\" in bag_id:
+        return "a slash in it"
+    if bag_id.startswith("."):
+        return "a dot at its start"
+    if any(unicodedata.category(c) in ("Cc", "Cs") for c in bag_id):
+        return "a control character in it"
+    if len((bag_id + LONGEST_SUFFIX).encode()) > MAX_NAME_BYTES:
+        return f"{len(bag_id.encode())} bytes"
+    return None
+
+
+def require_new(out: Path) -> None:
+    """Raise `InputError` unless a folder is empty or does not exist yet.
+
+    A file that a kill left unfinished is none.
+    """
+    if out.exists() and (not out.is_dir() or not all(map(is_unfinished, out.iterdir()))):
+        got = "one with files" if out.is_dir() else "a file"
+        raise InputError(str(out), expected="a new folder", got=got, remedy="give another --out")
+
+
+def write_csv(path: Path, head: Sequence[str], rows: Any) -> None:
+    """Write a table atomically."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,7 +5,7 @@
 One or three processes write one store, in both formats. Between the first and the last part's
 appearance one of them, or all, get SIGKILL. Whoever is left finishes the store; if nobody is, the
 same number of processes starts again. A kill counts only if parts existed and parts were missing.
-The suite makes ten of these kills (tests/test_kills.py).
+The suite makes ten of these kills (tests/extraction/test_kills.py).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 from conftest import write_dataset
 
-from dragn_cache.config import ExtractConfig
-from dragn_cache.extract import extract
+from dragn_cache.extraction.config import ExtractConfig
+from dragn_cache.extraction.extract import extract
 from dragn_cache.manifest import Manifest, read_manifest
 from dragn_cache.store import FORMATS, open_store
 

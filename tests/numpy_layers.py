@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dragn_cache.bags import RaggedBags
+from dragn_cache.ragged import RaggedBags
 
 Array = NDArray[np.float64]
 State = dict[str, Array]

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from dragn_cache.manifest import Bag, Instance, Manifest, Task
+from dragn_cache.manifest import Bag, Instance, Manifest
+from dragn_cache.ragged import RaggedBags
 from dragn_cache.store import (
     Failure,
     InstanceRecord,
@@ -21,6 +23,8 @@ from dragn_cache.store import (
     open_writer,
     plan_parts,
 )
+from dragn_cache.training.data import LabelledBags
+from dragn_cache.types import Task
 
 LABELS = ("actin", "golgi", "nucleus")
 CHANNELS, HEIGHT, WIDTH = 5, 2, 3
@@ -121,3 +125,11 @@ def write_store(
                 row += len(maps)
     writer.finish()
     return open_store(path)
+
+
+def make_data(task: Task = "multilabel", count: int = 41) -> LabelledBags:
+    bags = with_splits(make_bags(count, task=task))
+    features = make_features(bags)
+    targets = np.array([[label in (bag.labels or ()) for label in LABELS] for bag in bags], np.int8)
+    ragged = RaggedBags.from_list([torch.from_numpy(features[bag.bag_id]) for bag in bags])
+    return LabelledBags(ragged, targets, tuple(bag.split for bag in bags), task)

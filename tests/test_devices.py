@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 import torch
 from elsewhere import DEVICE, Remote, elsewhere, values_of
-from test_aggregators import AGGREGATORS, LABELS, MAP, VECTOR, draw, make, relative, supervise
-from test_many import make_data
+from run_stores import make_data
+from small_aggregators import AGGREGATORS, LABELS, MAP, VECTOR, draw, make, relative, supervise
 
-from dragn_cache import many
-from dragn_cache import train as training
-from dragn_cache.bags import RaggedBags
-from dragn_cache.config import TrainConfig
-from dragn_cache.explain import choose_method, score_instances
-from dragn_cache.losses import LOSSES, Supervision
-from dragn_cache.train import LabelledBags, Trained, train
+from dragn_cache.aggregators.supervision import Supervision
+from dragn_cache.ragged import RaggedBags
+from dragn_cache.runs.explain import choose_method
+from dragn_cache.runs.instance_scores import score_instances
+from dragn_cache.training import stacked
+from dragn_cache.training import train as training
+from dragn_cache.training.config import TrainConfig
+from dragn_cache.training.data import LabelledBags
+from dragn_cache.training.losses import LOSSES
+from dragn_cache.training.train import Trained, train
 
 SIZES = [1, 2, 7, 4, 17, 11]
 # Options that reach what a method's defaults leave out.
@@ -50,7 +53,7 @@ def data() -> LabelledBags:
 @pytest.fixture
 def there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings find the other device, whatever they ask for."""
-    for module in (training, many):
+    for module in (training, stacked):
         monkeypatch.setattr(module, "find_device", lambda name: DEVICE)
 
 
@@ -127,11 +130,11 @@ def test_many_models_elsewhere(
     data: LabelledBags, name: str, loss: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = TrainConfig(aggregator=name, loss=loss, pos_weight="balanced", epochs=1)
-    (ours,) = many.train_many(data, [config])
-    for module in (training, many):
+    (ours,) = stacked.train_many(data, [config])
+    for module in (training, stacked):
         monkeypatch.setattr(module, "find_device", lambda name: DEVICE)
     with elsewhere():
-        (theirs,) = many.train_many(data, [config])
+        (theirs,) = stacked.train_many(data, [config])
     assert isinstance(ours, Trained)
     assert isinstance(theirs, Trained)
     assert ours.probabilities.shape == (len(data.bags), LABELS)

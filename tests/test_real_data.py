@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dragn_cache.check import check_dataset
-from dragn_cache.config import ExtractConfig, ImportConfig, TrainConfig
-from dragn_cache.extract import extract
+from dragn_cache.extraction.check import check_dataset
+from dragn_cache.extraction.config import ExtractConfig
+from dragn_cache.extraction.extract import extract
 from dragn_cache.interop import export_features, import_features
+from dragn_cache.interop.config import ImportConfig
 from dragn_cache.manifest import Manifest, read_manifest
-from dragn_cache.runs import train_run
+from dragn_cache.runs.train import train_run
 from dragn_cache.store import FORMATS, open_store
+from dragn_cache.training.config import TrainConfig
 
 SHARED = Path(__file__).parents[2] / "shared"
 WEIGHTS = SHARED / "weights" / "mobilenet_v2_imagenet.pth"

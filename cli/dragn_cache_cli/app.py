@@ -16,7 +16,7 @@ import typer
 
 import dragn_cache
 from dragn_cache.errors import DragnCacheError
-from dragn_cache_cli import (
+from dragn_cache_cli.commands import (
     aggregators,
     backbones,
     check,

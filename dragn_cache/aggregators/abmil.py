@@ -17,10 +17,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from dragn_cache.aggregators.base import Aggregated, Aggregator, check_count
-from dragn_cache.aggregators.dense import relu_network
-from dragn_cache.aggregators.segments import segment_softmax, segment_sum
-from dragn_cache.bags import RaggedBags
+from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.aggregators.layers import relu_network
+from dragn_cache.options import check_count
+from dragn_cache.ragged import RaggedBags
+from dragn_cache.ragged.segments import segment_softmax, segment_sum
 
 
 class Abmil(Aggregator):

@@ -17,10 +17,11 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice, check_count
-from dragn_cache.aggregators.segments import segment_softmax, segment_sum
-from dragn_cache.aggregators.sequences import run_over_bags
-from dragn_cache.bags import RaggedBags
+from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.options import check_choice, check_count
+from dragn_cache.ragged import RaggedBags
+from dragn_cache.ragged.packed import run_over_bags
+from dragn_cache.ragged.segments import segment_softmax, segment_sum
 
 
 class AnnoFly(Aggregator):

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dragn_cache.bags import RaggedBags, averaged
+from dragn_cache.aggregators.supervision import Supervision
 from dragn_cache.errors import InputError
-from dragn_cache.losses import Supervision
+from dragn_cache.ragged import RaggedBags
+from dragn_cache.ragged.bags import averaged
 
 
 class Aggregated(NamedTuple):
@@ -165,42 +166,6 @@ class Aggregator(nn.Module, ABC):
             expected=f"Aggregated with an embedding of shape {wanted}, bags × out_dim",
             got=got,
             remedy="correct its aggregate, or the out_dim that it sets",
-        )
-
-
-def check_choice(owner: str, option: str, value: object, allowed: Sequence[object]) -> None:
-    """Raise an InputError that names the option unless ``value`` is one of ``allowed``.
-
-    Types count: True is not 1.
-    """
-    if not any(type(value) is type(a) and value == a for a in allowed):
-        raise InputError(
-            f"aggregator {owner}, option {option}",
-            expected="one of " + ", ".join(repr(a) for a in allowed),
-            got=repr(value),
-            remedy="choose one of them",
-        )
-
-
-def check_count(owner: str, option: str, value: object, *, least: int = 1) -> None:
-    """Raise an InputError that names the option unless ``value`` is a whole number, big enough."""
-    if type(value) is not int or value < least:
-        raise InputError(
-            f"aggregator {owner}, option {option}",
-            expected=f"a whole number above {least - 1}",
-            got=repr(value),
-            remedy=f"give {option}=64, say",
-        )
-
-
-def check_rate(owner: str, option: str, value: object) -> None:
-    """Raise an InputError that names the option unless ``value`` is a number in [0, 1)."""
-    if type(value) not in (int, float) or not 0 <= value < 1:  # type: ignore[operator]
-        raise InputError(
-            f"aggregator {owner}, option {option}",
-            expected="a number from 0 to below 1",
-            got=repr(value),
-            remedy=f"give {option}=0.25, say",
         )
 
 

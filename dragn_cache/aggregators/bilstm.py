@@ -22,10 +22,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice, check_count
-from dragn_cache.aggregators.segments import segment_mean
-from dragn_cache.aggregators.sequences import run_over_bags
-from dragn_cache.bags import RaggedBags
+from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.options import check_choice, check_count
+from dragn_cache.ragged import RaggedBags
+from dragn_cache.ragged.packed import run_over_bags
+from dragn_cache.ragged.segments import segment_mean
 
 LAYERS = 2
 DROPOUT = 0.5

@@ -17,9 +17,10 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import nn
 
-from dragn_cache.aggregators.base import Aggregated, Aggregator, check_count
-from dragn_cache.aggregators.segments import segment_sum
-from dragn_cache.bags import RaggedBags
+from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.options import check_count
+from dragn_cache.ragged import RaggedBags
+from dragn_cache.ragged.segments import segment_sum
 
 
 class Bow(Aggregator):

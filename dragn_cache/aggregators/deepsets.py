@@ -15,10 +15,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice
-from dragn_cache.aggregators.dense import relu_network
-from dragn_cache.aggregators.segments import segment_max, segment_mean, segment_sum
-from dragn_cache.bags import RaggedBags
+from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.aggregators.layers import relu_network
+from dragn_cache.options import check_choice
+from dragn_cache.ragged import RaggedBags
+from dragn_cache.ragged.segments import segment_max, segment_mean, segment_sum
 
 POOLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sum": segment_sum,

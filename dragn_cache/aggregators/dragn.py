@@ -42,12 +42,17 @@ from typing import ClassVar, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from dragn_cache.aggregators import recursion
-from dragn_cache.aggregators.adjoint import pool_linearly
-from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice, check_count
-from dragn_cache.aggregators.orders import clustered_orders, permuted_orders, reordered, resized
-from dragn_cache.aggregators.rounds import Round, plan_rounds
-from dragn_cache.aggregators.units import (
+from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.aggregators.recursion import compiled
+from dragn_cache.aggregators.recursion.linear import pool_linearly
+from dragn_cache.aggregators.recursion.orders import (
+    clustered_orders,
+    permuted_orders,
+    reordered,
+    resized,
+)
+from dragn_cache.aggregators.recursion.rounds import Round, plan_rounds
+from dragn_cache.aggregators.recursion.units import (
     CONVOLUTIONS,
     BatchNormScope,
     DragnUnit,
@@ -57,8 +62,9 @@ from dragn_cache.aggregators.units import (
     UnitConv,
     UnitName,
 )
-from dragn_cache.bags import RaggedBags
 from dragn_cache.errors import InputError, UnknownNameError
+from dragn_cache.options import check_choice, check_count
+from dragn_cache.ragged import RaggedBags
 
 Mixing = Literal["shared", "per_channel", "full"]
 Order = Literal["given", "permuted", "clustered"]
@@ -200,7 +206,7 @@ class Dragn(Aggregator):
         if self._compiled(bags):
             units, shared = self._all_units(), self._mixing == "shared"
             by_window = self.bn_scope == "window"
-            pooled = recursion.fold(bags, units, steps, norms, shared=shared, by_window=by_window)
+            pooled = compiled.fold(bags, units, steps, norms, shared=shared, by_window=by_window)
         else:
             pooled = self._fold_by_library(bags, steps, norms)
         norms.finish()
@@ -208,7 +214,7 @@ class Dragn(Aggregator):
 
     def _compiled(self, bags: RaggedBags) -> bool:
         """Whether the recursion in C++ can do it; ``full`` it cannot."""
-        return self._mixing != "full" and recursion.applies(self._all_units(), bags)
+        return self._mixing != "full" and compiled.applies(self._all_units(), bags)
 
     def _all_units(self) -> list[DragnUnit]:
         return [cast(DragnUnit, unit) for unit in self.units]

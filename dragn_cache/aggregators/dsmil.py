@@ -25,10 +25,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice, check_count
-from dragn_cache.aggregators.segments import segment_argmax, segment_attend, segment_softmax
-from dragn_cache.bags import RaggedBags
-from dragn_cache.losses import Supervision
+from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.aggregators.supervision import Supervision
+from dragn_cache.options import check_choice, check_count
+from dragn_cache.ragged import RaggedBags
+from dragn_cache.ragged.segments import segment_argmax, segment_attend, segment_softmax
 
 
 class Dsmil(Aggregator):

@@ -48,10 +48,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dragn_cache.aggregators import recursion
-from dragn_cache.aggregators.adjoint import weighted_pool
-from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice
-from dragn_cache.aggregators.tree import (
+from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.aggregators.recursion import compiled
+from dragn_cache.aggregators.recursion.tree import (
     Merges,
     bag_vectors,
     merge_levels,
@@ -60,7 +59,7 @@ from dragn_cache.aggregators.tree import (
     plan_merges,
     single_link_tree,
 )
-from dragn_cache.aggregators.units import (
+from dragn_cache.aggregators.recursion.units import (
     CONVOLUTIONS,
     DragnUnit,
     Init,
@@ -69,8 +68,11 @@ from dragn_cache.aggregators.units import (
     UnitConv,
     UnitName,
 )
-from dragn_cache.bags import RaggedBags, owners
+from dragn_cache.aggregators.recursion.weighted_sum import weighted_pool
 from dragn_cache.errors import UnknownNameError
+from dragn_cache.options import check_choice
+from dragn_cache.ragged import RaggedBags
+from dragn_cache.ragged.bags import owners
 
 
 class Hamil(Aggregator):
@@ -132,10 +134,10 @@ class Hamil(Aggregator):
         norms = NormPass("round")
         # A single value has no statistics, as PyTorch says.
         single = math.prod(self.in_shape) == 1 and any(norm.training for norm in self.unit.norms)
-        if not single and recursion.applies([self.unit], bags):
+        if not single and compiled.applies([self.unit], bags):
             rounds = merge_rounds(trees, both_orders=self.symmetric)
             orders = 2 if self.symmetric else 1
-            pooled = recursion.fold(bags, [self.unit], rounds, norms, orders=orders, grows=True)
+            pooled = compiled.fold(bags, [self.unit], rounds, norms, orders=orders, grows=True)
         else:
             merged = partial(self._merge, norms=norms)
             pooled = merge_levels(plan_merges(trees), self.maps(bags), merged).mean((2, 3))

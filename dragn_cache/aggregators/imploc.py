@@ -21,10 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice, check_count
-from dragn_cache.aggregators.padded import Linear, Padding, attend, firsts, with_first
-from dragn_cache.aggregators.segments import segment_mean
-from dragn_cache.bags import RaggedBags
+from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.options import check_choice, check_count
+from dragn_cache.ragged import RaggedBags
+from dragn_cache.ragged.padded import Linear, Padding, attend, firsts, with_first
+from dragn_cache.ragged.segments import segment_mean
 
 
 class Imploc(Aggregator):

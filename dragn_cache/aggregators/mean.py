@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
-from dragn_cache.aggregators.segments import segment_mean
-from dragn_cache.bags import RaggedBags
+from dragn_cache.ragged import RaggedBags
+from dragn_cache.ragged.segments import segment_mean
 
 
 class Mean(Aggregator):

@@ -22,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice
-from dragn_cache.aggregators.segments import segment_softmax, segment_sum
-from dragn_cache.bags import RaggedBags
+from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.options import check_choice
+from dragn_cache.ragged import RaggedBags
+from dragn_cache.ragged.segments import segment_softmax, segment_sum
 
 
 class Nan(Aggregator):

@@ -28,10 +28,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice, check_count
+from dragn_cache.aggregators.base import Aggregated, Aggregator
 from dragn_cache.aggregators.codebook import nearest_two, sample_rows, train_centres
-from dragn_cache.aggregators.segments import segment_outer, segment_sum
-from dragn_cache.bags import RaggedBags
+from dragn_cache.options import check_choice, check_count
+from dragn_cache.ragged import RaggedBags
+from dragn_cache.ragged.segments import segment_outer, segment_sum
 
 SHORTEST = 1e-5
 NOTHING = 1e-30

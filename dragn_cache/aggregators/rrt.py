@@ -33,17 +33,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dragn_cache.aggregators.abmil import GatedAbmil
-from dragn_cache.aggregators.base import Aggregated, Aggregator, check_count
-from dragn_cache.aggregators.padded import (
-    Linear,
-    Padding,
-    attend,
-    check_heads,
-    masked_softmax,
-    split,
-)
-from dragn_cache.bags import RaggedBags, offsets_of
+from dragn_cache.aggregators.base import Aggregated, Aggregator
 from dragn_cache.errors import InputError
+from dragn_cache.options import check_count
+from dragn_cache.ragged import RaggedBags
+from dragn_cache.ragged.bags import offsets_of
+from dragn_cache.ragged.padded import Linear, Padding, attend, check_heads, masked_softmax, split
 
 LEAST_RANGE = 1e-3
 

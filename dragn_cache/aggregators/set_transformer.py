@@ -24,16 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dragn_cache.aggregators.base import Aggregated, Aggregator, check_count
-from dragn_cache.aggregators.padded import (
-    Linear,
-    Padding,
-    attend,
-    check_heads,
-    masked_softmax,
-    split,
-)
-from dragn_cache.bags import RaggedBags
+from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.options import check_count
+from dragn_cache.ragged import RaggedBags
+from dragn_cache.ragged.padded import Linear, Padding, attend, check_heads, masked_softmax, split
 
 
 class SetTransformer(Aggregator):

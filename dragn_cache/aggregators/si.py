@@ -24,10 +24,11 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice, check_count
-from dragn_cache.aggregators.segments import segment_logsumexp, segment_max
-from dragn_cache.bags import RaggedBags
-from dragn_cache.losses import Supervision
+from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.aggregators.supervision import Supervision
+from dragn_cache.options import check_choice, check_count
+from dragn_cache.ragged import RaggedBags
+from dragn_cache.ragged.segments import segment_logsumexp, segment_max
 
 
 class Si(Aggregator):

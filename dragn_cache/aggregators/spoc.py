@@ -23,10 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dragn_cache.aggregators.base import Aggregated, Aggregator, check_choice, check_count
-from dragn_cache.aggregators.segments import segment_sum
-from dragn_cache.bags import RaggedBags
+from dragn_cache.aggregators.base import Aggregated, Aggregator
 from dragn_cache.errors import InputError
+from dragn_cache.options import check_choice, check_count
+from dragn_cache.ragged import RaggedBags
+from dragn_cache.ragged.segments import segment_sum
 
 # A component with less than this share of the first one's variance is rounding: it becomes 0.
 LEAST_VARIANCE = 1e-10

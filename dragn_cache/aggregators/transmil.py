@@ -32,9 +32,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dragn_cache.aggregators.base import Aggregated, Aggregator, check_count
-from dragn_cache.aggregators.nystroem import nystroem
-from dragn_cache.aggregators.padded import (
+from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.options import check_count
+from dragn_cache.ragged import RaggedBags
+from dragn_cache.ragged.bags import resampled
+from dragn_cache.ragged.nystroem import nystroem
+from dragn_cache.ragged.padded import (
     Group,
     Linear,
     Padding,
@@ -44,7 +47,6 @@ from dragn_cache.aggregators.padded import (
     split,
     with_first,
 )
-from dragn_cache.bags import RaggedBags, resampled
 
 
 class Transmil(Aggregator):

@@ -18,7 +18,7 @@ from torchvision.models import Weights, WeightsEnum
 from dragn_cache.backbones.families import family
 from dragn_cache.backbones.weights import PublishedWeights, resolve_weights
 from dragn_cache.errors import InputError, UnknownNameError
-from dragn_cache.intensity import Intensity
+from dragn_cache.images.intensity import Intensity
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos")
 CHANNEL_MODES = ("rgb", "average", "each")

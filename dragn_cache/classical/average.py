@@ -13,15 +13,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from dragn_cache.classical.base import (
-    Arrays,
-    ClassicalMethod,
-    Floats,
-    Ints,
-    Normalise,
-    normalised,
-    segment_sum,
-)
+from dragn_cache.classical.base import Arrays, ClassicalMethod, Normalise, normalised, segment_sum
+from dragn_cache.types import Floats, Ints
 
 
 @dataclass(frozen=True, kw_only=True)

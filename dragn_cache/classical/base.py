@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dragn_cache.aggregators.base import check_choice, check_count
 from dragn_cache.errors import InputError
+from dragn_cache.options import check_choice, check_count
+from dragn_cache.types import Floats, Ints
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Arrays = dict[str, Floats]
 Normalise = Literal["none", "l1", "l2", "power", "intra"]
 

@@ -23,14 +23,13 @@ from threadpoolctl import threadpool_limits
 
 from dragn_cache.classical.base import (
     Arrays,
-    Floats,
-    Ints,
     Normalise,
     WordMethod,
     normalised,
     seed_of,
     segment_sum,
 )
+from dragn_cache.types import Floats, Ints
 
 LEAST_VARIANCE = 1e-4  # added to each variance, as a share of the channels' mean variance
 MOST_STEPS = 200  # of expectation maximisation; a mixture that has not settled by then is used

@@ -13,17 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dragn_cache.bags import RaggedBags, averaged
-from dragn_cache.classical.base import Arrays, ClassicalMethod, Floats, Ints, principal_axes
+from dragn_cache.classical.base import Arrays, ClassicalMethod, principal_axes
 from dragn_cache.classical.base import projected as project
-from dragn_cache.classical.svm import Choice, Examples, fit_machines, machine_probabilities
+from dragn_cache.classical.svm import Examples, MachineChoice, fit_machines, machine_probabilities
+from dragn_cache.devices import CPU, memory_for_features
 from dragn_cache.errors import InputError
-from dragn_cache.feeding import StoredBags, in_order, memory_for_features
-from dragn_cache.manifest import Task
-from dragn_cache.scaling import Standardise
+from dragn_cache.loading.feeds import in_order
+from dragn_cache.loading.stored import StoredBags
+from dragn_cache.ragged import RaggedBags
+from dragn_cache.ragged.bags import averaged
+from dragn_cache.ragged.scaling import Standardise
+from dragn_cache.types import Floats, Ints, Task
 
 SAMPLE = 20_000
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def fit_model(
     scaling: Standardise | None,
     weights: Sequence[float],
     seed: int,
-) -> tuple[ClassicalModel, list[Choice]]:
+) -> tuple[ClassicalModel, list[MachineChoice]]:
     """Fit a method: words, axes and machines to the training bags, judged by validation bags.
 
     Args:

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dragn_cache.classical.base import Arrays, ClassicalMethod, Floats, Ints
-from dragn_cache.manifest import Task
-from dragn_cache.splits import stratified_folds
+from dragn_cache.classical.base import Arrays, ClassicalMethod
+from dragn_cache.loading.splits import stratified_folds
+from dragn_cache.types import Floats, Ints, Task
 
 FOLDS = 5
 C_GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -54,7 +54,7 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Choice:
+class MachineChoice:
     """How one label's machine was made.
 
     Attributes:
@@ -76,7 +76,7 @@ class Choice:
 
 def fit_machines(
     examples: Examples, method: ClassicalMethod, weights: Sequence[float], seed: int
-) -> tuple[Arrays, list[Choice]]:
+) -> tuple[Arrays, list[MachineChoice]]:
     """Fit a machine for each label.
 
     Args:
@@ -87,7 +87,7 @@ def fit_machines(
         ``slope``, ``offset`` and ``intercept`` (L,), and ``weights`` (L, E) of linear machines, or
         ``support`` (S, E), ``dual`` (L, S) and ``gamma`` (L,) of RBF ones; and each label's choice.
     """
-    kernels = Kernels.of(examples, method)
+    kernels = KernelMatrices.of(examples, method)
     labels = range(examples.targets.shape[1])
     judges = [_judges(examples, k, method.select, seed) for k in labels]
     best = _search(kernels, examples, method, weights, judges)
@@ -107,7 +107,7 @@ def fit_machines(
         slope, offset = fit_sigmoid(held, truth)
         judge = next(iter(judges[k]))
         note = _note(judge, calibrating, method.select, slope)
-        choices.append(Choice(judge, c, gamma, score, slope, offset, note))
+        choices.append(MachineChoice(judge, c, gamma, score, slope, offset, note))
     arrays = _stored(examples.encoded[: examples.training], dual, choices, method)
     return arrays | {"intercept": intercept}, choices
 
@@ -143,7 +143,7 @@ def squared_distances(a: Floats, b: Floats) -> Floats:
 
 
 @dataclass(frozen=True)
-class Kernels:
+class KernelMatrices:
     """Kernels between all examples and the training ones.
 
     Attributes:
@@ -156,7 +156,7 @@ class Kernels:
     gammas: list[float | None]
 
     @classmethod
-    def of(cls, examples: Examples, method: ClassicalMethod) -> Kernels:
+    def of(cls, examples: Examples, method: ClassicalMethod) -> KernelMatrices:
         """The kernels of a method, and its grid in units of what the training bags are like."""
         training = examples.encoded[: examples.training]
         if method.svm == "linear":
@@ -180,7 +180,7 @@ class Kernels:
 
 
 def _search(
-    kernels: Kernels,
+    kernels: KernelMatrices,
     examples: Examples,
     method: ClassicalMethod,
     weights: Sequence[float],
@@ -288,14 +288,14 @@ def _newton(design: Floats, targets: Floats, fixed: Floats, start: Floats) -> Fl
     return w
 
 
-def _constant(y: NDArray[np.int8]) -> Choice:
+def _constant(y: NDArray[np.int8]) -> MachineChoice:
     """A label without a machine: the share of training bags that have it, by Laplace's rule."""
     share = (int(y.sum()) + 1) / (len(y) + 2)
     note = f"{int(y.sum())} of {len(y)} training bags have it"
     if _both(y):
         note += ", too few to hold some out, and validation lacks a class"
     note += f": its probability is always {share:.3g}"
-    return Choice("none", None, None, None, 0.0, float(np.log(share / (1 - share))), note)
+    return MachineChoice("none", None, None, None, 0.0, float(np.log(share / (1 - share))), note)
 
 
 def _note(judge: str, calibrating: str, preferred: str, slope: float) -> str:
@@ -310,7 +310,7 @@ def _note(judge: str, calibrating: str, preferred: str, slope: float) -> str:
 
 
 def _stored(
-    training: Floats, dual: Floats, choices: list[Choice], method: ClassicalMethod
+    training: Floats, dual: Floats, choices: list[MachineChoice], method: ClassicalMethod
 ) -> Arrays:
     arrays: Arrays = {
         "slope": np.array([choice.slope for choice in choices]),

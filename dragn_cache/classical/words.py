@@ -17,16 +17,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from dragn_cache.classical.base import (
-    Arrays,
-    Floats,
-    Ints,
-    Normalise,
-    WordMethod,
-    normalised,
-    owners,
-    seed_of,
-)
+from dragn_cache.classical.base import Arrays, Normalise, WordMethod, normalised, owners, seed_of
+from dragn_cache.types import Floats, Ints
 
 
 @dataclass(frozen=True, kw_only=True)

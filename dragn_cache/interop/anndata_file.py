@@ -23,21 +23,18 @@ from dragn_cache.interop.source import (
     manifest_from_texts,
     reading,
 )
-from dragn_cache.interop.target import Target, corner_coords, encoder_name, own_bags
-from dragn_cache.manifest import (
-    BAG_COLUMNS,
-    BOX_COLUMNS,
-    GROUP_COLUMNS,
-    LABEL_COLUMNS,
-    Manifest,
-    bags_text,
-)
+from dragn_cache.interop.target import Target, encoder_name, own_bags
+from dragn_cache.manifest import Manifest
+from dragn_cache.manifest.reading import BAG_COLUMNS, GROUP_COLUMNS, LABEL_COLUMNS
+from dragn_cache.manifest.records import BOX_COLUMNS
+from dragn_cache.manifest.writing import bags_text
 from dragn_cache.store import InstanceRecord, Store, Tap
-from dragn_cache.store.part import Array
-from dragn_cache.store.schema import CLEAN_VIEW
+from dragn_cache.store.part import Array, corner_coords
+from dragn_cache.types import CLEAN_VIEW
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 OWN = "dragn_cache"
 

@@ -26,7 +26,7 @@ from dragn_cache.interop.source import (
 )
 from dragn_cache.manifest import Manifest
 from dragn_cache.store.part import Array
-from dragn_cache.store.schema import CLEAN_VIEW
+from dragn_cache.types import CLEAN_VIEW
 
 TABLE, DESCRIPTION, PROVENANCE = "bags.csv", "dataset.toml", "provenance.json"
 

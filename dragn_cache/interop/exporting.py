@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dragn_cache.errors import InputError
-from dragn_cache.files import sync_folder, sync_tree
+from dragn_cache.files import refuse_bad_names, sync_folder, sync_tree
 from dragn_cache.interop.layouts import TARGETS, require_layout
-from dragn_cache.interop.target import Target, refuse_bad_names
+from dragn_cache.interop.target import Target
 from dragn_cache.store import Store, Tap
 from dragn_cache.store.claims import Claims
 

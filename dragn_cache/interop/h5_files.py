@@ -21,6 +21,7 @@ from dragn_cache.interop.target import (
     exported_bags,
     write_tables,
 )
+from dragn_cache.interop.tensor_files import write_tensor
 from dragn_cache.manifest import Bag
 from dragn_cache.store import Store, Tap, json_digest
 from dragn_cache.store.part import Array
@@ -110,15 +111,13 @@ class ClamTarget(Target):
     layout = "clam"
 
     def write(self, store: Store, tap: Tap, path: Path, advance: Callable[[], None]) -> None:
-        import torch
-
         for name in ("h5_files", "pt_files"):
             path.joinpath(name).mkdir(parents=True)
         for exported in exported_bags(store, tap):
             bag_id = exported.bag.bag_id
             with h5py.File(path / "h5_files" / f"{bag_id}.h5", "x") as file:
                 write_arrays(file, exported)
-            torch.save(torch.from_numpy(exported.values), path / "pt_files" / f"{bag_id}.pt")
+            write_tensor(path / "pt_files" / f"{bag_id}.pt", exported.values)
             advance()
         write_tables(store, tap, path)
         with path.joinpath("slides.csv").open("w", newline="", encoding="utf-8") as table:

@@ -6,12 +6,12 @@ decides the parts is known. Then the parts that are missing are written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dragn_cache.config import ImportConfig
 from dragn_cache.errors import InputError
+from dragn_cache.interop.config import ImportConfig
 from dragn_cache.interop.layouts import SOURCES, find_layout, require_layout
 from dragn_cache.interop.source import (
     UNKNOWN,
@@ -38,9 +38,7 @@ from dragn_cache.store import (
 from dragn_cache.store.part import Array
 from dragn_cache.store.plan import PART_BYTES
 from dragn_cache.store.schema import DType
-
-Progress = Callable[[int, int], None]
-"""Called with bags done and in total; each is counted twice, when checked and when written."""
+from dragn_cache.types import Progress
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from dragn_cache.errors import InputError
 from dragn_cache.interop.bag_files import TABLE, BagFiles, FileFeatures
 from dragn_cache.interop.source import file_digest, reading
 from dragn_cache.interop.target import Target, exported_bags, write_tables
-from dragn_cache.manifest import Bag, Manifest, infer_task
+from dragn_cache.manifest import Bag, Manifest
+from dragn_cache.manifest.reading import infer_task
 from dragn_cache.store import Store, Tap
 from dragn_cache.store.part import Array
 

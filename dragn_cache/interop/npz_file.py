@@ -20,9 +20,10 @@ from dragn_cache.interop.source import (
     make_records,
     reading,
 )
-from dragn_cache.manifest import Bag, Manifest, infer_task
+from dragn_cache.manifest import Bag, Manifest
+from dragn_cache.manifest.reading import infer_task
 from dragn_cache.store.part import Array
-from dragn_cache.store.schema import CLEAN_VIEW
+from dragn_cache.types import CLEAN_VIEW
 
 
 class NpzSource(Source):

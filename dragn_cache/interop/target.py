@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -13,15 +12,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dragn_cache.errors import InputError
 from dragn_cache.interop.bag_files import DESCRIPTION, PROVENANCE, TABLE
 from dragn_cache.interop.source import UNKNOWN
 from dragn_cache.manifest import Bag, write_bags
 from dragn_cache.store import PartIndex, Store, Tap
-from dragn_cache.store.part import Array
-
-MAX_NAME_BYTES = 255
-LONGEST_SUFFIX = ".npy"
+from dragn_cache.store.part import Array, corner_coords
 
 
 @dataclass(frozen=True)
@@ -63,14 +58,6 @@ def exported_bags(store: Store, tap: Tap) -> Iterator[ExportedBag]:
         yield ExportedBag(bag, values, corner_coords(index), index)
 
 
-def corner_coords(index: PartIndex) -> NDArray[np.int64]:
-    """(n, 2): each box's corner (x0, y0); (order, 0) where all corners are the image's own."""
-    corners = index.boxes[:, :2]
-    if corners.any():
-        return np.ascontiguousarray(corners)
-    return np.stack([index.order, np.zeros_like(index.order)], axis=1)
-
-
 def encoder_name(store: Store) -> str:
     """The network that made a store's features."""
     return str(store.description.provenance["features"].get("backbone", UNKNOWN))
@@ -97,40 +84,3 @@ def write_tables(store: Store, tap: Tap, folder: Path) -> None:
     }
     text = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False)
     (folder / PROVENANCE).write_text(text + "\n", encoding="utf-8")
-
-
-def refuse_bad_names(
-    ids: Sequence[str],
-    *,
-    remedy: str = "export to --layout hdf5, zarr or anndata, which keep ids as text",
-) -> None:
-    """Raise `InputError` for the first bag id that cannot be a file's name, or that is another's
-    on a file system that knows no case."""
-    seen: dict[str, str] = {}
-    for bag_id in ids:
-        fault = _name_fault(bag_id)
-        folded = unicodedata.normalize("NFC", bag_id).casefold()
-        if fault is None and folded in seen:
-            fault = f"a name that differs from {seen[folded]!r} only by case"
-        if fault is not None:
-            raise InputError(
-                f"bag {bag_id[:60]!r}",
-                expected="an id that can be a file's name",
-                got=fault,
-                remedy=remedy,
-            )
-        seen[folded] = bag_id
-
-
-def _name_fault(bag_id: str) -> str | None:
-    if not bag_id:
-        return "an empty one"
-    if "/" in bag_id or "\\" in bag_id:
-        return "a slash in it"
-    if bag_id.startswith("."):
-        return "a dot at its start"
-    if any(unicodedata.category(c) in ("Cc", "Cs") for c in bag_id):
-        return "a control character in it"
-    if len((bag_id + LONGEST_SUFFIX).encode()) > MAX_NAME_BYTES:
-        return f"{len(bag_id.encode())} bytes"
-    return None

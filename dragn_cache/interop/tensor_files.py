@@ -41,6 +41,13 @@ class TensorSource(BagFiles):
         return FileFeatures(_array(path, content), corners)
 
 
+def write_tensor(path: Path, values: Array) -> None:
+    """Write rows (n, C[, h, w]) as one tensor of the same dtype."""
+    import torch
+
+    torch.save(torch.from_numpy(values), path)
+
+
 def _array(path: Path, tensor: Any) -> Array:
     """A tensor as an array; numpy has no bfloat16, and float32 holds each of its values."""
     import torch

@@ -17,10 +17,10 @@ import zarr
 from dragn_cache.errors import InputError
 from dragn_cache.interop.source import BagFeatures, MadeBy, Source, manifest_from_texts, reading
 from dragn_cache.interop.target import Target, own_bags
-from dragn_cache.manifest import bags_text
-from dragn_cache.store import FORMATS, InstanceRecord, PartIndex, Store, Tap
+from dragn_cache.manifest.writing import bags_text
+from dragn_cache.store import FORMATS, InstanceRecord, PartIndex, Store, StoreDescription, Tap
 from dragn_cache.store.part import Array, RowTable, bag_digests, check_index
-from dragn_cache.store.schema import StoreDescription, parse_description
+from dragn_cache.store.schema import parse_description
 
 TEXTS = ("store_json", "dataset_toml", "bags_csv")
 

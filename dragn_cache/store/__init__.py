@@ -5,6 +5,7 @@
 
 from dragn_cache.store.formats import FORMATS
 from dragn_cache.store.part import Failure, PartIndex
+from dragn_cache.store.part_writer import InstanceRecord, PartWriter
 from dragn_cache.store.plan import PartPlan, instances_of, manifest_digest, plan_parts
 from dragn_cache.store.reader import Store, open_store
 from dragn_cache.store.schema import (
@@ -14,7 +15,7 @@ from dragn_cache.store.schema import (
     json_digest,
     read_description,
 )
-from dragn_cache.store.writer import InstanceRecord, PartWriter, StoreWriter, open_writer
+from dragn_cache.store.writer import StoreWriter, open_writer
 
 __all__ = [
     "FORMATS",

@@ -263,3 +263,11 @@ def index_from_arrays(read: Callable[[str, bool], Array]) -> PartIndex:
         image_digests=read("instances/digest", False),
         failures=tuple(Failure(*row) for row in zip(*columns, strict=True)),
     )
+
+
+def corner_coords(index: PartIndex) -> NDArray[np.int64]:
+    """(n, 2): each box's corner (x0, y0); (order, 0) where all corners are the image's own."""
+    corners = index.boxes[:, :2]
+    if corners.any():
+        return np.ascontiguousarray(corners)
+    return np.stack([index.order, np.zeros_like(index.order)], axis=1)

@@ -30,7 +30,8 @@ from dragn_cache.store.part import (
     damaged_part,
     empty_rows,
 )
-from dragn_cache.store.schema import CLEAN_VIEW, KINDS, StoreDescription, Tap, read_description
+from dragn_cache.store.schema import KINDS, StoreDescription, Tap, read_description
+from dragn_cache.types import CLEAN_VIEW
 
 # Threads that fill memory: one alone spends most of its time on the first touch of new pages.
 READERS = 4

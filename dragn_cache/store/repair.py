@@ -9,7 +9,7 @@ from pathlib import Path
 from dragn_cache.files import sync_folder
 from dragn_cache.store.claims import Claims
 from dragn_cache.store.reader import Store
-from dragn_cache.store.writer import TABLES
+from dragn_cache.store.tables import TABLES
 
 ASIDE = "damaged"
 

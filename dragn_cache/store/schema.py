@@ -19,12 +19,12 @@ import numpy as np
 
 from dragn_cache.errors import StoreError, StoreMismatchError
 from dragn_cache.files import write_text
+from dragn_cache.types import CLEAN_VIEW
 
 SCHEMA_VERSION = 2
 KINDS = ("features", "numerics", "plan")
 Format = Literal["hdf5", "zarr"]
 DType = Literal["float16", "float32"]
-CLEAN_VIEW = "0"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from dragn_cache.store.schema import (
     refuse_differences,
     write_description,
 )
-from dragn_cache.store.writer import TABLES, part_of_bags, remove_leftovers, write_tables
+from dragn_cache.store.tables import TABLES, part_of_bags, remove_leftovers, write_tables
 
 
 @dataclass(frozen=True)

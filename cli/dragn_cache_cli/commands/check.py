@@ -1,0 +1,54 @@
+"""``dragn-cache check``: list every fault of a data set."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def check(
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            help="A shipped name, a folder with dataset.toml, one CSV, or a folder of bag folders."
+        ),
+    ],
+    images: Annotated[Path | None, typer.Option(help="Image root, if not the manifest's.")] = None,
+    workers: Annotated[int, typer.Option(help="Threads that decode.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Join a data set's tables with its images and list every fault with file and line.
+
+    Exit code 0: no fault; 1: faults; 2: the tables cannot be read at all.
+
+    Example: dragn-cache check my_dataset/
+    """
+    from dragn_cache.extraction.check import check_dataset
+    from dragn_cache_cli import screen
+
+    with screen.progress_bar("checking", "images") as progress:
+        report = check_dataset(dataset, images=images, workers=workers, progress=progress)
+    manifest = report.manifest
+    counts = {
+        "dataset": manifest.name,
+        "task": manifest.task,
+        "bags": len(manifest.bags),
+        "instances": manifest.n_instances,
+        "images": report.images,
+        "labels": list(manifest.labels),
+    }
+    if as_json:
+        screen.print_json({**counts, "faults": [asdict(fault) for fault in report.faults]})
+    else:
+        for fault in report.faults:
+            screen.out.print(str(fault), markup=False, soft_wrap=True)
+        screen.out.print(
+            f"{manifest.name}: {counts['bags']} bags, {counts['instances']} instances, "
+            f"{report.images} images, {len(manifest.labels)} labels ({manifest.task}): "
+            f"{len(report.faults)} faults"
+        )
+    if report.faults:
+        raise typer.Exit(1)

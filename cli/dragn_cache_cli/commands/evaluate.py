@@ -1,0 +1,66 @@
+"""``dragn-cache evaluate``: scores of a run on its test bags, or on bags that it has never seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder of train-agg.")],
+    out: Annotated[Path, typer.Option(help="Folder for scores, predictions and the diagram.")],
+    store: Annotated[
+        Path | None, typer.Option(help="Labelled bags to predict. [the run's predictions.csv]")
+    ] = None,
+    bags: Annotated[
+        Path | None, typer.Option(help="Only these bags of the store, with these labels.")
+    ] = None,
+    split: Annotated[
+        Literal["train", "validation", "test", "all"] | None,
+        typer.Option(help="The run's own bags of this split. [test; with --store: new bags]"),
+    ] = None,
+    decision: Annotated[
+        str | None, typer.Option(help="default, half, thresholds or top-K. [the run's]")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
+) -> None:
+    """Score a run, with intervals, a table of labels and a reliability diagram.
+
+    With --store every bag must be new to the run; --split scores its own bags instead.
+
+    Example: dragn-cache evaluate runs/hpa-l3 --store new.features --out new-scores
+    """
+    from dragn_cache.runs.evaluate import LABEL_COLUMNS, evaluate_run, label_rows
+    from dragn_cache.scoring.score_table import SCORES
+    from dragn_cache.store import open_store
+    from dragn_cache_cli import screen
+
+    found = evaluate_run(
+        run,
+        out,
+        store=None if store is None else open_store(store),
+        bags_csv=bags,
+        split=split,
+        rule=decision,
+        device=device,
+        warn=screen.warn,
+    )
+    scores = found.scores
+    if as_json:
+        screen.print_json({found.name: scores})
+        return
+    rows = [(name, screen.score_text(scores[name], scores["intervals"][name])) for name in SCORES]
+    rows += [(name, screen.score_text(scores[name])) for name in ("ece", "ece_macro")]
+    title = f"{found.name}: {scores['bags']} bags, decided by {scores['decision']}"
+    screen.print_table(["score", "with 95 % interval"], rows, title)
+    cells = [
+        [row[0], row[1], *("–" if cell is None else f"{cell:.3f}" for cell in row[2:])]
+        for row in label_rows(found)
+    ]
+    # Words that a narrow terminal can part.
+    head = [name.replace("_", " ") for name in LABEL_COLUMNS]
+    screen.print_table(["label", *head, "threshold"], cells)
+    screen.say(f"written: {out}")

@@ -1,0 +1,32 @@
+"""``dragn-cache predict``: a trained run on a store of other bags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run folder of train-agg.")],
+    store: Annotated[Path, typer.Option(help="A store with the same features.")],
+    out: Annotated[Path, typer.Option(help="Folder for predictions.csv and metrics.json.")],
+    bags: Annotated[Path | None, typer.Option(help="Only these bags, with these labels.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+) -> None:
+    """Apply a trained run to a store's bags; with labels, score them.
+
+    Example: dragn-cache predict runs/hpa-l3 --store new.features --out new-predictions
+    """
+    from dragn_cache.runs.predict import predict_run
+    from dragn_cache.store import open_store
+    from dragn_cache_cli import screen
+
+    scores = predict_run(
+        run, open_store(store), out, bags_csv=bags, device=device, warn=screen.warn
+    )
+    screen.out.print(f"predictions: {out / 'predictions.csv'}", markup=False, soft_wrap=True)
+    if scores is not None:
+        text = screen.score_text(scores["auc_macro"], scores["intervals"]["auc_macro"])
+        screen.out.print(f"auc_macro over {scores['bags']} bags: {text}", markup=False)

@@ -1,0 +1,58 @@
+"""Layers that several methods share: a ReLU network in front, and gated attention scores.
+
+The gate is that of "Attention-based Deep Multiple Instance Learning" (Ilse et al., 2018), for one
+score per instance or several. The last layer has no bias, which a softmax over a bag would cancel.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from dragn_cache.options import check_count
+
+
+def relu_network(
+    owner: str, option: str, width: int, widths: int | Sequence[int]
+) -> tuple[nn.Sequential, int]:
+    """Linear layers from ``width`` to each of ``widths``, a ReLU after each; and the last width.
+
+    Args:
+        owner: the method, for errors.
+        option: the name under which ``widths`` was given.
+        widths: one or several; empty makes the identity.
+
+    Raises:
+        InputError: a width that is no whole number above 0.
+    """
+    chosen = tuple(widths) if isinstance(widths, Sequence) else (widths,)
+    for value in chosen:
+        check_count(owner, option, value)
+    pairs = itertools.pairwise((width, *chosen))
+    layers = (m for i, o in pairs for m in (nn.Linear(i, o), nn.ReLU()))
+    return nn.Sequential(*layers), (width, *chosen)[-1]
+
+
+class GatedScores(nn.Module):
+    """wᵀ (tanh(V h) ⊙ σ(U h)) of h (N, D): scores (N, K), before the softmax.
+
+    Args:
+        width: D.
+        attn_dim: width of V h and of U h.
+        scores: K.
+        dropout: of tanh(V h) and of σ(U h).
+    """
+
+    def __init__(self, width: int, attn_dim: int, scores: int = 1, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.V = nn.Linear(width, attn_dim)
+        self.U = nn.Linear(width, attn_dim)
+        self.w = nn.Linear(attn_dim, scores, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, h: Tensor) -> Tensor:
+        hidden = self.dropout(self.V(h).tanh()) * self.dropout(self.U(h).sigmoid())
+        scores: Tensor = self.w(hidden)
+        return scores

@@ -1,0 +1,88 @@
+"""Join a data set's tables with its images and list every fault, before any network starts."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from dragn_cache.errors import ImageError
+from dragn_cache.images.crops import check_image
+from dragn_cache.manifest import Instance, Manifest, read_with_faults
+from dragn_cache.manifest.tables import Fault
+from dragn_cache.types import Progress
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What was looked at, and everything that is wrong with it."""
+
+    manifest: Manifest
+    images: int
+    faults: tuple[Fault, ...]
+
+
+def check_dataset(
+    dataset: str | Path,
+    *,
+    images: Path | None = None,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Read the tables, decode every image (all its channels), and compare boxes with sizes.
+
+    Args:
+        dataset: as `read_manifest` takes it.
+        images: image root that replaces the manifest's own.
+        workers: threads that decode.
+        progress: called with images done and images in total.
+
+    Raises:
+        ManifestError: a table or dataset.toml cannot be read at all.
+    """
+    manifest, faults = read_with_faults(dataset, images=images)
+    by_image: dict[str, list[Instance]] = {}
+    for rows in manifest.instances.values():
+        for row in rows:
+            by_image.setdefault(row.image, []).append(row)
+    # Without channels a path with {channel} names no file; that fault is listed already.
+    paths = [p for p in by_image if manifest.channels or "{channel}" not in p]
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for done, result in enumerate(pool.map(partial(_look, manifest), paths), start=1):
+            faults += _image_faults(result, by_image[paths[done - 1]])
+            if progress is not None:
+                progress(done, len(paths))
+    return CheckReport(manifest, len(paths), tuple(faults))
+
+
+def _look(manifest: Manifest, image: str) -> tuple[int, int] | ImageError:
+    names = [image]
+    if "{channel}" in image:
+        names = [image.replace("{channel}", channel) for channel in manifest.channels]
+    try:
+        files = [manifest.image_root / name for name in names]
+        return check_image(image, files, len(manifest.channels))
+    except ImageError as error:
+        return error
+
+
+def _image_faults(result: tuple[int, int] | ImageError, rows: list[Instance]) -> list[Fault]:
+    if isinstance(result, ImageError):
+        kind = "missing-file" if result.got == "no such file" else "unreadable-image"
+        got = f"{result.got} ({result.where})"
+        fault = Fault(kind, rows[0].file, rows[0].line, result.expected, got, result.remedy)
+        return [replace(fault, file=row.file, line=row.line) for row in rows]
+    width, height = result
+    return [
+        Fault(
+            "box-outside-image",
+            row.file,
+            row.line,
+            f"a box inside {width}×{height} pixels (w×h)",
+            str(row.box),
+            "correct the box",
+        )
+        for row in rows
+        if row.box is not None and (row.box[2] > width or row.box[3] > height)
+    ]

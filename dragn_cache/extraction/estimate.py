@@ -1,0 +1,167 @@
+"""Estimate of the time and space that an extraction takes on this machine."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dragn_cache.errors import ImageError, InputError
+from dragn_cache.extraction.config import ExtractConfig
+from dragn_cache.extraction.forward import Forward, choose_compute
+from dragn_cache.extraction.plan import Wanted, describe, open_backbone, plan_images, with_channels
+from dragn_cache.extraction.report import Phase, advice_for
+from dragn_cache.extraction.workers import attempt
+from dragn_cache.machine import usable_cores
+from dragn_cache.manifest import Manifest
+from dragn_cache.store import instances_of, plan_parts
+
+SECONDS = 2.5  # spent on each of decoding and the network
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an extraction here would take.
+
+    Attributes:
+        images, instances: of the data set; ``bytes``: of the store.
+        decode_ms: an image on one core; ``forward_ms``: an instance, all its views.
+        start_s: reading the weights and, if compiled, compiling, as it took here.
+        rate: instances a second; ``seconds``: the whole.
+        limit: ``decoding`` or ``network``; ``advice``: what would help.
+        free_bytes: on the disk of the store.
+    """
+
+    images: int
+    instances: int
+    bytes: int
+    decode_ms: float
+    forward_ms: float
+    start_s: float
+    rate: float
+    seconds: float
+    limit: str
+    advice: str
+    compute: str
+    device: str
+    workers: int
+    unreadable: int
+    free_bytes: int
+
+
+def existing_folder(path: Path) -> Path:
+    return next(p for p in (path.absolute(), *path.absolute().parents) if p.is_dir())
+
+
+def estimate(
+    manifest: Manifest,
+    config: ExtractConfig,
+    out: Path,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+) -> Cost:
+    """Measure decoding and the network on a few images, and work out the whole.
+
+    Raises:
+        InputError: no image can be read; a setting cannot be used.
+    """
+    config = with_channels(manifest, config.with_defaults(manifest.extract))
+    started = time.perf_counter()
+    backbone = open_backbone(config)
+    sizes = [len(instances_of(manifest, bag)) for bag in range(len(manifest.bags))]
+    instances, views = sum(sizes), 1 + config.views
+    compute: str = config.compute
+    if compute == "auto":
+        compute = choose_compute(backbone, instances * views, config.batch_size)
+    description = describe(manifest, config, backbone, compute)
+    images = [
+        wanted
+        for part in plan_parts(sizes, description.row_bytes, config.part_instances)
+        for wanted in plan_images(manifest, part, backbone, config.augmentation)
+    ]
+    precision = description.provenance["numerics"]["autocast"] or "float32"
+    forward = Forward(
+        backbone,
+        compute=compute,
+        batch_size=config.batch_size,
+        dtype=config.dtype,
+        precision=precision,
+    )
+    if compute == "compiled":
+        say("compiling the network, as the extraction would")
+    forward.warm_up()
+    start_s = time.perf_counter() - started
+    decode_s, unreadable = _decode_seconds(images)
+    forward_s = views * _forward_seconds(forward)
+    decoding = decode_s * len(images) / max(1, instances) / min(config.workers or 1, usable_cores())
+    on_gpu = forward.device.type == "cuda"
+    each = max(decoding, forward_s) if on_gpu else decoding + forward_s
+    limit: Phase = "decoding" if decoding > forward_s else "network"
+    return Cost(
+        images=len(images),
+        instances=instances,
+        bytes=instances * description.row_bytes,
+        decode_ms=1000 * decode_s,
+        forward_ms=1000 * forward_s,
+        start_s=start_s,
+        rate=1 / each,
+        seconds=start_s + instances * each,
+        limit=limit,
+        advice=advice_for(
+            limit,
+            device=config.device,
+            workers=config.workers,
+            cores=usable_cores(),
+            decode_ms=1000 * decode_s,
+            batch_size=config.batch_size,
+        ),
+        compute=compute,
+        device=config.device,
+        workers=config.workers,
+        unreadable=unreadable,
+        free_bytes=shutil.disk_usage(existing_folder(out)).free,
+    )
+
+
+def _decode_seconds(images: Sequence[Wanted]) -> tuple[float, int]:
+    """Seconds an image on one core, over images spread across the data set; and how many failed."""
+    order = np.random.default_rng(0).permutation(len(images))
+    seconds: list[float] = []
+    unreadable = 0
+    deadline = time.perf_counter() + SECONDS
+    for k in order.tolist():
+        result = attempt(images[k].request)
+        if isinstance(result, ImageError):
+            unreadable += 1
+        else:
+            seconds.append(result.seconds)
+        if time.perf_counter() > deadline:
+            break
+    if not seconds:
+        raise InputError(
+            "the data set",
+            expected="images that can be read",
+            got=f"none among {unreadable}",
+            remedy="run dragn-cache check",
+        )
+    return float(np.mean(seconds)), unreadable
+
+
+def _forward_seconds(forward: Forward) -> float:
+    """Seconds an instance and view, on full batches."""
+    shape: tuple[Any, ...] = (forward.batch_size, *forward.backbone.input_shape)
+    batch = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    seconds: list[float] = []
+    deadline = time.perf_counter() + SECONDS
+    while len(seconds) < 3 or time.perf_counter() < deadline:
+        started = time.perf_counter()
+        pending = [forward(batch) for _ in range(2)]
+        for each in pending:
+            each.arrays()
+        seconds.append((time.perf_counter() - started) / (2 * forward.batch_size))
+    return float(np.median(seconds))

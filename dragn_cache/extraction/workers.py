@@ -1,0 +1,199 @@
+"""Decoding ahead of the network: image requests in, crops out, in order, in worker processes.
+
+Workers import no torch, hold no file handles of the store, and end when their parent does, even
+if it was killed. What waits in the queue is bounded by a number of crops, so memory does not grow
+with the data. Requests travel in small groups: one message for several images.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import TypeVar
+
+from dragn_cache.errors import DragnCacheError, ImageError
+from dragn_cache.images.crops import Crops, ImageRequest, read_crops
+from dragn_cache.machine import usable_cores
+from dragn_cache.parallel.local import follow_parent, light_main
+
+Decoded = Crops | ImageError
+Tag = TypeVar("Tag")
+
+GROUP_CROPS = 8  # crops of one message, unless a single image has more
+NICENESS = 19  # on the CPU: the network goes first
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+SETTLE_FACTOR, SETTLE_SECONDS = 2.0, 0.05  # see `Decoder.settle`
+
+
+class Decoder:
+    """A pool of decoding processes, started at the first request.
+
+    Args:
+        workers: processes; 0 decodes in the caller.
+        ahead_crops: how many crops may be decoded or under way beyond the one given out.
+        give_way: run the workers at the lowest priority. Where the network computes on the same
+            cores, it would otherwise share every one of them with a worker and wait for it.
+    """
+
+    def __init__(self, *, workers: int, ahead_crops: int, give_way: bool = False) -> None:
+        self.workers, self.ahead_crops, self.give_way = workers, ahead_crops, give_way
+        self._pool: ProcessPoolExecutor | None = None
+        self._under_way: set[Future[list[Decoded]]] = set()
+        self._crops, self._cpu_seconds = 0, 0.0  # of what has come back
+
+    def stream(
+        self, requests: Iterable[tuple[Tag, ImageRequest | None]]
+    ) -> Generator[tuple[Tag, Decoded | None], None, None]:
+        """Decode requests in order; taken lazily.
+
+        Args:
+            requests: each with a tag that comes back with its crops. None stands for no image: a
+                mark between others that comes back in its place.
+
+        Yields:
+            each tag with the crops, or with the error that makes its image unusable, or None.
+
+        Raises:
+            DragnCacheError: a worker has died.
+        """
+        if self.workers == 0:
+            for tag, request in requests:
+                yield tag, None if request is None else attempt(request)
+            return
+        try:
+            yield from self._ahead(requests)
+        except BrokenProcessPool as error:
+            raise DragnCacheError(
+                "decoding",
+                expected="worker processes that live",
+                got="one that died (out of memory?)",
+                remedy="run the same command again, with fewer --workers if it repeats",
+            ) from error
+
+    def _ahead(
+        self, requests: Iterable[tuple[Tag, ImageRequest | None]]
+    ) -> Iterator[tuple[Tag, Decoded | None]]:
+        waiting: deque[tuple[list[Tag], Future[list[Decoded]] | None, int]] = deque()
+        ahead = 0
+        for tags, group in _grouped(requests):
+            crops = sum(len(request.boxes) for request in group)
+            waiting.append((tags, self._submit(group) if group else None, crops))
+            ahead += crops
+            while ahead > self.ahead_crops and len(waiting) > self.workers:
+                tags, future, crops = waiting.popleft()
+                ahead -= crops
+                yield from zip(tags, self._result(future), strict=True)
+        for tags, future, _ in waiting:
+            yield from zip(tags, self._result(future), strict=True)
+
+    def start(self) -> None:
+        """Start the workers, so that they are ready when the first image is wanted."""
+        if self.workers and self._pool is None:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["dragn_cache.extraction.workers"])
+            niceness = NICENESS if self.give_way else 0
+            self._pool = ProcessPoolExecutor(self.workers, context, _begin_worker, (niceness,))
+            for _ in range(self.workers):  # a call that finds none idle starts one
+                self._submit([])
+
+    def settle(self) -> None:
+        """Wait until what is under way is decoded, so that the network has the cores to itself.
+
+        No longer than that should take the processor: what is late waits for its files, and can
+        do so while the network runs.
+        """
+        groups = list(self._under_way)
+        if groups and self._crops:
+            crops = len(groups) * GROUP_CROPS
+            seconds = crops * self._cpu_seconds / self._crops / min(self.workers, usable_cores())
+            wait_for(groups, timeout=SETTLE_FACTOR * seconds + SETTLE_SECONDS)
+
+    def _submit(self, group: Sequence[ImageRequest]) -> Future[list[Decoded]]:
+        self.start()
+        assert self._pool is not None
+        with light_main():
+            future = self._pool.submit(_attempt_all, group)
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)  # it holds its images
+        return future
+
+    def _result(self, future: Future[list[Decoded]] | None) -> Sequence[Decoded | None]:
+        if future is None:
+            return [None]
+        for decoded in future.result():
+            if isinstance(decoded, Crops):
+                self._crops += len(decoded.boxes)
+                self._cpu_seconds += decoded.cpu_seconds
+        return future.result()
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def _grouped(
+    requests: Iterable[tuple[Tag, ImageRequest | None]],
+) -> Iterator[tuple[list[Tag], list[ImageRequest]]]:
+    """Neighbouring requests in groups of about `GROUP_CROPS` crops; a mark is a group without."""
+    tags: list[Tag] = []
+    group: list[ImageRequest] = []
+    crops = 0
+    for tag, request in requests:
+        if group and (request is None or crops + len(request.boxes) > GROUP_CROPS):
+            yield tags, group
+            tags, group, crops = [], [], 0
+        if request is None:
+            yield [tag], []
+        else:
+            tags.append(tag)
+            group.append(request)
+            crops += len(request.boxes)
+    if group:
+        yield tags, group
+
+
+def _attempt_all(requests: Sequence[ImageRequest]) -> list[Decoded]:
+    return [attempt(request) for request in requests]
+
+
+def attempt(request: ImageRequest) -> Decoded:
+    """An image's crops, or the error that makes it unusable."""
+    try:
+        return read_crops(request)
+    except ImageError as error:
+        return error
+
+
+def _begin_worker(niceness: int) -> None:
+    """Give way, keep memory, leave Ctrl-C to the parent, and end when it ends."""
+    os.nice(niceness)
+    _keep_memory()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    follow_parent()
+
+
+def _keep_memory() -> None:
+    """Have glibc keep memory that images let go for the next ones, instead of giving it back.
+
+    New pages from the system for every image of 1024² took 40 % of the time of decoding it.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, size in ((M_MMAP_THRESHOLD, 32 * 2**20), (M_TRIM_THRESHOLD, 256 * 2**20)):
+            mallopt(option, size)

@@ -1,0 +1,264 @@
+"""Image files → uint8 crops of one size. The only place where pixels are touched.
+
+A request names one image (one file, or one file per channel) and all boxes wanted from it, so an
+image with many boxes is decoded once. `dragn_cache.images.decode` decodes, `dragn_cache.images.intensity`
+scales, both the whole image; then it is cut and resized. The result of `read_crops` depends on the
+request and the files' bytes alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dragn_cache.errors import ImageError, InputError
+from dragn_cache.images.augment import Augmentation, augmented
+from dragn_cache.images.decode import Picture, read_picture
+from dragn_cache.images.intensity import FULL, Intensity, scale_planes
+from dragn_cache.types import Box
+
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a crop becomes the backbone's input.
+
+    Attributes:
+        size: height and width of the result in pixels.
+        resize_shorter: None resizes the whole crop to exactly ``size``; a number resizes its
+            shorter side to that and cuts ``size`` from the centre (torchvision's evaluation
+            transform for ImageNet weights).
+        interpolation: a key of `RESAMPLING`; all but nearest are antialiased.
+    """
+
+    size: tuple[int, int]
+    resize_shorter: int | None = None
+    interpolation: str = "bilinear"
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """All crops wanted from one image.
+
+    Attributes:
+        image: the path as the manifest writes it, for messages.
+        files: one file, or one per input of the backbone (repetitions allowed).
+        planes: for one file, which of its planes feed the inputs; empty where it is one channel.
+        boxes: x0, y0, x1, y1 in pixels of the image as displayed, half-open; None is all of it.
+        intensity: how its numbers become 0 to 255.
+        channels: how many channels the data set names: so many pages a file may have.
+        augmentation: what makes further views of each crop; None makes none.
+        bags: each box's bag, on which its augmentation depends; empty without any.
+    """
+
+    image: str
+    files: tuple[Path, ...]
+    planes: tuple[int, ...]
+    boxes: tuple[Box | None, ...]
+    geometry: Geometry
+    intensity: Intensity = FULL
+    channels: int = 0
+    augmentation: Augmentation | None = None
+    bags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Crops:
+    """What one image gave.
+
+    Attributes:
+        pixels: (k, P, H, W) uint8, one for each box that could be cut, followed by its augmented
+            views; P inputs.
+        boxes: for each requested box, the pixels' box in the image, or the reason (text) why it
+            could not be cut.
+        digest: sha256 of the file's bytes, or of the files' digests in order when several.
+        seconds: time spent in reading, decoding and resizing; ``cpu_seconds``: of a processor.
+    """
+
+    pixels: NDArray[np.uint8]
+    boxes: tuple[Box | str, ...]
+    digest: bytes
+    seconds: float
+    cpu_seconds: float
+
+
+def read_crops(request: ImageRequest) -> Crops:
+    """Decode an image once, scale it, and cut, resize and stack all crops wanted from it.
+
+    Raises:
+        ImageError: a file is missing, damaged, too large or no image; it has not the channels
+            asked for; its numbers cannot be scaled so; or its channels' sizes differ. A box
+            outside the image is a reason in the result.
+    """
+    started, cpu_started = time.perf_counter(), time.thread_time()
+    planes, inputs, digest = _read_planes(request)
+    height, width = planes[0].shape
+    crops: list[NDArray[np.uint8]] = []
+    boxes: list[Box | str] = []
+    for number, wanted in enumerate(request.boxes):
+        box = wanted or (0, 0, width, height)
+        if not (0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height):
+            boxes.append(f"box {box} lies outside the image of {width}×{height} pixels (w×h)")
+            continue
+        cut = [plane[box[1] : box[3], box[0] : box[2]] for plane in planes]
+        for view in _views(cut, request, number):
+            fitted = [np.asarray(_fit(Image.fromarray(plane), request.geometry)) for plane in view]
+            crops.append(np.stack([fitted[k] for k in inputs]))
+        boxes.append(box)
+    shape = (0, len(inputs), *request.geometry.size)
+    pixels = np.stack(crops) if crops else np.empty(shape, np.uint8)
+    seconds, cpu_seconds = time.perf_counter() - started, time.thread_time() - cpu_started
+    return Crops(pixels, tuple(boxes), digest, seconds, cpu_seconds)
+
+
+def _views(
+    cut: list[NDArray[np.uint8]], request: ImageRequest, number: int
+) -> Iterator[Sequence[NDArray[np.uint8]]]:
+    """The planes of a crop as they are, then of each of its augmented views."""
+    yield cut
+    augmentation = request.augmentation
+    if augmentation is not None:
+        crop, box = np.stack(cut), request.boxes[number]
+        for view in augmentation.view_names[1:]:
+            key = (request.bags[number], request.image, box, view)
+            yield list(augmented(crop, augmentation, key))
+
+
+def check_image(image: str, files: Sequence[Path], channels: int = 0) -> tuple[int, int]:
+    """Decode an image fully and return its width and height, or raise `ImageError`.
+
+    Args:
+        files: the file, or one for each channel.
+        channels: how many channels the data set names.
+    """
+    sizes = []
+    for path in files:
+        picture = read_picture(_where(image, path), path)
+        _refuse_channels(_where(image, path), picture, 1 if _is_split(image) else channels)
+        sizes.append(picture.size)
+    return _one_size(image, files, sizes)
+
+
+def _read_planes(
+    request: ImageRequest,
+) -> tuple[list[NDArray[np.uint8]], list[int], bytes]:
+    """The different planes that feed inputs, which of them each input gets, and the digest."""
+    image, files = request.image, list(dict.fromkeys(request.files))
+    apart = len(request.files) > 1 or not request.planes
+    pictures: list[Picture] = []
+    for path in files:
+        pictures.append(read_picture(_where(image, path), path))
+        _refuse_channels(_where(image, path), pictures[-1], 1 if apart else request.channels)
+    _one_size(image, files, [picture.size for picture in pictures])
+    if apart:
+        planes = [_as_one(picture) for picture in pictures]
+        full = [picture.full for picture in pictures]
+        inputs = [files.index(path) for path in request.files]
+    else:
+        taken = [_plane(image, pictures[0], k) for k in request.planes]
+        different = list(dict.fromkeys(taken))
+        planes = [pictures[0].planes[k] for k in different]
+        full = [pictures[0].full] * len(planes)
+        inputs = [different.index(k) for k in taken]
+    digest = pictures[0].digest
+    if len(request.files) > 1:
+        joined = b"".join(pictures[files.index(path)].digest for path in request.files)
+        digest = hashlib.sha256(joined).digest()
+    try:
+        return scale_planes(planes, full, request.intensity), inputs, digest
+    except InputError as error:
+        raise ImageError(
+            image, expected=error.expected, got=error.got, remedy=error.remedy
+        ) from error
+
+
+def _is_split(image: str) -> bool:
+    return "{channel}" in image
+
+
+def _where(image: str, path: Path) -> str:
+    return f"{image} ({path.name})" if _is_split(image) else image
+
+
+def _refuse_channels(where: str, picture: Picture, channels: int) -> None:
+    """Refuse a file whose channels are not the data set's. One grey plane is also red, green and
+    blue."""
+    count = len(picture.planes)
+    if picture.colour or count == channels or (count == 1 and channels in (0, 3)):
+        return
+    raise ImageError(
+        where,
+        expected=f"{channels} channels" if channels > 1 else "one channel, or red, green and blue",
+        got=f"{count} pages or samples",
+        remedy="name a file's channels, in order, as channels in dataset.toml, or give one file "
+        "per channel with {channel}",
+    )
+
+
+def _plane(image: str, picture: Picture, wanted: int) -> int:
+    """Which of a picture's planes is the data set's channel of a number; a grey one is all three
+    of red, green and blue."""
+    count = len(picture.planes)
+    if count == 1 and wanted < 3:
+        return 0
+    if wanted >= count:
+        raise ImageError(
+            image,
+            expected=f"a file with channel {wanted + 1}",
+            got=f"{count} in the file",
+            remedy="choose others with --rgb, or give one file per channel with {channel}",
+        )
+    return wanted
+
+
+def _as_one(picture: Picture) -> NDArray[np.generic]:
+    """A colour file used as one channel counts as the maximum over its planes."""
+    values = picture.planes
+    return values[0] if len(values) == 1 else np.asarray(values.max(axis=0))
+
+
+def _one_size(
+    image: str, files: Sequence[Path], sizes: Sequence[tuple[int, int]]
+) -> tuple[int, int]:
+    for path, size in zip(files, sizes, strict=True):
+        if size != sizes[0]:
+            raise ImageError(
+                f"{image} ({path.name})",
+                expected=f"{sizes[0][0]}×{sizes[0][1]} pixels as in {files[0].name}",
+                got=f"{size[0]}×{size[1]}",
+                remedy="make the channels' sizes equal",
+            )
+    return sizes[0]
+
+
+def _fit(crop: Image.Image, geometry: Geometry) -> Image.Image:
+    h, w = geometry.size
+    resampling = RESAMPLING[geometry.interpolation]
+    if geometry.resize_shorter is None:
+        return crop if crop.size == (w, h) else crop.resize((w, h), resampling)
+    short, long = sorted(crop.size)
+    scaled = (geometry.resize_shorter, int(geometry.resize_shorter * long / short))
+    target = scaled if crop.width <= crop.height else scaled[::-1]
+    if crop.size != target:
+        crop = crop.resize(target, resampling)
+    top, left = _centre(crop.height, h), _centre(crop.width, w)
+    return crop.crop((left, top, left + w, top + h))
+
+
+def _centre(length: int, cut: int) -> int:
+    """Where a centred cut starts. One that is longer than its side starts before it, and the rest
+    is zeros: torchvision pads there and rounds the other way."""
+    return round((length - cut) / 2) if length >= cut else -((cut - length) // 2)

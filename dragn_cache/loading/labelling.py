@@ -1,0 +1,156 @@
+"""Labels joined with features: which bags are learned from, and on which side of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dragn_cache.errors import InputError, UnknownNameError
+from dragn_cache.loading.splits import check_split, make_split
+from dragn_cache.manifest import Bag, read_bags
+from dragn_cache.manifest.faults import check_bags
+from dragn_cache.manifest.reading import columns_given
+from dragn_cache.store import Store
+from dragn_cache.types import Task, Warn
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """Labels of some of a store's bags: what is learned, and on which side each bag is."""
+
+    bags: tuple[Bag, ...]
+    labels: tuple[str, ...]
+    task: Task
+
+    @property
+    def ids(self) -> list[str]:
+        return [bag.bag_id for bag in self.bags]
+
+    def targets(self) -> NDArray[np.int8]:
+        """(B, L) of 0 and 1."""
+        column = {label: k for k, label in enumerate(self.labels)}
+        targets = np.zeros((len(self.bags), len(self.labels)), np.int8)
+        for row, bag in enumerate(self.bags):
+            for label in bag.labels or ():
+                targets[row, column[label]] = 1
+        return targets
+
+
+def read_labelling(
+    store: Store,
+    bags_csv: Path | None = None,
+    *,
+    labels: Sequence[str] | None = None,
+    task: Task | None = None,
+) -> Labelling:
+    """Labels, splits and groups of a store's bags, from the store or from another table.
+
+    A column that the other table lacks is taken from the store; one that it has counts, even where
+    it is empty, so that two splits or groupings are never mixed. Bags that it lacks are left out.
+
+    Raises:
+        UnknownNameError: a bag that the store does not have.
+        ManifestError: a label, a split, or a bag's number of labels that is not allowed.
+    """
+    if bags_csv is None:
+        return _checked(Labelling(store.bags, tuple(labels or store.labels), task or store.task))
+    known = {bag.bag_id: bag for bag in store.bags}
+    given, found, found_task = read_bags(bags_csv)
+    for bag in given:
+        if bag.bag_id not in known:
+            raise UnknownNameError(
+                "bag",
+                bag.bag_id,
+                known,
+                remedy=f"correct {bag.file}:{bag.line}, or extract that bag's images first",
+            )
+    absent = {"labels", "split", "group"} - columns_given(bags_csv)
+    bags = []
+    for bag in given:
+        old = known[bag.bag_id]
+        bags.append(replace(bag, **{name: getattr(old, name) for name in absent}))
+    same = "labels" in absent or set(found) <= set(store.labels)
+    order = labels or (store.labels if same else found)
+    return _checked(
+        Labelling(tuple(bags), tuple(order), task or (store.task if same else found_task))
+    )
+
+
+def _checked(labelling: Labelling) -> Labelling:
+    faults = check_bags(labelling.bags, labelling.labels, labelling.task)
+    if faults:
+        raise faults[0].error(len(faults) - 1)
+    return labelling
+
+
+def require_labels(labelling: Labelling) -> None:
+    """Raise `InputError` unless every bag is labelled, and one at least has a label."""
+    unlabelled = [bag for bag in labelling.bags if bag.labels is None]
+    if unlabelled or not labelling.labels:
+        got = "no labels" if not unlabelled else f"none for bag {unlabelled[0].bag_id!r}"
+        raise InputError(
+            "labels",
+            expected="a labels column",
+            got=got,
+            remedy="give a table with bag_id,labels as --bags CSV",
+        )
+    if not any(bag.labels for bag in labelling.bags):
+        raise InputError(
+            "labels",
+            expected="a bag with a label",
+            got=f"empty labels for all {len(labelling.bags)} bags",
+            remedy="fill in the labels column",
+        )
+
+
+def choose_splits(labelling: Labelling, seed: int) -> list[str]:
+    """The table's splits if every bag has one; a seeded, grouped, balanced one if none has."""
+    splits = [bag.split for bag in labelling.bags]
+    groups = [bag.group for bag in labelling.bags]
+    if not any(splits):
+        splits = make_split(labelling.ids, labelling.targets(), groups, seed=seed)
+    elif not all(splits):
+        first = labelling.bags[splits.index("")]
+        raise InputError(
+            f"{first.file}:{first.line}",
+            expected="a split for every bag, or for none",
+            got=f"none for bag {first.bag_id!r}",
+            remedy="fill in the split column, or empty it to have a split made",
+        )
+    check_split(labelling.ids, splits, groups)
+    return splits
+
+
+def tell_twins(
+    labelling: Labelling, digests: Sequence[str], warn: Warn, splits: Sequence[str] | None = None
+) -> None:
+    """Report bags with the same features that need not stay on one side of a split.
+
+    Args:
+        digests: of the bags' features.
+        splits: their sides, where they are known.
+    """
+    sides = splits or ["any"] * len(labelling.bags)
+    first: dict[str, tuple[Bag, str]] = {}
+    found = []
+    for bag, side, digest in zip(labelling.bags, sides, digests, strict=True):
+        other, its_side = first.setdefault(digest, (bag, side))
+        together = side == its_side if splits else bool(bag.group) and bag.group == other.group
+        if other is not bag and not together:
+            found.append(f"{other.bag_id!r} and {bag.bag_id!r}")
+    if found:
+        where = "on two sides of the split" if splits else "perhaps on two sides of a fold"
+        warn(
+            f"bags with the same features {where}: {found[0]}"
+            + (f", and {len(found) - 1} more such" if len(found) > 1 else "")
+            + "; give them one group"
+        )
+
+
+def hex_digests(store: Store, ids: Sequence[str]) -> list[str]:
+    """The digests of bags by their ids, as a checkpoint keeps them."""
+    return [digest.tobytes().hex() for digest in store.digests(ids)]

@@ -1,0 +1,143 @@
+"""``dataset.toml``: read, checked and written."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from dragn_cache.errors import ManifestError
+from dragn_cache.manifest.records import Manifest
+from dragn_cache.manifest.shipped import data_folder
+
+
+def write_dataset_toml(manifest: Manifest, path: Path, *, images: str | None = None) -> None:
+    """Write the description of a data set; ``images`` None leaves the image root out."""
+    toml: dict[str, Any] = {"name": manifest.name, "title": manifest.title, "task": manifest.task}
+    toml |= {"labels": list(manifest.labels), "channels": list(manifest.channels)}
+    toml |= {"images": images} if images is not None else {}
+    toml |= {k: getattr(manifest, k) for k in ("source", "licence", "citation")}
+    toml |= {"extract": dict(manifest.extract)}
+    path.write_text(tomli_w.dumps({k: v for k, v in toml.items() if v}), encoding="utf-8")
+
+
+DATASET_KEYS = {
+    "name": str,
+    "title": str,
+    "task": str,
+    "labels": list,
+    "channels": list,
+    "images": str,
+    "source": str,
+    "licence": str,
+    "citation": str,
+    "extract": dict,
+}
+# What each key of [extract] must be: in words, how many values (0: any list), of which type.
+EXTRACT_KEYS: dict[str, tuple[str, int, type | tuple[type, ...]]] = {
+    "backbone": ("a name", 1, str),
+    "size": ("[height, width] in pixels", 2, int),
+    "taps": ("a list of names", 0, str),
+    "channels": ("rgb, average or each", 1, str),
+    "rgb": ("a list of channels", 0, str),
+    "intensity": ("a text, as full or percentile:1:99.8", 1, str),
+    "mean": ("three numbers", 3, (int, float)),
+    "std": ("three numbers", 3, (int, float)),
+    "interpolation": ("a name", 1, str),
+}
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            toml = tomllib.load(file)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ManifestError(
+            str(path), expected="valid TOML", got=str(error), remedy="correct that line"
+        ) from error
+    for key, value in toml.items():
+        if key not in DATASET_KEYS:
+            raise ManifestError(
+                str(path),
+                expected=f"keys among {', '.join(DATASET_KEYS)}",
+                got=repr(key),
+                remedy="remove or rename it",
+            )
+        if not isinstance(value, DATASET_KEYS[key]):
+            raise ManifestError(
+                f"{path}: {key}",
+                expected=f"a {DATASET_KEYS[key].__name__}",
+                got=repr(value),
+                remedy="correct its type",
+            )
+    _check_toml_values(path, toml)
+    return toml
+
+
+def _check_toml_values(path: Path, toml: Mapping[str, Any]) -> None:
+    if toml.get("task", "multilabel") not in ("multilabel", "multiclass"):
+        raise ManifestError(
+            f"{path}: task",
+            expected="'multilabel' or 'multiclass'",
+            got=repr(toml["task"]),
+            remedy="choose one of the two",
+        )
+    for key in ("labels", "channels"):
+        names = toml.get(key, [])
+        if not all(isinstance(n, str) and n for n in names) or len(set(names)) != len(names):
+            raise ManifestError(
+                f"{path}: {key}",
+                expected="distinct non-empty names",
+                got=repr(names),
+                remedy="remove repetitions and blanks",
+            )
+    for key, value in toml.get("extract", {}).items():
+        if key not in EXTRACT_KEYS:
+            raise ManifestError(
+                f"{path}: [extract]",
+                expected=f"keys among {', '.join(EXTRACT_KEYS)}",
+                got=repr(key),
+                remedy="remove or rename it",
+            )
+        expected, count, kind = EXTRACT_KEYS[key]
+        items = value if isinstance(value, list) else [value]
+        fits = all(isinstance(item, kind) and not isinstance(item, bool) for item in items)
+        if (count == 1) == isinstance(value, list) or not fits or (count and count != len(items)):
+            raise ManifestError(
+                f"{path}: [extract] {key}",
+                expected=expected,
+                got=repr(value),
+                remedy="correct it",
+            )
+
+
+def find_image_root(toml: Mapping[str, Any], toml_path: Path) -> Path:
+    expanded, unset = expand_variables(toml.get("images", "."))
+    if unset:
+        raise ManifestError(
+            f"{toml_path}: images",
+            expected=f"the environment variable {unset[0]}",
+            got="unset",
+            remedy="set it, or give --images DIR",
+        )
+    return toml_path.parent / expanded
+
+
+def expand_variables(text: str) -> tuple[str, list[str]]:
+    """A path with its ``$VARIABLE`` and ``${VARIABLE}`` filled in, and those that are unset."""
+    unset = []
+
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1) or match.group(2)
+        if name == "DRAGN_CACHE_DATA":
+            return str(data_folder())
+        if name not in os.environ:
+            unset.append(name)
+        return os.environ.get(name, match.group())
+
+    return re.sub(r"\$(?:\{(\w+)\}|(\w+))", value, text), unset

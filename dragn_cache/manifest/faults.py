@@ -1,0 +1,120 @@
+"""Faults of a manifest: orphans, bags without images, unknown labels, straddling groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dragn_cache.errors import UnknownNameError
+from dragn_cache.manifest.records import Bag, Instance, Manifest
+from dragn_cache.manifest.tables import Fault
+from dragn_cache.types import SPLITS, Task
+
+LABEL_REMEDY = "correct it, or add it to the labels of dataset.toml"
+
+
+def check_bags(bags: Sequence[Bag], labels: Sequence[str], task: Task) -> list[Fault]:
+    """Faults of labels and split names."""
+    faults = []
+    known = set(labels)
+    for bag in bags:
+
+        def fault(kind: str, expected: str, got: str, remedy: str, bag: Bag = bag) -> Fault:
+            return Fault(kind, bag.file, bag.line, expected, got, remedy)
+
+        for label in bag.labels or ():
+            if label not in known:
+                hint = UnknownNameError("label", label, labels, remedy=LABEL_REMEDY).remedy
+                faults.append(fault("unknown-label", "a known label", repr(label), hint))
+        if task == "multiclass" and bag.labels is not None and len(bag.labels) != 1:
+            faults.append(
+                fault(
+                    "label-count",
+                    "exactly one label (task = multiclass)",
+                    f"{len(bag.labels)} for bag {bag.bag_id!r}",
+                    "give one label, or set task = 'multilabel'",
+                )
+            )
+        if bag.split not in ("", *SPLITS):
+            faults.append(
+                fault(
+                    "unknown-split",
+                    "train, validation or test",
+                    repr(bag.split),
+                    "correct it or leave it empty",
+                )
+            )
+    return faults
+
+
+def straddling_groups(bags: Sequence[Bag]) -> list[Fault]:
+    """A fault for every group that has bags in more than one split."""
+    first: dict[str, Bag] = {}
+    faults = []
+    for bag in bags:
+        if not bag.group or not bag.split:
+            continue
+        other = first.setdefault(bag.group, bag)
+        if other.split != bag.split:
+            faults.append(
+                Fault(
+                    "group-straddles-splits",
+                    bag.file,
+                    bag.line,
+                    f"group {bag.group!r} in one split",
+                    f"{bag.split!r} here and {other.split!r} at line {other.line}",
+                    "put the whole group into one split",
+                )
+            )
+    return faults
+
+
+def check_images_have_bags(
+    instances: Sequence[Instance], known: set[str], table: str
+) -> list[Fault]:
+    """One fault for each bag that has images but no row in the table of bags."""
+    faults = {}
+    for row in instances:
+        if row.bag_id not in known and row.bag_id not in faults:
+            faults[row.bag_id] = Fault(
+                "image-without-bag",
+                row.file,
+                row.line,
+                f"a bag of {table}",
+                repr(row.bag_id),
+                f"add a row for it to {table}, or remove its images",
+            )
+    return list(faults.values())
+
+
+def check_bags_have_images(bags: Sequence[Bag], with_images: set[str]) -> list[Fault]:
+    return [
+        Fault(
+            "bag-without-images",
+            bag.file,
+            bag.line,
+            "at least one image",
+            f"none for bag {bag.bag_id!r}",
+            "add its images, remove the bag, or extract with --on-error skip",
+        )
+        for bag in bags
+        if bag.bag_id not in with_images
+    ]
+
+
+def check_channels(manifest: Manifest) -> list[Fault]:
+    if manifest.channels:
+        return []
+    for rows in manifest.instances.values():
+        for row in rows:
+            if "{channel}" in row.image:
+                return [
+                    Fault(
+                        "no-channels",
+                        row.file,
+                        row.line,
+                        "channels in dataset.toml, because an image path has {channel}",
+                        "none",
+                        'add for example: channels = ["red", "green", "blue"]',
+                    )
+                ]
+    return []

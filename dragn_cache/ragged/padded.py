@@ -1,0 +1,194 @@
+"""Ragged bags as padded batches with masks, and multi-head attention inside each bag.
+
+- Rows stay ragged wherever rows do not meet (linear layers, norms); only attention pads them.
+- A bag of n rows is padded to ``padded_width(n)`` places, which its size alone decides: a long bag
+  does not make the others long, and the same bag is computed in the same shape, hence in the same
+  order of summation, whatever its batch mates. Bags of one width share a batch.
+- A place without an instance repeats the first row of its bag and is masked as a key: no row of
+  scores is masked as a whole, and no infinity or NaN can come of a place that nothing reads.
+- The library's scaled_dot_product_attention does the rest; its kernels hold no n × n matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dragn_cache.errors import InputError
+from dragn_cache.ragged.bags import owners
+
+# Lanes of the widest CPU vectors in float32: a row of scores is summed in such steps.
+LANES = 16
+# Fewer rows than this may take another kernel, with another order of summation.
+FEWEST_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Group:
+    """b bags of at most n rows as one padded batch.
+
+    Attributes:
+        bags: (b,) int64, which bags.
+        rows: (b, n) int64, the row at each place; a bag's first row where it has no more.
+        mask: (b, n) bool, which places hold a row; None where all do.
+    """
+
+    bags: Tensor
+    rows: Tensor
+    mask: Tensor | None
+
+    def padded(self, values: Tensor) -> Tensor:
+        """(N, …) → (b, n, …): the rows of these bags; padding repeats a bag's first row."""
+        places = values.index_select(0, self.rows.flatten())
+        return places.view(*self.rows.shape, *values.shape[1:])
+
+    def zeroed(self, batch: Tensor) -> Tensor:
+        """(b, n, …) with zeros where there is no row."""
+        if self.mask is None:
+            return batch
+        return batch.masked_fill(~self.mask.view(*self.mask.shape, *[1] * (batch.dim() - 2)), 0)
+
+
+class Padding:
+    """How N rows of B bags are laid out in padded batches.
+
+    Args:
+        offsets: (B + 1,) int64, on the host; no bag may be empty.
+        device: where the rows are.
+        exact: a batch for each size, without any padding.
+
+    Attributes:
+        groups: the batches, bags of a batch in their order.
+        bags: B.
+    """
+
+    def __init__(
+        self, offsets: Tensor, device: torch.device | str = "cpu", *, exact: bool = False
+    ) -> None:
+        starts, sizes = offsets.numpy()[:-1], np.diff(offsets.numpy())
+        widths = sizes if exact else padded_width(sizes)
+        self.groups: list[Group] = []
+        self.bags = len(sizes)
+        place, places = np.empty(int(offsets[-1]), np.int64), 0
+        order = [np.zeros(0, np.int64)]
+        for width in np.unique(widths):
+            bags = np.flatnonzero(widths == width)
+            columns = np.arange(width)
+            mask = columns < sizes[bags, None]
+            rows = starts[bags, None] + np.where(mask, columns, 0)
+            place[rows[mask]] = places + np.flatnonzero(mask)
+            places += rows.size
+            order.append(bags)
+            self.groups.append(
+                Group(
+                    torch.from_numpy(bags).to(device),
+                    torch.from_numpy(rows).to(device),
+                    None if mask.all() else torch.from_numpy(mask).to(device),
+                )
+            )
+        self._place = torch.from_numpy(place).to(device)
+        self._order = torch.from_numpy(np.argsort(np.concatenate(order))).to(device)
+
+    def ragged(self, batches: Sequence[Tensor]) -> Tensor:
+        """One (b, n, …) for each group → (N, …): the rows in their order, padding left out."""
+        return torch.cat([batch.flatten(0, 1) for batch in batches]).index_select(0, self._place)
+
+    def dense(self, batches: Sequence[Tensor]) -> Tensor:
+        """One (b, …) for each group → (B, …): the bags in their order."""
+        return torch.cat(list(batches)).index_select(0, self._order)
+
+    def map(self, function: Callable[[Tensor, Group], Tensor], values: Tensor) -> Tensor:
+        """(N, …) → (N, …): ``function`` on the padded rows (b, n, …) of each group."""
+        return self.ragged([function(group.padded(values), group) for group in self.groups])
+
+
+def padded_width(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Places for bags of ``sizes``: 16, 32 … 128, then at most a quarter more than the size."""
+    step = np.maximum(LANES, 2 ** np.frexp(np.maximum(sizes - 1, 1))[1] // 8)
+    widths: NDArray[np.int64] = -(-sizes // step) * step
+    return widths
+
+
+class Linear(nn.Linear):
+    """nn.Linear that gives a row the same result among few rows as among many.
+
+    On CPUs one to three rows go through another kernel, whose order of summation is another.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) → (…, out)."""
+        rows = x.shape[:-1].numel()
+        if rows >= FEWEST_ROWS:
+            return super().forward(x)
+        filled = F.pad(x.reshape(rows, -1), (0, 0, 0, FEWEST_ROWS - rows))
+        return super().forward(filled)[:rows].view(*x.shape[:-1], -1)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, padding: Padding, *, heads: int, scale: float | None = None
+) -> Tensor:
+    """softmax(scale · q kᵀ) v in each bag and head.
+
+    Args:
+        q, k, v: what each bag has: (N, D) where it is a row for each instance, (B, m, D) where it
+            is m rows for each bag. Heads are slices of D; v may have another D than q and k.
+        padding: of the instances.
+        scale: of the scores; 1/√(D / heads) unless given.
+
+    Returns:
+        as q, with the D of v.
+    """
+    results = []
+    for group in padding.groups:
+        queries, keys, values = (
+            split(group.padded(x) if x.dim() == 2 else x.index_select(0, group.bags), heads)
+            for x in (q, k, v)
+        )
+        mask = None if k.dim() == 3 or group.mask is None else group.mask[:, None, None]
+        mixed = F.scaled_dot_product_attention(queries, keys, values, mask, scale=scale)
+        results.append(mixed.transpose(1, 2).flatten(2))
+    return padding.ragged(results) if q.dim() == 2 else padding.dense(results)
+
+
+def split(x: Tensor, heads: int) -> Tensor:
+    """(b, n, D) → (b, heads, n, D / heads)."""
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
+def with_first(row: Tensor, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """(D,) in front of the rows (N, D) of each bag: (N + B, D), and its offsets."""
+    bags = len(offsets) - 1
+    # Row i of bag b stands b + 1 places further on; the rows in front are number N.
+    source = np.full(len(values) + bags, len(values))
+    source[np.arange(len(values)) + owners(offsets).numpy() + 1] = np.arange(len(values))
+    rows = torch.from_numpy(source).to(values.device)
+    return torch.cat((values, row[None])).index_select(0, rows), offsets + torch.arange(bags + 1)
+
+
+def firsts(values: Tensor, offsets: Tensor) -> Tensor:
+    """(N, D) → (B, D): the first row of each bag."""
+    return values.index_select(0, offsets[:-1].to(values.device))
+
+
+def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax over the last axis; places where ``mask`` (broadcast) is False get 0."""
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1)
+
+
+def check_heads(owner: str, embed: int, heads: int) -> None:
+    """Raise an InputError unless ``heads`` divides ``embed``."""
+    if embed % heads:
+        raise InputError(
+            f"aggregator {owner}, options embed and heads",
+            expected="an embed that is a multiple of heads",
+            got=f"{embed} and {heads}",
+            remedy=f"give embed={heads * max(1, round(embed / heads))}",
+        )

@@ -1,0 +1,301 @@
+"""Evaluation: a run's model scored on bags that it was not trained on, and written as a folder.
+
+OUT/
+  metrics.json      every score with 95 % intervals, under the name of what was scored
+  predictions.csv   bag_id, split, y_<label>…, p_<label>…, d_<label>…
+  labels.csv        each label's positives, scores and threshold
+  calibration.png   reliability diagram
+
+- Without a store the run's own predictions are scored again, by default those of its test bags.
+- With a store every bag must be new: no training or validation bag of the run, known by its
+  id, its group or the digest of its features. A split scores the run's own bags of its own store.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dragn_cache.devices import find_device
+from dragn_cache.errors import InputError, StoreMismatchError
+from dragn_cache.figures.reliability import plot_reliability
+from dragn_cache.files import require_new, write_csv, write_text
+from dragn_cache.loading.labelling import Labelling, hex_digests, read_labelling, require_labels
+from dragn_cache.manifest import Bag
+from dragn_cache.manifest.tables import Row
+from dragn_cache.runs.checkpoint import decision_of, load_checkpoint, refuse_other_features
+from dragn_cache.runs.folder import run_table, write_predictions
+from dragn_cache.runs.predict import apply_model
+from dragn_cache.scoring.calibration import reliability
+from dragn_cache.scoring.decisions import HALF, Decision, check_rule_for, choose_decision, tell_kept
+from dragn_cache.scoring.metrics import evaluate
+from dragn_cache.store import Store
+from dragn_cache.training.config import TrainConfig
+from dragn_cache.types import SPLITS, Warn
+
+Split = Literal["train", "validation", "test", "all"]
+SPLIT_COLUMNS = ("bag_id", "split", "group")
+LABEL_COLUMNS = ("positives", "auc", "average_precision", "f1", "precision", "recall")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of some bags.
+
+    Attributes:
+        name: of what was scored: a split of the run, ``all`` of them, or ``new`` bags.
+        labels: the labels' names.
+        scores: as `evaluate` gives them.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    scores: dict[str, Any]
+
+
+def evaluate_run(
+    run: Path,
+    out: Path,
+    *,
+    store: Store | None = None,
+    bags_csv: Path | None = None,
+    split: Split | None = None,
+    rule: str | None = None,
+    device: str = "cpu",
+    warn: Warn = lambda text: None,
+) -> Evaluation:
+    """Score a run's model and write what came out to a folder.
+
+    Args:
+        run: a run folder.
+        out: the folder to write.
+        store: labelled bags to predict; None scores the predictions that the run has written.
+        bags_csv: only these bags of the store, with these labels.
+        split: the run's own bags of a split, or of ``all``; None is ``test`` without a store and
+            bags that are new to the run with one.
+        rule: another rule of decision than the run's. Thresholds that the run does not have are
+            chosen on its validation bags.
+        device: where to predict.
+
+    Raises:
+        InputError: there is no usable run, ``out`` holds files, a bag is not labelled or the run
+            was trained on it, or the rule does not fit.
+        StoreMismatchError: the store's features are not those that the model was trained on, or,
+            with ``split``, it is not the run's own store.
+        StoreError: the store is incomplete or damaged.
+    """
+    require_new(out)
+    target = find_device(device)
+    model, record = load_checkpoint(run)
+    labels, config = tuple(record["labels"]), TrainConfig(**record["config"])
+    decision = _decision(run, record, rule, warn)
+    if store is None:
+        _refuse_bags_without_store(bags_csv)
+        labelling, p = _own_predictions(run, record, split or "test")
+    else:
+        refuse_other_features(run, record, store, warn)
+        store.require_complete()
+        labelling = _labelled_bags(run, record, store, bags_csv, split, warn)
+        labelling, p = apply_model(model, record, store, labelling, target, warn)
+    scores = evaluate(
+        labelling.targets(),
+        p,
+        task=labelling.task,
+        decision=decision,
+        intervals=config.intervals,
+        seed=config.seed,
+    )
+    name = split or ("test" if store is None else "new")
+    found = Evaluation(name, labels, scores)
+    _write(out, found, labelling, p, decision, f"{run.name} on {name} bags")
+    return found
+
+
+def _decision(run: Path, record: dict[str, Any], rule: str | None, warn: Warn) -> Decision:
+    """The run's decision, or another by name."""
+    own = decision_of(record)
+    if rule is None or rule == own.rule:
+        return own
+    check_rule_for(rule, record["task"], len(record["labels"]))
+    labelling, p = _own_predictions(run, record, "validation")
+    decision = choose_decision(rule, labelling.task, labelling.targets(), p)
+    tell_kept(decision, labelling.labels, warn)
+    return decision
+
+
+def _refuse_bags_without_store(bags_csv: Path | None) -> None:
+    if bags_csv is not None:
+        raise InputError(
+            "--bags",
+            expected="a store whose bags they are",
+            got="no --store",
+            remedy="add --store, or leave --bags out to score the run's own predictions",
+        )
+
+
+# --- which bags --------------------------------------------------------------------------------
+
+
+def _own_predictions(
+    run: Path, record: dict[str, Any], split: Split
+) -> tuple[Labelling, NDArray[np.float64]]:
+    """Labels and probabilities (B, L) of a split, from the run's predictions.csv."""
+    labels = record["labels"]
+    columns = [f"{kind}_{label}" for kind in "yp" for label in labels]
+    rows = run_table(run, "predictions.csv", ["bag_id", "split", *columns])
+    rows = [row for row in rows if split in ("all", row.cells["split"])]
+    bags = []
+    p = np.zeros((len(rows), len(labels)))
+    for k, row in enumerate(rows):
+        p[k] = [_number(run, row, f"p_{label}") for label in labels]
+        own = tuple(label for label in labels if _number(run, row, f"y_{label}") == 1)
+        bags.append(Bag(row.cells["bag_id"], own, row.cells["split"], "", {}, row.file, row.line))
+    return Labelling(tuple(bags), tuple(labels), record["task"]), p
+
+
+def _number(run: Path, row: Row, column: str) -> float:
+    """A number from 0 to 1 in a table of a run."""
+    try:
+        value = float(row.cells[column])
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise InputError(
+            f"{run / row.file}:{row.line}",
+            expected=f"a number from 0 to 1 in {column}",
+            got=repr(row.cells[column]),
+            remedy="restore the file, or train again",
+        )
+    return value
+
+
+def _labelled_bags(
+    run: Path,
+    record: dict[str, Any],
+    store: Store,
+    bags_csv: Path | None,
+    split: Split | None,
+    warn: Warn,
+) -> Labelling:
+    """The bags of a store to score: new ones, or those of a split of the run."""
+    labelling = read_labelling(store, bags_csv, labels=record["labels"], task=record["task"])
+    placed = {row.cells["bag_id"]: row.cells for row in run_table(run, "splits.csv", SPLIT_COLUMNS)}
+    trained = {bag_id: row for bag_id, row in placed.items() if row["split"] != "test"}
+    if "seen" not in record:
+        warn(f"{run.name} is of before digests of bags were kept: they are known by id and group")
+    digests: dict[str, str] = record.get("seen", {})
+    if split is None:
+        _refuse_trained(run, store, labelling, trained, digests)
+    else:
+        written = {bag_id: row["digest"] for bag_id, row in placed.items() if "digest" in row}
+        own = digests | written
+        _require_own(run, store, placed, own, split)
+        wanted = SPLITS if split == "all" else (split,)
+        bags = [bag for bag in labelling.bags if bag.bag_id in placed]
+        bags = [replace(bag, split=placed[bag.bag_id]["split"]) for bag in bags]
+        labelling = replace(labelling, bags=tuple(bag for bag in bags if bag.split in wanted))
+    if not labelling.bags:
+        raise InputError(
+            str(bags_csv or store.path),
+            expected=f"bags of the {split} split of {run.name}" if split else "bags",
+            got="none",
+            remedy="give other --bags",
+        )
+    require_labels(labelling)
+    return labelling
+
+
+def _refuse_trained(
+    run: Path,
+    store: Store,
+    labelling: Labelling,
+    trained: dict[str, dict[str, str]],
+    digests: dict[str, str],
+) -> None:
+    """Raise `InputError` if the run was trained on one of the bags, by whatever it is known."""
+    of_group = {row["group"]: bag_id for bag_id, row in trained.items() if row["group"]}
+    of_digest = {digest: bag_id for bag_id, digest in digests.items()}
+    # Its own store knows a bag's group even where the table of bags leaves it out.
+    own_group = {bag.bag_id: bag.group for bag in store.bags}
+    found = []
+    for bag, digest in zip(labelling.bags, hex_digests(store, labelling.ids), strict=True):
+        group = bag.group if bag.group in of_group else own_group[bag.bag_id]
+        if bag.bag_id in trained:
+            found.append(f"{bag.bag_id!r}, of its {trained[bag.bag_id]['split']} bags")
+        elif group in of_group:
+            other = of_group[group]
+            found.append(f"{bag.bag_id!r}, of the same group {group!r} as its bag {other!r}")
+        elif digest in of_digest:
+            found.append(f"{bag.bag_id!r}, with the features of its bag {of_digest[digest]!r}")
+    if found:
+        raise InputError(
+            str(store.path),
+            expected=f"bags that {run.name} was not trained on",
+            got=f"{len(found)} of {len(labelling.bags)} that it was: {found[0]}",
+            remedy="name the others with --bags, or, if this is the run's own store, "
+            "score its test bags with --split test",
+        )
+
+
+def _require_own(
+    run: Path,
+    store: Store,
+    placed: Mapping[str, object],
+    digests: dict[str, str],
+    split: Split,
+) -> None:
+    """Raise unless a store holds all bags of a run, with the same features."""
+    known = set(store.bag_ids)
+    lost = [bag_id for bag_id in placed if bag_id not in known]
+    got = f"none named {lost[0]!r}" if lost else ""
+    if not lost:
+        ids = list(digests)
+        now = zip(ids, hex_digests(store, ids), strict=True)
+        changed = [bag_id for bag_id, digest in now if digest != digests[bag_id]]
+        got = f"other features for {changed[0]!r}" if changed else ""
+    if got:
+        raise StoreMismatchError(
+            str(store.path),
+            expected=f"for --split {split} the bags of {run.name}",
+            got=got,
+            remedy="give the run's own store, or leave --split out to score new bags",
+        )
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def _write(
+    out: Path,
+    found: Evaluation,
+    labelling: Labelling,
+    p: NDArray[np.float64],
+    decision: Decision,
+    title: str,
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    splits = [bag.split for bag in labelling.bags]
+    write_predictions(out / "predictions.csv", labelling, splits, p, decision)
+    write_csv(out / "labels.csv", ["label", *LABEL_COLUMNS, "threshold"], label_rows(found))
+    bins = reliability(labelling.targets(), p, labelling.task)
+    plot_reliability(
+        out / "calibration.png", bins, f"{title}: {len(p)} bags, {len(found.labels)} labels"
+    )
+    write_text(out / "metrics.json", json.dumps({found.name: found.scores}, indent=2) + "\n")
+
+
+def label_rows(found: Evaluation) -> list[list[Any]]:
+    """A row for each label: its name, `LABEL_COLUMNS`, its threshold; None where undefined.
+
+    Only the rules ``half`` and ``thresholds`` have a threshold that is the same for every bag.
+    """
+    fixed = [HALF if found.scores["decision"] == "half" else None] * len(found.labels)
+    thresholds = found.scores["thresholds"] or fixed
+    columns = [found.scores[name] for name in LABEL_COLUMNS]
+    return [list(row) for row in zip(found.labels, *columns, thresholds, strict=True)]

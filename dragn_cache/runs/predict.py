@@ -1,0 +1,103 @@
+"""A run applied to the bags of a store."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dragn_cache.devices import find_device, memory_for_features
+from dragn_cache.files import require_new, write_text
+from dragn_cache.loading.labelling import Labelling, hex_digests, read_labelling
+from dragn_cache.loading.stored import load_bags
+from dragn_cache.runs.checkpoint import decision_of, load_checkpoint, refuse_other_features
+from dragn_cache.runs.folder import score_split, write_predictions
+from dragn_cache.store import Store
+from dragn_cache.training.config import TrainConfig
+from dragn_cache.training.data import possible_in
+from dragn_cache.training.fit import Model, predict_method
+from dragn_cache.types import Warn
+
+
+def predict_run(
+    run: Path,
+    store: Store,
+    out: Path,
+    *,
+    bags_csv: Path | None = None,
+    device: str = "cpu",
+    warn: Warn = lambda text: None,
+) -> dict[str, Any] | None:
+    """Apply a run's model to a store's bags; write predictions.csv and, with labels, metrics.json.
+
+    Returns:
+        the scores over all labelled bags, or None when the bags carry no labels.
+
+    Raises:
+        InputError: there is no usable checkpoint, or ``out`` holds files.
+        StoreMismatchError: the store's features are not those that the model was trained on.
+        StoreError: the store is incomplete or damaged.
+    """
+    require_new(out)
+    target = find_device(device)
+    model, record = load_checkpoint(run)
+    refuse_other_features(run, record, store, warn)
+    store.require_complete()
+    labelling = _labelling_for(record, store, bags_csv, warn)
+    labelling, probabilities = apply_model(model, record, store, labelling, target, warn)
+    decision = decision_of(record)
+    out.mkdir(parents=True, exist_ok=True)
+    splits = [bag.split for bag in labelling.bags]
+    write_predictions(out / "predictions.csv", labelling, splits, probabilities, decision)
+    if any(bag.labels is None for bag in labelling.bags):
+        return None
+    known = set(record.get("seen", {}).values())
+    trained = sum(digest in known for digest in hex_digests(store, labelling.ids))
+    if trained:
+        warn(
+            f"{trained} of these {len(labelling.bags)} bags were in the run's training or "
+            f"validation: score new ones, or dragn-cache evaluate {run}"
+        )
+    rows, config = np.arange(len(labelling.bags)), TrainConfig(**record["config"])
+    scores = score_split(labelling.targets(), probabilities, rows, labelling.task, decision, config)
+    write_text(out / "metrics.json", json.dumps({"all": scores}, indent=2) + "\n")
+    return scores
+
+
+def apply_model(
+    model: Model,
+    record: dict[str, Any],
+    store: Store,
+    labelling: Labelling,
+    device: torch.device,
+    warn: Warn,
+) -> tuple[Labelling, NDArray[np.float64]]:
+    """Probabilities (B, L) of a store's bags; those without a usable instance are left out.
+
+    Labels that a bag's stage cannot have are 0 if the run masks predictions.
+    """
+    memory = memory_for_features("auto", device)
+    labelling, bags = load_bags(store, store.tap(record["tap"]), labelling, memory, warn)
+    probabilities = predict_method(model, bags, labelling.task, device)
+    config = TrainConfig(**record["config"])
+    if config.masks_predictions:
+        probabilities = np.where(possible_in(store, labelling, config), probabilities, 0.0)
+    return labelling, probabilities
+
+
+def _labelling_for(
+    record: dict[str, Any], store: Store, bags_csv: Path | None, warn: Warn
+) -> Labelling:
+    """The bags to predict, with the run's labels; without any, where they carry other labels."""
+    if bags_csv is None:
+        used = {label for bag in store.bags for label in bag.labels or ()}
+        if not used <= set(record["labels"]):
+            warn("the store's labels are not the run's: predictions without scores")
+            bags = tuple(replace(bag, labels=None) for bag in store.bags)
+            return Labelling(bags, tuple(record["labels"]), record["task"])
+    return read_labelling(store, bags_csv, labels=record["labels"], task=record["task"])

@@ -1,0 +1,95 @@
+"""Runs: labels joined with features, trained, and written to a folder that explains itself.
+
+RUN/
+  config.toml      every setting, resolved
+  splits.csv       bag_id, split, group, digest of the features
+  history.csv      loss by epoch; without epochs selection.csv, how each label's SVM was chosen
+  metrics.json     every score for train, validation and test, with 95 % intervals
+  predictions.csv  bag_id, split, y_<label>…, p_<label>…, d_<label>… (truth, probability, decision)
+  checkpoint.pt    weights or machines, how to decide, the digests of the features and bags used
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dragn_cache.files import require_new, write_csv, write_text
+from dragn_cache.loading.labelling import hex_digests, read_labelling, require_labels, tell_twins
+from dragn_cache.loading.stored import StoredBags
+from dragn_cache.runs.checkpoint import write_checkpoint
+from dragn_cache.runs.folder import config_toml, score_split, write_history, write_predictions
+from dragn_cache.scoring.decisions import check_rule_for, choose_decision, tell_kept
+from dragn_cache.store import Store
+from dragn_cache.training.config import TrainConfig
+from dragn_cache.training.data import choose_tap, load_labelled, no_views, tell_vectors
+from dragn_cache.training.fit import fit_method, without_unread
+from dragn_cache.training.train import Progress
+from dragn_cache.types import SPLITS, Warn
+
+
+def train_run(
+    store: Store,
+    config: TrainConfig,
+    out: Path,
+    *,
+    bags_csv: Path | None = None,
+    progress: Progress | None = None,
+    warn: Warn = lambda text: None,
+) -> dict[str, Any]:
+    """Train on a store and write a run folder.
+
+    Args:
+        bags_csv: other labels, splits or groups for the store's bags.
+        warn: called with one line for everything that was left out.
+
+    Returns:
+        the metrics, as in metrics.json.
+
+    Raises:
+        InputError: the labels, the split or an option cannot be used, the store lacks the views
+            asked for, or ``out`` holds a run.
+        StoreError: the store is incomplete or damaged.
+    """
+    require_new(out)
+    store.require_complete()
+    config = without_unread(config, warn)
+    if config.views != "off" and len(store.description.views) == 1:
+        raise no_views(config, str(store.path))
+    tap = choose_tap(store, config)
+    tell_vectors(tap, config, warn)
+    labelling = read_labelling(store, bags_csv)
+    require_labels(labelling)
+    check_rule_for(config.decision, labelling.task, len(labelling.labels))
+    labelling, data = load_labelled(store, tap, labelling, config, warn)
+    splits = data.splits
+    digests = hex_digests(store, labelling.ids)
+    tell_twins(labelling, digests, warn, splits)
+    trained = fit_method(data, config, labels=labelling.labels, progress=progress, warn=warn)
+    p, chosen = trained.probabilities, data.rows("validation")
+    decision = choose_decision(config.decision, data.task, data.targets[chosen], p[chosen])
+    tell_kept(decision, labelling.labels, warn)
+    metrics = {
+        split: score_split(data.targets, p, data.rows(split), data.task, decision, config)
+        for split in SPLITS
+    }
+    if isinstance(data.bags, StoredBags):  # the order of training depends on the blocks
+        config = replace(config, memory=f"{data.bags.budget}B")
+    config = replace(config, tap=tap.name)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "config.toml", config_toml(config, labelling, store))
+    groups = [bag.group for bag in labelling.bags]
+    write_csv(
+        out / "splits.csv",
+        ["bag_id", "split", "group", "digest"],
+        zip(labelling.ids, splits, groups, digests, strict=True),
+    )
+    write_history(out, trained, labelling.labels)
+    write_predictions(out / "predictions.csv", labelling, splits, p, decision)
+    of_bags = zip(labelling.ids, digests, splits, strict=True)
+    seen = {bag_id: digest for bag_id, digest, split in of_bags if split != "test"}
+    write_checkpoint(out / "checkpoint.pt", trained, config, labelling, store, decision, seen)
+    write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    return metrics

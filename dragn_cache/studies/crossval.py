@@ -1,0 +1,147 @@
+"""Cross-validation: several methods on the same folds of one store, without a leak.
+
+OUT/
+  config.toml        every setting, resolved, and the digests of features and bags
+  trainings/         one small file for each method, seed and fold that is finished
+  splits.csv         bag_id, group, and the fold of each seed
+  folds.csv          one row for each method, seed and fold: all scores
+  summary.csv        one row for each method: means, deviations, 95 % intervals
+  comparison.csv     every two methods, paired by fold
+  predictions.csv    every bag's probabilities when it was tested
+  crossval.png       the main scores
+
+- In fold f of a seed, fold f is the test, the next one validation, the rest training: validation
+  chooses the epoch, test only reports. Groups are whole; all methods see the same folds.
+- A training depends on its method, seed and fold alone, and computes on one thread, so the results
+  are the same however many run at once, and whenever the work was interrupted.
+- Features lie in memory once, whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dragn_cache.files import write_csv
+from dragn_cache.scoring.decisions import decide
+from dragn_cache.store import Store
+from dragn_cache.studies.config import CrossvalConfig
+from dragn_cache.studies.folder import read_training, write_training
+from dragn_cache.studies.plan import StudyPlan, count_jobs, plan_study
+from dragn_cache.studies.tables import (
+    COMPARISON,
+    ResultRow,
+    Training,
+    comparison_rows,
+    fold_row,
+    summary_row,
+)
+from dragn_cache.studies.trainings import train_all
+from dragn_cache.types import Progress, Warn
+
+
+@dataclass(frozen=True)
+class CrossvalResult:
+    """What a cross-validation came to: the rows of its tables, and the trainings that failed."""
+
+    summary: tuple[ResultRow, ...]
+    comparison: tuple[ResultRow, ...]
+    failed: tuple[Training, ...]
+
+
+def crossval(
+    store: Store,
+    config: CrossvalConfig,
+    out: Path,
+    *,
+    bags_csv: Path | None = None,
+    progress: Progress = lambda done, total: None,
+    warn: Warn = lambda text: None,
+) -> CrossvalResult:
+    """Train every method on every fold of every seed, and write the tables.
+
+    Called again with the same settings, it goes on where it was interrupted and tries failed
+    trainings again. Methods and seeds may be added; the rule of decision
+    and the number of resamples may change.
+
+    Args:
+        bags_csv: other labels or groups for the store's bags.
+        progress: see `Progress`.
+        warn: called with one line for everything that was left out.
+
+    Raises:
+        InputError: the labels, an option or the number of groups cannot be used, or ``out`` holds
+            something else.
+        StoreMismatchError: ``out`` was begun with other settings, features or bags.
+        StoreError: the store is incomplete or damaged.
+    """
+    work = plan_study(store, config, bags_csv, out, warn)
+    tasks = work.tasks()
+    done = {task: found for task in tasks if (found := read_training(out, task)) is not None}
+    waiting = [task for task in tasks if task not in done]
+    progress(len(done), len(tasks))
+    with closing(train_all(work, waiting, count_jobs(config, work))) as finished:
+        for training in finished:
+            write_training(out, training)
+            done[training.task] = training
+            progress(len(done), len(tasks))
+    return _report(out, work, [done[task] for task in tasks], config.train.intervals)
+
+
+def _report(
+    out: Path, work: StudyPlan, trainings: Sequence[Training], intervals: int
+) -> CrossvalResult:
+    """Write the tables and the picture."""
+    from dragn_cache.figures.crossval import plot_crossval  # here: processes that train do without
+
+    by_method: dict[str, list[Training]] = {label: [] for label in work.methods}
+    for training in trainings:
+        by_method[training.aggregator].append(training)
+    rows = {label: [fold_row(t, work.truth) for t in own] for label, own in by_method.items()}
+    summary = [
+        summary_row(own, rows[label], work.truth, intervals) for label, own in by_method.items()
+    ]
+    fold_rows = [row for own in rows.values() for row in own]
+    comparison = comparison_rows(fold_rows)
+    _write_splits(out / "splits.csv", work)
+    _write_predictions(out / "predictions.csv", work, by_method)
+    write_csv(out / "folds.csv", list(fold_rows[0]), (row.values() for row in fold_rows))
+    write_csv(out / "comparison.csv", COMPARISON, (row.values() for row in comparison))
+    plot_crossval(out / "crossval.png", summary, fold_rows)
+    write_csv(out / "summary.csv", list(summary[0]), (row.values() for row in summary))
+    failed = tuple(training for training in trainings if training.error)
+    return CrossvalResult(tuple(summary), tuple(comparison), failed)
+
+
+def _write_splits(path: Path, work: StudyPlan) -> None:
+    folds = work.truth.folds
+    write_csv(
+        path,
+        ["bag_id", "group", *(f"fold_seed{seed}" for seed in range(len(folds)))],
+        (
+            [bag.bag_id, bag.group, *own]
+            for bag, own in zip(work.labelling.bags, folds.T.tolist(), strict=True)
+        ),
+    )
+
+
+def _write_predictions(
+    path: Path, work: StudyPlan, by_method: Mapping[str, list[Training]]
+) -> None:
+    labels, ids = work.labelling.labels, work.labelling.ids
+
+    def rows() -> Iterator[list[Any]]:
+        for training in (t for own in by_method.values() for t in own if not t.error):
+            tested = work.truth.tested(training)
+            p = tested.probabilities
+            d = decide(p, work.truth.task, tested.decision).tolist()
+            for k, row in enumerate(tested.rows.tolist()):
+                y, said = tested.targets[k].tolist(), map(repr, p[k].tolist())
+                yield [*training.task, ids[row], *y, *said, *d[k]]
+
+    head = ["aggregator", "seed", "fold", "bag_id"]
+    columns = [f"{kind}_{label}" for kind in "ypd" for label in labels]
+    write_csv(path, [*head, *columns], rows())

@@ -1,0 +1,97 @@
+"""The folder of a cross-validation: what it was begun with, and its finished trainings."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import tomli_w
+
+from dragn_cache.errors import InputError, StoreMismatchError
+from dragn_cache.files import require_new, write_text
+from dragn_cache.store import differences
+from dragn_cache.studies.tables import Place, Training
+
+COMPARED_SETTINGS = ("crossval", "data", "methods")
+MAY_CHANGE = ("seeds", "intervals", "decision")  # no finished training depends on them
+
+
+def read_config(out: Path) -> dict[str, Any]:
+    """What a folder was begun with; nothing for a new one."""
+    path = out / "config.toml"
+    if not path.is_file():
+        require_new(out)
+        return {}
+    try:
+        record = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(
+            str(path), expected="TOML", got=str(error), remedy="give another --out"
+        ) from error
+    if "crossval" not in record:
+        raise InputError(
+            str(out),
+            expected="a new folder, or a cross-validation's",
+            got="another one with a config.toml",
+            remedy="give another --out",
+        )
+    return record
+
+
+def begin(out: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
+    """Write config.toml, or refuse to mix; methods and seeds may be added to what there is."""
+    record = tomllib.loads(tomli_w.dumps(record))  # tuples become lists
+    if before:
+        found = differences(_compared(before, record), _compared(record, before), COMPARED_SETTINGS)
+        if found:
+            raise StoreMismatchError(
+                str(out),
+                expected="the settings that it was begun with",
+                got=" · ".join(found),
+                remedy="give another --out, or remove this folder",
+            )
+        record["methods"] = {**before["methods"], **record["methods"]}
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "config.toml", tomli_w.dumps(record))
+    (out / "trainings").mkdir(exist_ok=True)
+
+
+def _compared(record: dict[str, Any], other: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a record must have in common with another one."""
+    both = {k: v for k, v in record["methods"].items() if k in other["methods"]}
+    own = {k: v for k, v in record["crossval"].items() if k not in MAY_CHANGE}
+    return {"crossval": own, "data": record["data"], "methods": both}
+
+
+def _path(out: Path, task: Place) -> Path:
+    label, seed, fold = task
+    return out / "trainings" / quote(label, safe="=,+") / f"seed{seed}-fold{fold}.json"
+
+
+def read_training(out: Path, task: Place) -> Training | None:
+    """A finished training; None where there is none, or one that failed."""
+    path = _path(out, task)
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).items()
+        record: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found}
+        training = Training(**record)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(
+            str(path),
+            expected="a training of this cross-validation",
+            got=str(error),
+            remedy="remove the file; the same command trains it again",
+        ) from error
+    return None if training.error else training
+
+
+def write_training(out: Path, training: Training) -> None:
+    path = _path(out, training.task)
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, json.dumps(asdict(training)) + "\n")

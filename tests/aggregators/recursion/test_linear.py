@@ -1,0 +1,222 @@
+"""L1Agg as one weighted sum against the plain triple loop: values, gradients, independence."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dragn_cache.aggregators import create_aggregator
+from dragn_cache.aggregators.dragn import Dragn
+from dragn_cache.aggregators.recursion import kernels, linear, weighted_sum
+from dragn_cache.aggregators.recursion.linear import first_row, kappa_table
+from dragn_cache.aggregators.recursion.weighted_sum import weighted_pool
+from dragn_cache.devices import one_thread
+from dragn_cache.ragged import RaggedBags
+from dragn_cache.ragged.bags import offsets_of
+
+
+@pytest.fixture(autouse=True)
+def _without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one, kernels of their own take the way of tests/aggregators/recursion/test_compiled.py."""
+    monkeypatch.setattr(kernels, "kernels", lambda *size: None)
+
+
+ALL_SIZES = [4, 33, 1, 9, 2, 3, 32, *range(5, 9), *range(10, 32)]  # each of 1..33
+
+
+def dragn(in_shape: tuple[int, ...], **options: Any) -> Dragn:
+    """L1Agg, its weights a little off the recursive mean, so that long bags stay bounded."""
+    aggregator = create_aggregator("dragn", in_shape=in_shape, unit="L1Agg", **options)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in aggregator.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return cast(Dragn, aggregator)
+
+
+def draw(
+    in_shape: tuple[int, ...], sizes: list[int] = ALL_SIZES, dtype: torch.dtype = torch.float32
+) -> RaggedBags:
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(sum(sizes), *in_shape, generator=generator, dtype=torch.float64)
+    return RaggedBags(rows.to(dtype), offsets_of(torch.tensor(sizes)))
+
+
+def triple_loop(bags: RaggedBags, weight: Tensor, bias: Tensor) -> Tensor:
+    """Algorithm 1 as the paper writes it, with one convolution for each window. (B, C)"""
+    embeddings = []
+    for b in range(len(bags)):
+        bag = bags.bag(b).to(weight.dtype)
+        o = list(bag if bag.dim() == 4 else bag[:, :, None, None])
+        while len(o) > 2:
+            folded = []
+            for j in range(len(o) - 2):
+                window = torch.stack([o[j], o[j + 1], o[j + 2]], dim=1)  # (C, 3, h, w)
+                if len(weight) == 1:
+                    u = F.conv2d(window, weight, bias, padding=weight.shape[-1] // 2)[:, 0]
+                else:
+                    inputs = window.flatten(0, 1)[None]  # (1, 3 C, h, w)
+                    padding = weight.shape[-1] // 2
+                    u = F.conv2d(inputs, weight, bias, padding=padding, groups=len(weight))[0]
+                folded.append(u)
+            o = folded
+        embeddings.append((o[0] if len(o) == 1 else (o[0] + o[1]) / 2).mean((1, 2)))
+    return torch.stack(embeddings)
+
+
+def error(got: Tensor | None, wanted: Tensor | None) -> float:
+    """Largest difference, relative to the largest absolute value."""
+    assert got is not None
+    assert wanted is not None
+    assert got.shape == wanted.shape
+    got, wanted = got.detach().double(), wanted.detach().double()
+    return float((got - wanted).abs().max() / wanted.abs().max())
+
+
+def assert_like_the_loop(
+    aggregator: Dragn, bags: RaggedBags, *, values: float, gradients: float
+) -> None:
+    conv = aggregator.unit[0]
+    weight, bias = (p.detach().clone().requires_grad_() for p in (conv.weight, conv.bias))
+    ours, theirs = (bags.values.clone().requires_grad_() for _ in range(2))
+    embedding = aggregator(RaggedBags(ours, bags.offsets)).embedding
+    generator = torch.Generator().manual_seed(2)
+    factor = torch.randn(embedding.shape, generator=generator).to(embedding)
+    (embedding * factor).sum().backward()
+    with one_thread():  # thousands of tiny convolutions
+        expected = triple_loop(RaggedBags(theirs, bags.offsets), weight, bias)
+        (expected * factor).sum().backward()
+    assert error(embedding, expected) <= values
+    assert error(conv.weight.grad, weight.grad) <= gradients
+    assert error(conv.bias.grad, bias.grad) <= gradients
+    if bags.values.dtype == torch.float16:
+        gradients = 1e-3  # the gradients are fp16 themselves
+    assert error(ours.grad, theirs.grad) <= gradients
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32], ids=["fp16", "fp32"])
+@pytest.mark.parametrize("computed", [torch.float32, torch.float64], ids=["in_fp32", "in_fp64"])
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 10), (7, 7)], ids=str)
+@pytest.mark.parametrize("channels", [1, 3, 17])
+def test_l1agg_is_the_triple_loop(
+    channels: int, size: tuple[int, int], computed: torch.dtype, stored: torch.dtype
+) -> None:
+    shape = (channels, *size)
+    values, gradients = (1e-5, 1e-4) if computed == torch.float32 else (1e-10, 1e-10)
+    assert_like_the_loop(
+        dragn(shape).to(computed), draw(shape, dtype=stored), values=values, gradients=gradients
+    )
+
+
+@pytest.mark.parametrize("kernel", [1, 5, 7])
+@pytest.mark.parametrize("mixing", ["shared", "per_channel"])
+@pytest.mark.parametrize("shape", [(5, 2, 3), (3, 9, 8), (7,)], ids=str)
+def test_other_kernels_channels_of_their_own_and_maps_too_large_for_matrices(
+    shape: tuple[int, ...], mixing: str, kernel: int
+) -> None:
+    aggregator = dragn(shape, mixing=mixing, kernel=kernel).double()
+    bags = draw(shape, [5, 1, 8, 2, 3, 11, 8, 4], torch.float64)
+    assert_like_the_loop(aggregator, bags, values=1e-10, gradients=1e-10)
+
+
+@pytest.mark.parametrize("mixing", ["shared", "per_channel"])
+def test_features_of_half_precision_are_worked_on_in_blocks(
+    mixing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of three rows: some hold several bags, some a piece of one."""
+    monkeypatch.setattr(weighted_sum, "BLOCK_VALUES", 3 * 5 * 6)
+    aggregator = dragn((5, 2, 3), mixing=mixing)
+    bags = draw((5, 2, 3), [1, 1, 7, 2, 3, 6, 1, 4], torch.float16)
+    assert_like_the_loop(aggregator, bags, values=1e-5, gradients=1e-4)
+
+
+@pytest.mark.parametrize("mixing", ["shared", "per_channel"])
+def test_gradients_are_those_of_the_formula(mixing: str) -> None:
+    aggregator = dragn((2, 3, 2), mixing=mixing).double()
+    bags = draw((2, 3, 2), [5, 4, 1, 7], torch.float64)
+    conv = aggregator.unit[0]
+
+    def embed(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return linear.pool_linearly(RaggedBags(values, bags.offsets), weight, bias)
+
+    inputs = (bags.values.requires_grad_(), conv.weight, conv.bias)
+    assert torch.autograd.gradcheck(embed, inputs)
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32], ids=["fp16", "fp32"])
+@pytest.mark.parametrize("mixing", ["shared", "per_channel"])
+def test_a_bag_does_not_depend_on_its_mates_bit_for_bit(
+    mixing: str, stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weighted_sum, "BLOCK_VALUES", 4 * 17 * 40)
+    aggregator = dragn((17, 4, 10), mixing=mixing)
+    bags = draw((17, 4, 10), [3, 13, 1, 9, 2, 5, 33], stored)
+    together = aggregator(bags).embedding
+    for i in range(len(bags)):
+        alone, among = aggregator(bags.select([i])), aggregator(bags.select([2, i, 3, 4]))
+        assert torch.equal(alone.embedding[0], together[i])
+        assert torch.equal(among.embedding[1], together[i])
+
+
+def test_bags_that_never_meet_the_unit_give_it_no_gradient() -> None:
+    aggregator = dragn((5, 2, 3))
+    bags = draw((5, 2, 3), [1, 2, 2])
+    bags.values.requires_grad_()
+    aggregator(bags).embedding.sum().backward()
+    assert [p.grad for p in aggregator.parameters()] == [None, None]
+
+
+def test_kappa_of_three_by_hand() -> None:
+    """Two pixels side by side: only the kernel's middle row works."""
+    weight = torch.zeros(1, 3, 3, 3, dtype=torch.float64)
+    weight[0, :, 1] = torch.arange(1.0, 10.0).view(3, 3)
+    table = kappa_table(weight, 3, 1, 2)[0]
+    # Pixel 0 reaches itself by the centre tap and pixel 1 by the left one; half for the mean.
+    expected = torch.tensor([[2 + 1, 3 + 2], [5 + 4, 6 + 5], [8 + 7, 9 + 8]]) / 2
+    assert torch.equal(table[first_row(3) : first_row(3) + 3], expected.double())
+    assert table[first_row(1) : first_row(1) + 1].tolist() == [[0.5, 0.5]]
+    assert table[first_row(2) : first_row(2) + 2].tolist() == [[0.25, 0.25]] * 2
+
+
+def test_recursions_that_are_not_linear_or_mix_all_channels_keep_the_general_path() -> None:
+    bags = draw((5, 2, 3), [6, 3])
+    for options in ({"mixing": "full"}, {"share_rounds": False, "rounds": 2}):
+        aggregator = dragn((5, 2, 3), **options)
+        calls: list[int] = []
+        aggregator.unit.register_forward_pre_hook(lambda _, args, n=calls: n.append(len(args[0])))
+        aggregator(bags)
+        assert calls
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32], ids=["fp16", "fp32"])
+def test_many_weights_share_one_reading(
+    stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under vmap: the results and gradients of one call for each model."""
+    monkeypatch.setattr(weighted_sum, "BLOCK_VALUES", 5 * 7 * 11)
+    bags = draw((7, 2, 3), [5, 1, 8, 2, 3, 4], stored)
+    weight = torch.randn(11, 1, 3, 3, 3, generator=torch.Generator().manual_seed(3)) / 4
+    bias = torch.linspace(-1, 1, 11)[:, None]
+    stacked = [weight.clone().requires_grad_(), bias.clone().requires_grad_()]
+    single = [weight.clone().requires_grad_(), bias.clone().requires_grad_()]
+    got = torch.func.vmap(lambda w, b: linear.pool_linearly(bags, w, b))(*stacked)
+    each = zip(*single, strict=True)
+    wanted = torch.stack([linear.pool_linearly(bags, w, b) for w, b in each])
+    assert error(got, wanted) <= 1e-6
+    factor = torch.randn(got.shape, generator=torch.Generator().manual_seed(2))
+    torch.autograd.backward([(got * factor).sum(), (wanted * factor).sum()])
+    for ours, theirs in zip(stacked, single, strict=True):
+        assert error(ours.grad, theirs.grad) <= 1e-5
+
+
+def test_values_of_their_own_for_each_model() -> None:
+    values = torch.randn(4, 6, 5, 3, generator=torch.Generator().manual_seed(4))
+    kappa = torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(6))
+    offsets = torch.tensor([0, 2, 6])
+    got = torch.func.vmap(lambda v, k: weighted_pool(v, k, offsets))(values, kappa)
+    product = torch.einsum("mncp,mnp->mnc", values, kappa)
+    torch.testing.assert_close(got, torch.stack([product[:, :2].sum(1), product[:, 2:].sum(1)], 1))
