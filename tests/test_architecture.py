@@ -99,7 +99,7 @@ def imports(path: Path, known: set[str]) -> Iterator[tuple[str, int]]:
 
 def room(module: str) -> str:
     """The package or lone module of the library that a module is in; "" for the library itself."""
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def forbidden(module: str, name: str) -> bool:

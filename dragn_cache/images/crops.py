@@ -1,9 +1,9 @@
 """Image files → uint8 crops of one size. The only place where pixels are touched.
 
 A request names one image (one file, or one file per channel) and all boxes wanted from it, so an
-image with many boxes is decoded once. `dragn_cache.images.decode` decodes, `dragn_cache.images.intensity`
-scales, both the whole image; then it is cut and resized. The result of `read_crops` depends on the
-request and the files' bytes alone.
+image with many boxes is decoded once. `images.decode` decodes and `images.intensity` scales the
+whole image; then it is cut and resized. The result of `read_crops` depends on the request and the
+files' bytes alone.
 """
 
 from __future__ import annotations

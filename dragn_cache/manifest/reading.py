@@ -1,6 +1,6 @@
 """The manifest: which instances make up which bag, and the bag's labels, split and group.
 
-`dragn_cache.manifest.sources` finds its tables. Reading never opens an image. Every fault in the tables is
+`manifest.sources` finds its tables. Reading never opens an image. Every fault in the tables is
 collected with its file and line; `read_manifest` raises the first that makes the manifest unusable,
 `read_with_faults` returns them all.
 

@@ -21,7 +21,7 @@ from dragn_cache.ragged.bags import offsets_of
 
 @pytest.fixture(autouse=True)
 def _without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one, kernels of their own take the way of tests/aggregators/recursion/test_compiled.py."""
+    """With one, kernels of their own take the way that test_compiled.py tests."""
     monkeypatch.setattr(kernels, "kernels", lambda *size: None)
 
 
