@@ -16,7 +16,7 @@ MAX_NAME_BYTES = 255
 LONGEST_SUFFIX = ".npy"
 
 
-def refuse_bad_names(
+def require_file_names(
     ids: Sequence[str],
     *,
     remedy: str = "export to --layout hdf5, zarr or anndata, which keep ids as text",

@@ -64,7 +64,7 @@ class Aggregator(nn.Module, ABC):
 
     def __init__(self, in_shape: Sequence[int]) -> None:
         super().__init__()
-        self.in_shape = _checked_shape(in_shape)
+        self.in_shape = _require_shape(in_shape)
         self.out_dim = self.in_shape[0]
         # Empty, but it follows .to(), .double() and .half() as parameters do, so that methods
         # without parameters have a dtype to compute in as well.
@@ -86,9 +86,9 @@ class Aggregator(nn.Module, ABC):
             InputError: no bags, instances of another shape, an empty bag, or a method that gives
                 something else than one embedding per bag.
         """
-        self._check(bags)
+        self._require_fitting(bags)
         result = self.aggregate(bags) if supervision is None else self.supervised(bags, supervision)
-        self._check_result(result, len(bags))
+        self._require_result(result, len(bags))
         return result
 
     def head(self, labels: int) -> nn.Module:
@@ -127,7 +127,7 @@ class Aggregator(nn.Module, ABC):
         values = bags.values.to(self.dtype)
         return values if values.dim() == 4 else values[:, :, None, None]
 
-    def _check(self, bags: RaggedBags) -> None:
+    def _require_fitting(self, bags: RaggedBags) -> None:
         name = type(self).__name__
         if bags.in_shape != self.in_shape:
             raise InputError(
@@ -152,7 +152,7 @@ class Aggregator(nn.Module, ABC):
                 remedy="leave bags without usable instances out with select",
             )
 
-    def _check_result(self, result: object, bags: int) -> None:
+    def _require_result(self, result: object, bags: int) -> None:
         """What a new class easily gets wrong, said before a head or a loss stumbles over it."""
         wanted = (bags, self.out_dim)
         if not isinstance(result, Aggregated):
@@ -169,7 +169,7 @@ class Aggregator(nn.Module, ABC):
         )
 
 
-def _checked_shape(in_shape: Sequence[int]) -> tuple[int, ...]:
+def _require_shape(in_shape: Sequence[int]) -> tuple[int, ...]:
     shape = tuple(in_shape)
     if len(shape) not in (1, 3) or not all(isinstance(n, int) and n > 0 for n in shape):
         raise InputError(

@@ -125,7 +125,7 @@ class Hamil(Aggregator):
             init=init,
         )
         if init == "mean" and symmetric and unit != "L1Agg":
-            _tell_hidden_maps_apart(self.unit.convolutions[0])
+            _separate_hidden_maps(self.unit.convolutions[0])
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         trees = [single_link_tree(vectors) for vectors in bag_vectors(bags)]
@@ -178,7 +178,7 @@ class Hamil(Aggregator):
 
 
 @torch.no_grad()
-def _tell_hidden_maps_apart(conv: UnitConv) -> None:
+def _separate_hidden_maps(conv: UnitConv) -> None:
     """From [x, y] to [x, (x + y) / 2]; see the module."""
     centre = conv.kernel_size[0] // 2
     conv.weight[1, :, centre, centre] = 0.5

@@ -38,7 +38,7 @@ from dragn_cache.errors import InputError
 from dragn_cache.options import check_count
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import offsets_of
-from dragn_cache.ragged.padded import Linear, Padding, attend, check_heads, masked_softmax, split
+from dragn_cache.ragged.padded import Linear, Padding, attend, masked_softmax, require_heads, split
 
 LEAST_RANGE = 1e-3
 
@@ -75,7 +75,7 @@ class Rrt(Aggregator):
         options = {"embed": embed, "heads": heads, "regions": regions, "kernel": kernel}
         for option, value in (options | {"means": means, "attn_dim": attn_dim}).items():
             check_count("rrt", option, value)
-        check_heads("rrt", embed, heads)
+        require_heads("rrt", embed, heads)
         if kernel % 2 == 0:
             raise InputError(
                 "aggregator rrt, option kernel",

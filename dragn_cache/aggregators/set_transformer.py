@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from dragn_cache.aggregators.base import Aggregated, Aggregator
 from dragn_cache.options import check_count
 from dragn_cache.ragged import RaggedBags
-from dragn_cache.ragged.padded import Linear, Padding, attend, check_heads, masked_softmax, split
+from dragn_cache.ragged.padded import Linear, Padding, attend, masked_softmax, require_heads, split
 
 
 class SetTransformer(Aggregator):
@@ -59,7 +59,7 @@ class SetTransformer(Aggregator):
             check_count("set_transformer", option, value)
         if inducing is not None:
             check_count("set_transformer", "inducing", inducing)
-        check_heads("set_transformer", embed, heads)
+        require_heads("set_transformer", embed, heads)
         widths = [self.out_dim] + [embed] * (layers - 1)
         self.encoder = nn.ModuleList(
             SetBlock(width, embed, heads)

@@ -62,7 +62,7 @@ class Spoc(Aggregator):
         self.register_buffer("prior", prior, persistent=False)
         self.whiten = whiten
         if whiten is not None:
-            self.out_dim = _checked_components(whiten, at_most=self.in_shape[0], what="channels")
+            self.out_dim = _require_components(whiten, at_most=self.in_shape[0], what="channels")
             self.register_buffer("centre", torch.zeros(self.in_shape[0]))
             self.register_buffer("components", torch.eye(whiten, self.in_shape[0]))
 
@@ -84,7 +84,7 @@ class Spoc(Aggregator):
         from sklearn.decomposition import PCA
 
         found = torch.cat([self._descriptors(bags) for bags in batches]).cpu().double().numpy()
-        _checked_components(self.whiten, at_most=len(found) - 1, what="training bags, less one")
+        _require_components(self.whiten, at_most=len(found) - 1, what="training bags, less one")
         pca = PCA(self.whiten, svd_solver="full").fit(found)
         variance = pca.explained_variance_
         told = variance > LEAST_VARIANCE * variance[0]
@@ -107,7 +107,7 @@ def _gaussian(height: int, width: int) -> Tensor:
     return (-powers).exp().float().flatten()
 
 
-def _checked_components(whiten: int, *, at_most: int, what: str) -> int:
+def _require_components(whiten: int, *, at_most: int, what: str) -> int:
     check_count("spoc", "whiten", whiten)
     if whiten > at_most:
         raise InputError(

@@ -42,8 +42,8 @@ from dragn_cache.ragged.padded import (
     Linear,
     Padding,
     attend,
-    check_heads,
     firsts,
+    require_heads,
     split,
     with_first,
 )
@@ -69,7 +69,7 @@ class Transmil(Aggregator):
         options = {"embed": embed, "heads": heads, "landmarks": landmarks}
         for option, value in options.items():
             check_count("transmil", option, value)
-        check_heads("transmil", embed, heads)
+        require_heads("transmil", embed, heads)
         self.landmarks = landmarks
         self.embed = Linear(self.out_dim, embed)
         self.cls = nn.Parameter(torch.randn(embed))

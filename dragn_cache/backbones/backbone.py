@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torchvision.models import Weights, WeightsEnum
 
 from dragn_cache.backbones.families import build, family
-from dragn_cache.backbones.inputs import average_inputs, check_channels
+from dragn_cache.backbones.inputs import average_inputs, require_channel_mode
 from dragn_cache.backbones.preprocessing import Preprocessing, default_preprocessing
 from dragn_cache.backbones.taps import Tap, tap_graph, tap_network
 from dragn_cache.backbones.weights import (
@@ -91,7 +91,7 @@ class Backbone(nn.Module):
         Raises:
             InputError: the images have another dtype or shape.
         """
-        self._check(images)
+        self._require_pixels(images)
         with torch.inference_mode():
             return self.compute(images)
 
@@ -114,7 +114,7 @@ class Backbone(nn.Module):
         """One image's shape: planes, height, width."""
         return (self.preprocessing.planes, *self.preprocessing.size)
 
-    def _check(self, images: Tensor) -> None:
+    def _require_pixels(self, images: Tensor) -> None:
         wanted = self.input_shape
         if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != wanted:
             raise InputError(
@@ -167,11 +167,11 @@ def load_backbone(
         WeightsError: weights that cannot be downloaded, read or fitted.
     """
     spec, source = family(name), resolve_weights(name, weights)
-    _check_grid(grid)
+    _require_grid(grid)
     target = find_device(device)
     if not isinstance(preprocessing, Preprocessing):
         preprocessing = default_preprocessing(name, weights).override(**(preprocessing or {}))
-    check_channels(name, preprocessing.channels)
+    require_channel_mode(name, preprocessing.channels)
     names = _tap_names(spec.default_taps if taps is None else taps)
     side = image_size(name, source)
     graph = tap_graph(name, preprocessing.size, side)
@@ -196,7 +196,7 @@ def _read(source: PublishedWeights | WeightsFile) -> dict[str, Tensor]:
     return read_state_dict(path)
 
 
-def _check_grid(grid: int | None) -> None:
+def _require_grid(grid: int | None) -> None:
     if grid is not None and (not isinstance(grid, int) or isinstance(grid, bool) or grid < 1):
         raise InputError(
             "grid", expected="None or a whole number ≥ 1", got=repr(grid), remedy="change it"

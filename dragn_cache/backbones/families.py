@@ -141,7 +141,7 @@ def family(name: str) -> Family:
     return FAMILIES[prefix]
 
 
-def check_image_size(name: str, size: tuple[int, int], side: int) -> None:
+def require_image_size(name: str, size: tuple[int, int], side: int) -> None:
     """Raise InputError if a network built for `side` × `side` cannot take `size` (h, w)."""
     if family(name).size_option is not None and size != (side, side):
         raise InputError(

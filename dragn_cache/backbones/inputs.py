@@ -9,7 +9,7 @@ from dragn_cache.backbones.families import family
 from dragn_cache.errors import DragnCacheError, InputError
 
 
-def check_channels(name: str, mode: str) -> None:
+def require_channel_mode(name: str, mode: str) -> None:
     """Raise InputError if a backbone cannot take its channels in this mode."""
     if mode == "average" and family(name).options.get("transform_input"):
         raise InputError(

@@ -119,7 +119,7 @@ class Preprocessing:
         Raises:
             InputError: a value that cannot be used; UnknownNameError for an unknown setting.
         """
-        _check_names(changes)
+        _require_known_names(changes)
         if "size" in changes:
             changes = {"resize_shorter": None, **changes}
         return dataclasses.replace(self, **changes)
@@ -136,7 +136,7 @@ class Preprocessing:
         Raises:
             InputError: a setting is missing or cannot be used; UnknownNameError for an unknown one.
         """
-        _check_names(values)
+        _require_known_names(values)
         missing = sorted({f.name for f in dataclasses.fields(cls)} - set(values))
         if missing:
             raise InputError(
@@ -176,7 +176,7 @@ def default_preprocessing(
     )
 
 
-def _check_names(values: Mapping[str, Any]) -> None:
+def _require_known_names(values: Mapping[str, Any]) -> None:
     known = [f.name for f in dataclasses.fields(Preprocessing)]
     for name in values:
         if name not in known:

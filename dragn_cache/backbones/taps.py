@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torchvision.models import Weights, WeightsEnum
 
-from dragn_cache.backbones.families import CLS, GAP, build_on_meta, check_image_size, family
+from dragn_cache.backbones.families import CLS, GAP, build_on_meta, family, require_image_size
 from dragn_cache.backbones.preprocessing import default_preprocessing
 from dragn_cache.backbones.tracing import (
     TRACED_BATCH,
@@ -125,7 +125,7 @@ class TapGraph:
     """
 
     def __init__(self, name: str, size: tuple[int, int], side: int) -> None:
-        check_image_size(name, size, side)
+        require_image_size(name, size, side)
         self.name, self.family = name, family(name)
         network = build_on_meta(name, side)
         module, nodes = trace_network(network)

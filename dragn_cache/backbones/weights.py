@@ -123,7 +123,7 @@ def fetch_weights(weights: Weights | WeightsEnum) -> Path:
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
     named = re.search(r"-([0-9a-f]{8,})\.", file.name)
     if file.exists():
-        _check_hash(file, named[1] if named else "")
+        _require_hash(file, named[1] if named else "")
         return file
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def fetch_weights(weights: Weights | WeightsEnum) -> Path:
     )
 
 
-def _check_hash(file: Path, prefix: str) -> None:
+def _require_hash(file: Path, prefix: str) -> None:
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if not digest.startswith(prefix):

@@ -183,10 +183,10 @@ def simulate(
     Raises:
         InputError: a value is out of range, or ``out`` holds something else.
     """
-    _check("bags", bags, 1)
-    _check("seed", seed, 0)
+    _require_at_least("bags", bags, 1)
+    _require_at_least("seed", seed, 0)
     for side in size:
-        _check("size", side, _MIN_SIDE_PX)
+        _require_at_least("size", side, _MIN_SIDE_PX)
     description = tomli_w.dumps(describe(bags=bags, seed=seed, size=size))
     if _is_done(out, description):
         return out
@@ -203,7 +203,7 @@ def simulate(
     return out
 
 
-def _check(name: str, value: int, least: int) -> None:
+def _require_at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise InputError(
             f"simulated data set, {name}",

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from dragn_cache.errors import ImageError
-from dragn_cache.images.crops import check_image
+from dragn_cache.images.crops import decoded_size
 from dragn_cache.manifest import Instance, Manifest, read_with_faults
 from dragn_cache.manifest.tables import Fault
 from dragn_cache.types import Progress
@@ -62,7 +62,7 @@ def _look(manifest: Manifest, image: str) -> tuple[int, int] | ImageError:
         names = [image.replace("{channel}", channel) for channel in manifest.channels]
     try:
         files = [manifest.image_root / name for name in names]
-        return check_image(image, files, len(manifest.channels))
+        return decoded_size(image, files, len(manifest.channels))
     except ImageError as error:
         return error
 

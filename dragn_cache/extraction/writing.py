@@ -102,7 +102,7 @@ class WritingThread:
         values, finite = what.pending.arrays()
         ready = time.perf_counter()
         if not finite:
-            _refuse_values(target, what, more, values)
+            _require_storable(target, what, more, values)
         count = len(what.rows)
         target.put(what.rows, what.records, {n: v[:count] for n, v in values.items()}, what.view)
         self._report.device_seconds += ready - started
@@ -135,7 +135,7 @@ class _StopError(Exception):
     """Tells the writing thread to end; a part that is under way is dropped."""
 
 
-def _refuse_values(
+def _require_storable(
     target: PartWriter, written: ComputedBatch, forward: Forward, values: dict[str, NDArray[Any]]
 ) -> None:
     """Raise `DragnCacheError` that names the bag and the tap of a value that is not finite."""

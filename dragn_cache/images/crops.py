@@ -137,7 +137,7 @@ def _views(
             yield list(augmented(crop, augmentation, key))
 
 
-def check_image(image: str, files: Sequence[Path], channels: int = 0) -> tuple[int, int]:
+def decoded_size(image: str, files: Sequence[Path], channels: int = 0) -> tuple[int, int]:
     """Decode an image fully and return its width and height, or raise `ImageError`.
 
     Args:
@@ -147,7 +147,7 @@ def check_image(image: str, files: Sequence[Path], channels: int = 0) -> tuple[i
     sizes = []
     for path in files:
         picture = read_picture(_where(image, path), path)
-        _refuse_channels(_where(image, path), picture, 1 if _is_split(image) else channels)
+        _require_channels(_where(image, path), picture, 1 if _is_split(image) else channels)
         sizes.append(picture.size)
     return _one_size(image, files, sizes)
 
@@ -161,7 +161,7 @@ def _read_planes(
     pictures: list[Picture] = []
     for path in files:
         pictures.append(read_picture(_where(image, path), path))
-        _refuse_channels(_where(image, path), pictures[-1], 1 if apart else request.channels)
+        _require_channels(_where(image, path), pictures[-1], 1 if apart else request.channels)
     _one_size(image, files, [picture.size for picture in pictures])
     if apart:
         planes = [_as_one(picture) for picture in pictures]
@@ -193,7 +193,7 @@ def _where(image: str, path: Path) -> str:
     return f"{image} ({path.name})" if _is_split(image) else image
 
 
-def _refuse_channels(where: str, picture: Picture, channels: int) -> None:
+def _require_channels(where: str, picture: Picture, channels: int) -> None:
     """Refuse a file whose channels are not the data set's. One grey plane is also red, green and
     blue."""
     count = len(picture.planes)

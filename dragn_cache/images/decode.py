@@ -82,7 +82,7 @@ def read_picture(where: str, path: Path) -> Picture:
         raise ImageError(
             where, expected="a whole image", got=got, remedy="replace the file"
         ) from error
-    _refuse_non_finite(where, planes)
+    _require_finite(where, planes)
     return Picture(planes, full, colour, hashlib.sha256(data).digest())
 
 
@@ -97,7 +97,7 @@ def _read_bytes(where: str, path: Path) -> bytes:
                 got=f"{kind}, not a regular file",
                 remedy="correct the path",
             )
-        _refuse_above(where, status.st_size, MAX_BYTES, "bytes in the file")
+        _require_at_most(where, status.st_size, MAX_BYTES, "bytes in the file")
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise ImageError(
@@ -130,7 +130,7 @@ def _decode(where: str, data: bytes) -> Decoded:
         ) from error
     if isinstance(image, TiffImageFile) and not _is_plain(image):
         return _decode_tiff(where, data)
-    _refuse_above(
+    _require_at_most(
         where, image.width * image.height, MAX_PIXELS, f"pixels ({image.width}×{image.height})"
     )
     frames = getattr(image, "n_frames", 1)
@@ -182,7 +182,7 @@ def _decode_deep_png(where: str, data: bytes) -> NDArray[np.generic]:
 
 def _decode_tiff(where: str, data: bytes) -> Decoded:
     """A TIFF of any number of pages, channels and bits, all of one picture."""
-    _refuse_endless(where, data)
+    _require_finite_pages(where, data)
     tifffile = _import(where, "tifffile")
     # Other files that OME metadata may name are never opened.
     with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:
@@ -195,7 +195,7 @@ def _decode_tiff(where: str, data: bytes) -> Decoded:
                 remedy="save the one that counts as a file of its own",
             )
         series = whole[0]
-        _refuse_tiff(where, series, len(data))
+        _require_readable_tiff(where, series, len(data))
         values = series.asarray()
         page = series.keyframe
         photometric, bits = page.photometric.name, page.bitspersample
@@ -213,12 +213,12 @@ def _decode_tiff(where: str, data: bytes) -> Decoded:
     return turn(planes, orientation), full, colour
 
 
-def _refuse_tiff(where: str, series: Any, length: int) -> None:
+def _require_readable_tiff(where: str, series: Any, length: int) -> None:
     """Refuse what would be too large, what has other axes than channels, and what is cut short."""
     sizes = dict(zip(series.axes, series.shape, strict=True))
     height, width = sizes.get("Y", 0), sizes.get("X", 0)
-    _refuse_above(where, height * width, MAX_PIXELS, f"pixels ({width}×{height})")
-    _refuse_above(where, series.size * series.dtype.itemsize, MAX_BYTES, "bytes of pixels")
+    _require_at_most(where, height * width, MAX_PIXELS, f"pixels ({width}×{height})")
+    _require_at_most(where, series.size * series.dtype.itemsize, MAX_BYTES, "bytes of pixels")
     for axis, size in sizes.items():
         if axis not in "CQISYX" and size > 1:
             name = {"Z": "depths (Z)", "T": "times (T)"}.get(axis, f"along its axis {axis}")
@@ -262,7 +262,7 @@ def _stack(values: NDArray[np.generic], axes: str, alphas: int) -> tuple[NDArray
     return planes.astype(kind, copy=False), samples
 
 
-def _refuse_endless(where: str, data: bytes) -> None:
+def _require_finite_pages(where: str, data: bytes) -> None:
     """Refuse a TIFF whose pages go round in a circle, for readers that would follow them."""
     end = "<" if data[:1] == b"I" else ">"
     big = data[2:4] in (b"+\0", b"\0+")
@@ -308,7 +308,7 @@ def _import(where: str, name: str) -> Any:
         ) from error
 
 
-def _refuse_above(where: str, got: int, most: int, unit: str) -> None:
+def _require_at_most(where: str, got: int, most: int, unit: str) -> None:
     if got > most:
         raise ImageError(
             where,
@@ -318,7 +318,7 @@ def _refuse_above(where: str, got: int, most: int, unit: str) -> None:
         )
 
 
-def _refuse_non_finite(where: str, planes: NDArray[np.generic]) -> None:
+def _require_finite(where: str, planes: NDArray[np.generic]) -> None:
     if planes.dtype.kind != "f":
         return
     bad = sum(int(plane.size - np.isfinite(plane).sum()) for plane in planes)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from dragn_cache.errors import InputError
-from dragn_cache.interop.bag_files import checked_corners
+from dragn_cache.interop.bag_files import require_corners
 from dragn_cache.interop.source import (
     TAP,
     UNKNOWN,
@@ -104,7 +104,7 @@ class AnnDataSource(Source):
         corners = None
         if "spatial" in self._data.obsm:
             spatial = np.asarray(self._data.obsm["spatial"])[rows, :2]
-            corners = checked_corners(self.path, spatial, len(rows))
+            corners = require_corners(self.path, spatial, len(rows))
         records = make_records(len(rows), self.path.name, self._digest, corners)
         images = obs["image"].astype(str).tolist() if "image" in obs else [""] * len(rows)
         boxes = [record.box for record in records]

@@ -84,7 +84,7 @@ class BagFiles(Source):
             found = self.read_file(path)
         values = found.values[0] if _is_wrapped(found.values) else found.values
         count = len(values) if values.ndim else 0
-        corners = checked_corners(path, found.corners, count)
+        corners = require_corners(path, found.corners, count)
         digest = self.file_digest(path)
         records = make_records(count, path.name, digest, corners, found.extent_px)
         tap = self._own.get("tap", TAP)
@@ -114,7 +114,7 @@ def find_bag_files(folder: Path, suffix: str) -> dict[str, Path]:
                 got=f"bag {bag_id!r} also in {found[bag_id]}",
                 remedy="remove or rename one of them",
             )
-        _refuse_locked(file)
+        _require_unlocked(file)
         found[bag_id] = file
     if not found:
         raise InputError(
@@ -126,7 +126,7 @@ def find_bag_files(folder: Path, suffix: str) -> dict[str, Path]:
     return {bag_id: found[bag_id] for bag_id in sorted(found)}
 
 
-def _refuse_locked(file: Path) -> None:
+def _require_unlocked(file: Path) -> None:
     lock = file.with_name(file.name + ".lock")
     if lock.exists():
         raise InputError(
@@ -141,7 +141,7 @@ def _is_wrapped(values: Array) -> bool:
     return values.ndim == 3 and values.shape[0] == 1
 
 
-def checked_corners(path: Path, corners: Array | None, count: int) -> Array | None:
+def require_corners(path: Path, corners: Array | None, count: int) -> Array | None:
     """Corners as (n, 2) whole numbers."""
     if corners is None:
         return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dragn_cache.errors import InputError
-from dragn_cache.files import refuse_bad_names, sync_folder, sync_tree
+from dragn_cache.files import require_file_names, sync_folder, sync_tree
 from dragn_cache.interop.layouts import TARGETS, require_layout
 from dragn_cache.interop.target import Target
 from dragn_cache.store import Store, Tap
@@ -49,8 +49,8 @@ def export_features(
     chosen = choose_tap(store, target, tap)
     store.require_complete()
     if target.named_files:
-        refuse_bad_names(store.bag_ids)
-    _refuse_existing(out, target)
+        require_file_names(store.bag_ids)
+    _require_new_target(out, target)
     done = 0
 
     def advance() -> None:
@@ -90,7 +90,7 @@ def choose_tap(store: Store, target: Target, name: str | None) -> Tap:
     return tap
 
 
-def _refuse_existing(out: Path, target: Target) -> None:
+def _require_new_target(out: Path, target: Target) -> None:
     empty = out.is_dir() and not any(out.iterdir()) and target.is_folder
     if (out.exists() or out.is_symlink()) and not empty:
         raise InputError(

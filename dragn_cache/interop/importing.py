@@ -19,7 +19,7 @@ from dragn_cache.interop.source import (
     MadeBy,
     Source,
     exact_dtype,
-    refuse_other_kinds,
+    require_numbers,
     row_values,
     stored_values,
 )
@@ -160,11 +160,11 @@ def join_table(source: Source, bags_csv: Path | None, config: ImportConfig) -> J
     without_row = tuple(bag_id for bag_id in source.ids if bag_id not in listed)
     kept = tuple(bag for bag in manifest.bags if bag.bag_id in found)
     if config.unmatched == "refuse" or not kept:
-        _refuse_unmatched(where, without_features, without_row)
+        _require_matched(where, without_features, without_row)
     return Joined(replace(manifest, bags=kept), without_features, without_row)
 
 
-def _refuse_unmatched(
+def _require_matched(
     where: str, without_features: Sequence[str], without_row: Sequence[str]
 ) -> None:
     found = []
@@ -202,10 +202,10 @@ def survey_source(
         found = {tap: values.shape[1:] for (tap, _), values in rows.items()}
         if shapes is None:
             shapes, made_by, first = found, features.made_by, features.where
-        _refuse_other(features, found, shapes, made_by, first)
+        _require_alike(features, found, shapes, made_by, first)
         for (tap, view), values in rows.items():
             dtype = config.dtype or exact_dtype(features.where, values)
-            refuse_other_kinds(features.where, values)
+            require_numbers(features.where, values)
             stored_values(f"{features.where}, tap {tap!r}, view {view}", bag.bag_id, values, dtype)
             dtypes[tap] = "float32" if "float32" in (dtype, dtypes.get(tap)) else "float16"
         sizes.append(len(features.records))
@@ -231,7 +231,7 @@ def _rows(features: BagFeatures) -> dict[tuple[str, str], Array]:
     return rows
 
 
-def _refuse_other(
+def _require_alike(
     features: BagFeatures,
     found: dict[str, tuple[int, ...]],
     shapes: dict[str, tuple[int, ...]],

@@ -40,7 +40,7 @@ class NpzSource(Source):
             self.ids = arrays["bag_ids"].astype(str).tolist()
             targets = arrays.get("targets")
             labels = arrays["labels"].astype(str).tolist() if "labels" in arrays else None
-        self._check_offsets()
+        self._require_offsets()
         self.manifest = self._label(targets, labels)
         self._position = {bag_id: k for k, bag_id in enumerate(self.ids)}
         self._digest = file_digest(path)
@@ -53,13 +53,13 @@ class NpzSource(Source):
             str(self.path), {(TAP, CLEAN_VIEW): values}, records, self._digest, MadeBy()
         )
 
-    def _check_offsets(self) -> None:
+    def _require_offsets(self) -> None:
         offsets, count = self._offsets, len(self.ids)
         sound = offsets.shape == (count + 1,) and offsets.dtype.kind in "iu"
         if not sound or offsets[0] != 0 or (np.diff(offsets.astype(np.int64)) < 0).any():
             sound = False
         if not sound or offsets[-1] != len(self._features) or len(set(self.ids)) != count:
-            self._refuse(
+            self._fail(
                 f"{count} distinct bag_ids, and offsets that run from 0 to {len(self._features)}",
                 f"{len(set(self.ids))} bag_ids, offsets {offsets.shape} {_ends(offsets)}",
             )
@@ -71,7 +71,7 @@ class NpzSource(Source):
             width = targets.shape[1] if targets.ndim == 2 else -1
             names = tuple(labels if labels is not None else map(str, range(width)))
             if targets.shape != (len(bags), len(set(names))) or not np.isin(targets, (0, 1)).all():
-                self._refuse(
+                self._fail(
                     f"targets of 0 and 1, {len(bags)} × {len(names)}, and distinct labels",
                     f"{targets.dtype} {targets.shape} and labels {', '.join(names)}",
                 )
@@ -79,7 +79,7 @@ class NpzSource(Source):
             bags = [Bag(bag.bag_id, row) for bag, row in zip(bags, rows, strict=True)]
         return Manifest(self.path.stem, infer_task(bags), names, tuple(bags), {}, Path())
 
-    def _refuse(self, expected: str, got: str) -> None:
+    def _fail(self, expected: str, got: str) -> None:
         raise InputError(str(self.path), expected=expected, got=got, remedy="make the file again")
 
 

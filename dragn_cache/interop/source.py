@@ -114,7 +114,7 @@ def exact_dtype(where: str, values: Array) -> DType:
         return "float16"
     if values.dtype.kind == "f" and values.dtype.itemsize == 4:
         return "float32"
-    refuse_other_kinds(where, values)
+    require_numbers(where, values)
     with np.errstate(over="ignore"):
         same = (values.astype(np.float32) == values) | ~np.isfinite(values)
     if same.all():
@@ -127,7 +127,7 @@ def exact_dtype(where: str, values: Array) -> DType:
     )
 
 
-def refuse_other_kinds(where: str, values: Array) -> None:
+def require_numbers(where: str, values: Array) -> None:
     """Raise unless an array holds real numbers."""
     if values.dtype.kind not in "fiu":
         raise InputError(

@@ -19,7 +19,7 @@ from dragn_cache.interop.source import BagFeatures, MadeBy, Source, manifest_fro
 from dragn_cache.interop.target import Target, own_bags
 from dragn_cache.manifest.writing import bags_text
 from dragn_cache.store import FORMATS, InstanceRecord, PartIndex, Store, StoreDescription, Tap
-from dragn_cache.store.part import Array, RowTable, bag_digests, check_index
+from dragn_cache.store.part import Array, RowTable, bag_digests, require_index
 from dragn_cache.store.schema import parse_description
 
 TEXTS = ("store_json", "dataset_toml", "bags_csv")
@@ -32,7 +32,7 @@ class _WholeSource(Source):
             store_json, dataset_toml, bags_csv = _read_texts(path, self.layout)
             self._description: StoreDescription = parse_description(store_json, path)
             self._index = self._format.read_index(path)
-            check_index(self._index, self._index.ids)
+            require_index(self._index, self._index.ids)
         self.ids = list(self._index.ids)
         self.manifest = manifest_from_texts(bags_csv, dataset_toml, path.stem)
         self.views = self._description.views
@@ -51,7 +51,7 @@ class _WholeSource(Source):
                     self._format.read_rows(self.path, tap, view, [(start, out)])
                     values[tap.name, view] = out
         digest: bytes = index.digests[k].tobytes()
-        self._refuse_damage(bag_id, digest, stop - start, values)
+        self._require_digest(bag_id, digest, stop - start, values)
         records = [
             InstanceRecord(
                 index.images[row],
@@ -65,7 +65,7 @@ class _WholeSource(Source):
         lost = [failure for failure in index.failures if failure.bag_id == bag_id]
         return BagFeatures(str(self.path), values, records, digest, made_by, lost)
 
-    def _refuse_damage(
+    def _require_digest(
         self, bag_id: str, digest: bytes, rows: int, values: dict[tuple[str, str], Array]
     ) -> None:
         table: RowTable = {key: _ArrayRows(array) for key, array in values.items()}

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dragn_cache.errors import InputError, UnknownNameError
-from dragn_cache.loading.splits import check_split, make_split
+from dragn_cache.loading.splits import make_split, require_split
 from dragn_cache.manifest import Bag, read_bags
 from dragn_cache.manifest.faults import check_bags
 from dragn_cache.manifest.reading import columns_given
@@ -57,7 +57,9 @@ def read_labelling(
         ManifestError: a label, a split, or a bag's number of labels that is not allowed.
     """
     if bags_csv is None:
-        return _checked(Labelling(store.bags, tuple(labels or store.labels), task or store.task))
+        return _require_sound(
+            Labelling(store.bags, tuple(labels or store.labels), task or store.task)
+        )
     known = {bag.bag_id: bag for bag in store.bags}
     given, found, found_task = read_bags(bags_csv)
     for bag in given:
@@ -75,12 +77,12 @@ def read_labelling(
         bags.append(replace(bag, **{name: getattr(old, name) for name in absent}))
     same = "labels" in absent or set(found) <= set(store.labels)
     order = labels or (store.labels if same else found)
-    return _checked(
+    return _require_sound(
         Labelling(tuple(bags), tuple(order), task or (store.task if same else found_task))
     )
 
 
-def _checked(labelling: Labelling) -> Labelling:
+def _require_sound(labelling: Labelling) -> Labelling:
     faults = check_bags(labelling.bags, labelling.labels, labelling.task)
     if faults:
         raise faults[0].error(len(faults) - 1)
@@ -121,11 +123,11 @@ def choose_splits(labelling: Labelling, seed: int) -> list[str]:
             got=f"none for bag {first.bag_id!r}",
             remedy="fill in the split column, or empty it to have a split made",
         )
-    check_split(labelling.ids, splits, groups)
+    require_split(labelling.ids, splits, groups)
     return splits
 
 
-def tell_twins(
+def warn_same_features(
     labelling: Labelling, digests: Sequence[str], warn: Warn, splits: Sequence[str] | None = None
 ) -> None:
     """Report bags with the same features that need not stay on one side of a split.

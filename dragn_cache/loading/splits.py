@@ -64,9 +64,9 @@ def make_split(
     """
     shares = {normalise_split_name(name): share for name, share in fractions.items()}
     names = sorted(shares)
-    _check_lengths(bag_ids, groups=groups)
-    _check_distinct(bag_ids)
-    table = _checked_labels(labels, len(bag_ids))
+    _require_lengths(bag_ids, groups=groups)
+    _require_distinct(bag_ids)
+    table = _require_labels(labels, len(bag_ids))
     order = sorted(range(len(bag_ids)), key=lambda i: bag_ids[i])
     folds = stratified_folds(
         table[order], [groups[i] for i in order], [shares[name] for name in names], seed=seed
@@ -101,9 +101,9 @@ def make_folds(
         InputError: arguments do not fit each other, an id occurs twice, or there are fewer groups
             than folds.
     """
-    _check_lengths(bag_ids, groups=groups)
-    _check_distinct(bag_ids)
-    table = _checked_labels(labels, len(bag_ids))
+    _require_lengths(bag_ids, groups=groups)
+    _require_distinct(bag_ids)
+    table = _require_labels(labels, len(bag_ids))
     order = sorted(range(len(bag_ids)), key=lambda i: bag_ids[i])
     sorted_folds = stratified_folds(
         table[order], [groups[i] for i in order], [1 / folds] * folds, seed=seed
@@ -135,8 +135,8 @@ def stratified_folds(
     Raises:
         InputError: arguments do not fit each other, or there are fewer groups than folds.
     """
-    table = _checked_labels(labels, len(groups))
-    shares = _checked_fractions(fractions)
+    table = _require_labels(labels, len(groups))
+    shares = _require_fractions(fractions)
     # The key keeps a bag without a group apart from every named group.
     keys: list[tuple[str, int]] = [(name, -1) if name else ("", i) for i, name in enumerate(groups)]
     index: dict[tuple[str, int], int] = {}
@@ -154,7 +154,7 @@ def stratified_folds(
     return _Stratifier(sizes, positives, shares, np.random.default_rng(seed)).run()[member]
 
 
-def check_split(bag_ids: Sequence[str], splits: Sequence[str], groups: Sequence[str]) -> None:
+def require_split(bag_ids: Sequence[str], splits: Sequence[str], groups: Sequence[str]) -> None:
     """Make sure that a split can be trained and tested on without a leak.
 
     Args:
@@ -166,8 +166,8 @@ def check_split(bag_ids: Sequence[str], splits: Sequence[str], groups: Sequence[
         InputError: lengths differ, an id occurs twice, a split has another name or is empty, or a
             group has bags in more than one split.
     """
-    _check_lengths(bag_ids, splits=splits, groups=groups)
-    _check_distinct(bag_ids)
+    _require_lengths(bag_ids, splits=splits, groups=groups)
+    _require_distinct(bag_ids)
     split_of_group: dict[str, str] = {}
     for bag_id, split, group in zip(bag_ids, splits, groups, strict=True):
         if split not in SPLITS:
@@ -253,7 +253,7 @@ def _apportion(bags: int, shares: Floats) -> Ints:
     return whole
 
 
-def _checked_labels(labels: ArrayLike, bags: int) -> Ints:
+def _require_labels(labels: ArrayLike, bags: int) -> Ints:
     table = np.asarray(labels)
     if table.ndim != 2 or len(table) != bags or table.dtype.kind not in "buif":
         raise InputError(
@@ -274,7 +274,7 @@ def _checked_labels(labels: ArrayLike, bags: int) -> Ints:
     return table.astype(np.int64)
 
 
-def _checked_fractions(fractions: Sequence[float]) -> Floats:
+def _require_fractions(fractions: Sequence[float]) -> Floats:
     shares = np.asarray(fractions, dtype=np.float64)
     if not shares.size or not (shares > 0).all() or abs(shares.sum() - 1) > 1e-6:
         raise InputError(
@@ -287,7 +287,7 @@ def _checked_fractions(fractions: Sequence[float]) -> Floats:
     return normalised
 
 
-def _check_lengths(bag_ids: Sequence[str], **columns: Sequence[str]) -> None:
+def _require_lengths(bag_ids: Sequence[str], **columns: Sequence[str]) -> None:
     for name, column in columns.items():
         if len(column) != len(bag_ids):
             raise InputError(
@@ -298,7 +298,7 @@ def _check_lengths(bag_ids: Sequence[str], **columns: Sequence[str]) -> None:
             )
 
 
-def _check_distinct(bag_ids: Sequence[str]) -> None:
+def _require_distinct(bag_ids: Sequence[str]) -> None:
     seen: set[str] = set()
     for bag_id in bag_ids:
         if bag_id in seen:

@@ -75,11 +75,11 @@ def read_toml(path: Path) -> dict[str, Any]:
                 got=repr(value),
                 remedy="correct its type",
             )
-    _check_toml_values(path, toml)
+    _require_toml_values(path, toml)
     return toml
 
 
-def _check_toml_values(path: Path, toml: Mapping[str, Any]) -> None:
+def _require_toml_values(path: Path, toml: Mapping[str, Any]) -> None:
     if toml.get("task", "multilabel") not in ("multilabel", "multiclass"):
         raise ManifestError(
             f"{path}: task",

@@ -45,9 +45,9 @@ class RaggedBags:
     offsets: Tensor
 
     def __post_init__(self) -> None:
-        _check_values(self.values)
+        _require_values(self.values)
         object.__setattr__(self, "offsets", self.offsets.detach().to("cpu"))
-        _check_offsets(self.offsets, rows=len(self.values))
+        _require_offsets(self.offsets, rows=len(self.values))
 
     @classmethod
     def from_list(cls, bags: Sequence[Tensor]) -> RaggedBags:
@@ -248,7 +248,7 @@ def _shuffled(offsets: Tensor, generator: torch.Generator) -> Tensor:
     return rows[owners(offsets)[rows].argsort(stable=True)]
 
 
-def _check_values(values: Tensor) -> None:
+def _require_values(values: Tensor) -> None:
     if values.dim() not in (2, 4) or not values.is_floating_point() or 0 in values.shape[1:]:
         raise InputError(
             "RaggedBags values",
@@ -258,7 +258,7 @@ def _check_values(values: Tensor) -> None:
         )
 
 
-def _check_offsets(offsets: Tensor, *, rows: int) -> None:
+def _require_offsets(offsets: Tensor, *, rows: int) -> None:
     def error(got: str) -> InputError:
         return InputError(
             "RaggedBags offsets",

@@ -183,7 +183,7 @@ def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
     return scores.softmax(-1)
 
 
-def check_heads(owner: str, embed: int, heads: int) -> None:
+def require_heads(owner: str, embed: int, heads: int) -> None:
     """Raise an InputError unless ``heads`` divides ``embed``."""
     if embed % heads:
         raise InputError(

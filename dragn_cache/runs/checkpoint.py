@@ -104,7 +104,7 @@ def decision_of(record: dict[str, Any]) -> Decision:
     return Decision(**record.get("decision", {}))
 
 
-def refuse_other_features(run: Path, record: dict[str, Any], store: Store, warn: Warn) -> None:
+def require_same_features(run: Path, record: dict[str, Any], store: Store, warn: Warn) -> None:
     """Raise unless a store's features mean what a checkpoint's did; report other numerics."""
     wrong = differences(record["provenance"], store.description.provenance, ("features",))
     if wrong:

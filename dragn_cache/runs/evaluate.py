@@ -29,11 +29,17 @@ from dragn_cache.files import require_new, write_csv, write_text
 from dragn_cache.loading.labelling import Labelling, hex_digests, read_labelling, require_labels
 from dragn_cache.manifest import Bag
 from dragn_cache.manifest.tables import Row
-from dragn_cache.runs.checkpoint import decision_of, load_checkpoint, refuse_other_features
+from dragn_cache.runs.checkpoint import decision_of, load_checkpoint, require_same_features
 from dragn_cache.runs.folder import run_table, write_predictions
 from dragn_cache.runs.predict import apply_model
 from dragn_cache.scoring.calibration import reliability
-from dragn_cache.scoring.decisions import HALF, Decision, check_rule_for, choose_decision, tell_kept
+from dragn_cache.scoring.decisions import (
+    HALF,
+    Decision,
+    choose_decision,
+    require_rule_for,
+    warn_kept_thresholds,
+)
 from dragn_cache.scoring.metrics import evaluate
 from dragn_cache.store import Store
 from dragn_cache.training.config import TrainConfig
@@ -96,10 +102,10 @@ def evaluate_run(
     labels, config = tuple(record["labels"]), TrainConfig(**record["config"])
     decision = _decision(run, record, rule, warn)
     if store is None:
-        _refuse_bags_without_store(bags_csv)
+        _require_no_bags_table(bags_csv)
         labelling, p = _own_predictions(run, record, split or "test")
     else:
-        refuse_other_features(run, record, store, warn)
+        require_same_features(run, record, store, warn)
         store.require_complete()
         labelling = _labelled_bags(run, record, store, bags_csv, split, warn)
         labelling, p = apply_model(model, record, store, labelling, target, warn)
@@ -122,14 +128,14 @@ def _decision(run: Path, record: dict[str, Any], rule: str | None, warn: Warn) -
     own = decision_of(record)
     if rule is None or rule == own.rule:
         return own
-    check_rule_for(rule, record["task"], len(record["labels"]))
+    require_rule_for(rule, record["task"], len(record["labels"]))
     labelling, p = _own_predictions(run, record, "validation")
     decision = choose_decision(rule, labelling.task, labelling.targets(), p)
-    tell_kept(decision, labelling.labels, warn)
+    warn_kept_thresholds(decision, labelling.labels, warn)
     return decision
 
 
-def _refuse_bags_without_store(bags_csv: Path | None) -> None:
+def _require_no_bags_table(bags_csv: Path | None) -> None:
     if bags_csv is not None:
         raise InputError(
             "--bags",
@@ -191,7 +197,7 @@ def _labelled_bags(
         warn(f"{run.name} is of before digests of bags were kept: they are known by id and group")
     digests: dict[str, str] = record.get("seen", {})
     if split is None:
-        _refuse_trained(run, store, labelling, trained, digests)
+        _require_unseen(run, store, labelling, trained, digests)
     else:
         written = {bag_id: row["digest"] for bag_id, row in placed.items() if "digest" in row}
         own = digests | written
@@ -211,7 +217,7 @@ def _labelled_bags(
     return labelling
 
 
-def _refuse_trained(
+def _require_unseen(
     run: Path,
     store: Store,
     labelling: Labelling,

@@ -35,11 +35,11 @@ from dragn_cache.aggregators.dragn import Dragn
 from dragn_cache.aggregators.hamil import Hamil
 from dragn_cache.devices import find_device, memory_for_features
 from dragn_cache.errors import InputError, UnknownNameError
-from dragn_cache.files import refuse_bad_names, require_new, write_csv
+from dragn_cache.files import require_file_names, require_new, write_csv
 from dragn_cache.loading.labelling import Labelling
 from dragn_cache.loading.stored import load_bags
 from dragn_cache.manifest import Bag, read_bags
-from dragn_cache.runs.checkpoint import load_checkpoint, refuse_other_features
+from dragn_cache.runs.checkpoint import load_checkpoint, require_same_features
 from dragn_cache.runs.config import ExplainConfig
 from dragn_cache.runs.folder import run_table
 from dragn_cache.runs.instance_scores import Scores, score_instances
@@ -105,12 +105,12 @@ def explain_run(
     require_new(out)
     device = find_device(config.device)
     model, record = load_checkpoint(run)
-    refuse_other_features(run, record, store, warn)
+    require_same_features(run, record, store, warn)
     store.require_complete()
     method = choose_method(model, config.method)
     chosen = choose_bags(store, run, bags, config.split)
     if config.h5:
-        refuse_bad_names([bag.bag_id for bag in chosen], remedy="leave out the .h5 with --no-h5")
+        require_file_names([bag.bag_id for bag in chosen], remedy="leave out the .h5 with --no-h5")
     labelling = Labelling(tuple(chosen), tuple(record["labels"]), record["task"])
     tap, memory = store.tap(record["tap"]), memory_for_features("auto", device)
     labelling, features = load_bags(store, tap, labelling, memory, warn)

@@ -15,7 +15,7 @@ from dragn_cache.devices import find_device, memory_for_features
 from dragn_cache.files import require_new, write_text
 from dragn_cache.loading.labelling import Labelling, hex_digests, read_labelling
 from dragn_cache.loading.stored import load_bags
-from dragn_cache.runs.checkpoint import decision_of, load_checkpoint, refuse_other_features
+from dragn_cache.runs.checkpoint import decision_of, load_checkpoint, require_same_features
 from dragn_cache.runs.folder import score_split, write_predictions
 from dragn_cache.store import Store
 from dragn_cache.training.config import TrainConfig
@@ -46,7 +46,7 @@ def predict_run(
     require_new(out)
     target = find_device(device)
     model, record = load_checkpoint(run)
-    refuse_other_features(run, record, store, warn)
+    require_same_features(run, record, store, warn)
     store.require_complete()
     labelling = _labelling_for(record, store, bags_csv, warn)
     labelling, probabilities = apply_model(model, record, store, labelling, target, warn)

@@ -17,14 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from dragn_cache.files import require_new, write_csv, write_text
-from dragn_cache.loading.labelling import hex_digests, read_labelling, require_labels, tell_twins
+from dragn_cache.loading.labelling import (
+    hex_digests,
+    read_labelling,
+    require_labels,
+    warn_same_features,
+)
 from dragn_cache.loading.stored import StoredBags
 from dragn_cache.runs.checkpoint import write_checkpoint
 from dragn_cache.runs.folder import config_toml, score_split, write_history, write_predictions
-from dragn_cache.scoring.decisions import check_rule_for, choose_decision, tell_kept
+from dragn_cache.scoring.decisions import choose_decision, require_rule_for, warn_kept_thresholds
 from dragn_cache.store import Store
 from dragn_cache.training.config import TrainConfig
-from dragn_cache.training.data import choose_tap, load_labelled, no_views, tell_vectors
+from dragn_cache.training.data import choose_tap, load_labelled, no_views, warn_vectors
 from dragn_cache.training.fit import fit_method, without_unread
 from dragn_cache.training.train import Progress
 from dragn_cache.types import SPLITS, Warn
@@ -59,18 +64,18 @@ def train_run(
     if config.views != "off" and len(store.description.views) == 1:
         raise no_views(config, str(store.path))
     tap = choose_tap(store, config)
-    tell_vectors(tap, config, warn)
+    warn_vectors(tap, config, warn)
     labelling = read_labelling(store, bags_csv)
     require_labels(labelling)
-    check_rule_for(config.decision, labelling.task, len(labelling.labels))
+    require_rule_for(config.decision, labelling.task, len(labelling.labels))
     labelling, data = load_labelled(store, tap, labelling, config, warn)
     splits = data.splits
     digests = hex_digests(store, labelling.ids)
-    tell_twins(labelling, digests, warn, splits)
+    warn_same_features(labelling, digests, warn, splits)
     trained = fit_method(data, config, labels=labelling.labels, progress=progress, warn=warn)
     p, chosen = trained.probabilities, data.rows("validation")
     decision = choose_decision(config.decision, data.task, data.targets[chosen], p[chosen])
-    tell_kept(decision, labelling.labels, warn)
+    warn_kept_thresholds(decision, labelling.labels, warn)
     metrics = {
         split: score_split(data.targets, p, data.rows(split), data.task, decision, config)
         for split in SPLITS

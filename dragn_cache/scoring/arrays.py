@@ -9,7 +9,7 @@ from dragn_cache.errors import InputError
 from dragn_cache.types import Floats, Task
 
 
-def checked_probabilities(probabilities: ArrayLike) -> Floats:
+def require_probabilities(probabilities: ArrayLike) -> Floats:
     """(B, L) float64; raises `InputError` unless all are in [0, 1]."""
     p = np.asarray(probabilities)
     if p.ndim != 2 or p.shape[1] < 1 or p.dtype.kind not in "buif":
@@ -31,7 +31,7 @@ def checked_probabilities(probabilities: ArrayLike) -> Floats:
     return p.astype(np.float64)
 
 
-def checked_targets(targets: ArrayLike, shape: tuple[int, ...], task: Task) -> Floats:
+def require_targets(targets: ArrayLike, shape: tuple[int, ...], task: Task) -> Floats:
     """(B, L) float64 of 0 and 1; raises `InputError` for others, or another shape than given."""
     y = np.asarray(targets)
     if y.shape != shape or y.dtype.kind not in "buif":

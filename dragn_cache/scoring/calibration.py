@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dragn_cache.scoring.arrays import checked_probabilities, checked_targets
+from dragn_cache.scoring.arrays import require_probabilities, require_targets
 from dragn_cache.types import Floats, Ints, Task
 
 BINS = 15
@@ -55,8 +55,8 @@ def reliability(targets: ArrayLike, probabilities: ArrayLike, task: Task) -> Rel
     Raises:
         InputError: shapes or values are wrong.
     """
-    p = checked_probabilities(probabilities)
-    y = checked_targets(targets, p.shape, task)
+    p = require_probabilities(probabilities)
+    y = require_targets(targets, p.shape, task)
     if task == "multiclass":
         y, p = _top(y, p)
     y, p = y.ravel(), p.ravel()
@@ -87,8 +87,8 @@ def calibration_errors(
     Raises:
         InputError: shapes or values are wrong.
     """
-    p = checked_probabilities(probabilities)
-    y = checked_targets(targets, p.shape, task)
+    p = require_probabilities(probabilities)
+    y = require_targets(targets, p.shape, task)
     if not len(p):
         return float("nan"), float("nan")
     labels = range(p.shape[1])

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dragn_cache.errors import InputError
-from dragn_cache.scoring.arrays import checked_probabilities, checked_targets
+from dragn_cache.scoring.arrays import require_probabilities, require_targets
 from dragn_cache.types import Floats, Task, Warn
 
 Decided = NDArray[np.int8]
@@ -49,15 +49,15 @@ class Decision:
 DEFAULT = Decision()
 
 
-def check_rule(rule: str) -> None:
+def require_rule(rule: str) -> None:
     """Raise `InputError` unless ``rule`` is the name of a rule."""
     if rule not in ("default", "half", "thresholds") and _top(rule) is None:
         raise InputError("--decision", expected=RULES, got=repr(rule), remedy="choose one of these")
 
 
-def check_rule_for(rule: str, task: Task, labels: int) -> None:
+def require_rule_for(rule: str, task: Task, labels: int) -> None:
     """Raise `InputError` unless a rule can decide between ``labels`` labels of a task."""
-    check_rule(rule)
+    require_rule(rule)
     if task == "multiclass" and rule != "default":
         raise InputError(
             "--decision",
@@ -89,11 +89,11 @@ def choose_decision(
     Raises:
         InputError: there is no such rule, it does not fit the task, or the arrays are wrong.
     """
-    p = checked_probabilities(probabilities)
-    check_rule_for(rule, task, p.shape[1])
+    p = require_probabilities(probabilities)
+    require_rule_for(rule, task, p.shape[1])
     if rule != "thresholds":
         return Decision(rule)
-    y = checked_targets(targets, p.shape, task)
+    y = require_targets(targets, p.shape, task)
     thresholds = tuple(_best_threshold(y[:, k], p[:, k]) for k in range(p.shape[1]))
     return Decision(rule, thresholds, tuple(np.flatnonzero(~y.any(axis=0)).tolist()))
 
@@ -127,7 +127,7 @@ def decide(probabilities: ArrayLike, task: Task, decision: Decision = DEFAULT) -
         InputError: the shape, a value, the task or the rule is wrong, or the rule has thresholds
             for another number of labels.
     """
-    p = checked_probabilities(probabilities)
+    p = require_probabilities(probabilities)
     if task not in ("multilabel", "multiclass"):
         raise InputError(
             "task",
@@ -135,7 +135,7 @@ def decide(probabilities: ArrayLike, task: Task, decision: Decision = DEFAULT) -
             got=repr(task),
             remedy="correct the task",
         )
-    check_rule_for(decision.rule, task, p.shape[1])
+    require_rule_for(decision.rule, task, p.shape[1])
     count = 1 if task == "multiclass" else _top(decision.rule)
     if count is not None:
         rank = np.argsort(np.argsort(-p, axis=1, kind="stable"), axis=1)
@@ -169,7 +169,7 @@ def _top(rule: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def tell_kept(decision: Decision, labels: Sequence[str], warn: Warn) -> None:
+def warn_kept_thresholds(decision: Decision, labels: Sequence[str], warn: Warn) -> None:
     """Report the labels for which no threshold could be chosen."""
     if decision.kept:
         names = ", ".join(labels[k] for k in decision.kept)

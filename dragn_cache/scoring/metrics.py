@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dragn_cache.errors import InputError
-from dragn_cache.scoring.arrays import checked_probabilities, checked_targets
+from dragn_cache.scoring.arrays import require_probabilities, require_targets
 from dragn_cache.scoring.calibration import calibration_errors
 from dragn_cache.scoring.decisions import DEFAULT, Decision
 from dragn_cache.scoring.intervals import bootstrap_counts, bootstrap_interval
@@ -72,8 +72,8 @@ def evaluate(
     Raises:
         InputError: shapes, values, the task or ``intervals`` are wrong.
     """
-    p = checked_probabilities(probabilities)
-    y = checked_targets(targets, p.shape, task)
+    p = require_probabilities(probabilities)
+    y = require_targets(targets, p.shape, task)
     if intervals < 0:
         raise InputError(
             "intervals",
@@ -146,8 +146,8 @@ def mean_intervals(
     """
     tables = []
     for test in tests:
-        p = checked_probabilities(test.probabilities)
-        y = checked_targets(test.targets, p.shape, task)
+        p = require_probabilities(test.probabilities)
+        y = require_targets(test.targets, p.shape, task)
         tables.append(ScoreTable.of(y, p, task, test.decision))
 
     def means(weights: Floats) -> dict[str, Floats]:

@@ -16,10 +16,10 @@ from dragn_cache.store.part import (
     Pieces,
     RowTable,
     blocks,
-    check_extent,
     index_arrays,
     index_from_arrays,
     read_exactly,
+    require_extent,
 )
 from dragn_cache.store.schema import Tap
 
@@ -69,7 +69,7 @@ class Hdf5Format:
             return
         with h5py.File(path, "r") as file:
             dataset = file[f"taps/{tap.name}/{view}"]
-            check_extent(dataset.shape, dataset.dtype, tap, pieces)
+            require_extent(dataset.shape, dataset.dtype, tap, pieces)
             offset = dataset.id.get_offset()
         with path.open("rb", buffering=0) as raw:
             for start, out in pieces:

@@ -95,7 +95,7 @@ class BagRows:
     rows: int
 
 
-def check_bags(bags: BagRows | PartIndex, planned: Sequence[str]) -> None:
+def require_bags(bags: BagRows | PartIndex, planned: Sequence[str]) -> None:
     """Raise ValueError unless a part holds the planned bags, in order, and its offsets are sound.
 
     It may hold others: bags that an update has since moved to a newer part, or dropped.
@@ -110,9 +110,9 @@ def check_bags(bags: BagRows | PartIndex, planned: Sequence[str]) -> None:
         raise ValueError("bags/offsets do not run from 0 to the number of rows")
 
 
-def check_index(index: PartIndex, planned: Sequence[str]) -> None:
-    """Raise ValueError unless a part's whole index is sound; see `check_bags`."""
-    check_bags(index, planned)
+def require_index(index: PartIndex, planned: Sequence[str]) -> None:
+    """Raise ValueError unless a part's whole index is sound; see `require_bags`."""
+    require_bags(index, planned)
     b, rows = len(index.ids), index.rows
     shapes = {
         "bags/digest": (index.digests.shape, (b, 32)),
@@ -211,7 +211,7 @@ def empty_rows(shape: tuple[int, ...], dtype: str) -> Array:
     return memory[first : first + size].view(dtype).reshape(shape)
 
 
-def check_extent(shape: tuple[int, ...], dtype: Any, tap: Tap, pieces: Pieces) -> None:
+def require_extent(shape: tuple[int, ...], dtype: Any, tap: Tap, pieces: Pieces) -> None:
     """Raise ValueError unless an array holds the pieces' rows of a tap."""
     rows = max(start + len(out) for start, out in pieces)
     if shape[1:] != tap.shape or np.dtype(dtype) != np.dtype(tap.dtype) or shape[0] < rows:

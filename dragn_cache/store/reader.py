@@ -25,10 +25,10 @@ from dragn_cache.store.part import (
     PartIndex,
     Pieces,
     bag_digests,
-    check_bags,
-    check_index,
     damaged_part,
     empty_rows,
+    require_bags,
+    require_index,
 )
 from dragn_cache.store.schema import KINDS, StoreDescription, Tap, read_description
 from dragn_cache.types import CLEAN_VIEW
@@ -111,7 +111,7 @@ class Store:
     def _read_index(self, number: int) -> PartIndex:
         with self._damage(number):
             index = self._format.read_index(self.part_path(number))
-            check_index(index, self._planned[number])
+            require_index(index, self._planned[number])
         return index
 
     def instances(self, bag_id: str) -> PartIndex:
@@ -252,7 +252,7 @@ class Store:
         planned = self._planned[part]
         with self._damage(part):
             found = self._format.read_bags(self.part_path(part))
-            check_bags(found, planned)
+            require_bags(found, planned)
         edges = found.offsets.tolist()
         at = {held: k for k, held in enumerate(found.ids)}
         self._places |= {b: (part, edges[at[b]], edges[at[b] + 1]) for b in planned}

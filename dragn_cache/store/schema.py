@@ -180,7 +180,7 @@ def differences(
     return found
 
 
-def refuse_differences(store: Path, have: StoreDescription, want: StoreDescription) -> None:
+def require_same_settings(store: Path, have: StoreDescription, want: StoreDescription) -> None:
     """Raise `StoreMismatchError` naming every setting in which a store differs from a wish."""
     found = differences(have.provenance, want.provenance)
     if have.format != want.format:

@@ -19,7 +19,7 @@ from dragn_cache.store.plan import PartPlan, instances_of, plan_parts
 from dragn_cache.store.schema import (
     StoreDescription,
     read_description,
-    refuse_differences,
+    require_same_settings,
     write_description,
 )
 from dragn_cache.store.tables import TABLES, part_of_bags, remove_leftovers, write_tables
@@ -91,7 +91,7 @@ def replan(
         remove_leftovers(path)
         have = read_description(path)
         planned = {**wanted.provenance, "plan": have.provenance["plan"]}
-        refuse_differences(path, have, replace(wanted, provenance=planned))
+        require_same_settings(path, have, replace(wanted, provenance=planned))
         stored = stored_bags(path, have)
         places = part_of_bags(path)
         known = places or dict.fromkeys(stored, 0)

@@ -29,7 +29,7 @@ from dragn_cache.store.plan import PartPlan
 from dragn_cache.store.schema import (
     StoreDescription,
     read_description,
-    refuse_differences,
+    require_same_settings,
     write_description,
 )
 from dragn_cache.store.tables import (
@@ -190,13 +190,13 @@ def open_writer(
         StoreMismatchError: the store there has other settings; the message names them.
         StoreError: the folder holds something else.
     """
-    _refuse_foreign(path)
+    _require_own_parts(path)
     (path / "parts").mkdir(parents=True, exist_ok=True)
     with Claims(path / "parts") as claims:
         claims.wait(TABLES)
         if (path / "store.json").exists():
             have = read_description(path)
-            refuse_differences(path, have, description)
+            require_same_settings(path, have, description)
             description = have
             if have.revision:
                 parts = stored_parts(path, manifest)
@@ -207,7 +207,7 @@ def open_writer(
     return StoreWriter(path, description, parts, manifest)
 
 
-def _refuse_foreign(path: Path) -> None:
+def _require_own_parts(path: Path) -> None:
     """Raise StoreError if a folder holds something, and is no store or the beginning of one."""
     if (path / "store.json").exists():
         return

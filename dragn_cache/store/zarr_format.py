@@ -23,10 +23,10 @@ from dragn_cache.store.part import (
     PartIndex,
     Pieces,
     RowTable,
-    check_extent,
     index_arrays,
     index_from_arrays,
     read_exactly,
+    require_extent,
 )
 from dragn_cache.store.schema import Tap
 
@@ -77,7 +77,7 @@ class ZarrFormat:
     def read_rows(self, path: Path, tap: Tap, view: str, pieces: Pieces) -> None:
         folder = path / "taps" / tap.name / view
         metadata = _metadata(folder)
-        check_extent(tuple(metadata["shape"]), metadata["data_type"], tap, pieces)
+        require_extent(tuple(metadata["shape"]), metadata["data_type"], tap, pieces)
         shard_rows = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
         chunk_rows = metadata["codecs"][0]["configuration"]["chunk_shape"][0]
         by_shard: dict[int, list[tuple[int, Array]]] = {}

@@ -17,23 +17,23 @@ from dragn_cache.loading.labelling import (
     hex_digests,
     read_labelling,
     require_labels,
-    tell_twins,
+    warn_same_features,
 )
-from dragn_cache.loading.splits import check_split, make_folds
+from dragn_cache.loading.splits import make_folds, require_split
 from dragn_cache.loading.stored import StoredBags, usable_bags
 from dragn_cache.machine import usable_cores
 from dragn_cache.parallel.local import SharedArray
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import offsets_of
-from dragn_cache.scoring.decisions import check_rule_for
+from dragn_cache.scoring.decisions import require_rule_for
 from dragn_cache.store import Store, json_digest
 from dragn_cache.store.schema import KINDS
 from dragn_cache.studies.config import CrossvalConfig
 from dragn_cache.studies.folder import begin, read_config
 from dragn_cache.studies.tables import Place, Truth
 from dragn_cache.training.config import TrainConfig
-from dragn_cache.training.data import LabelledBags, choose_tap, possible_in, tell_vectors
-from dragn_cache.training.fit import check_method, settings_read, without_unread
+from dragn_cache.training.data import LabelledBags, choose_tap, possible_in, warn_vectors
+from dragn_cache.training.fit import require_method, settings_read, without_unread
 from dragn_cache.training.objective import positive_weights
 from dragn_cache.types import Warn
 
@@ -86,7 +86,7 @@ def plan_study(
     store.require_complete()
     labelling = read_labelling(store, bags_csv)
     require_labels(labelling)
-    check_rule_for(config.train.decision, labelling.task, len(labelling.labels))
+    require_rule_for(config.train.decision, labelling.task, len(labelling.labels))
     labelling, sizes = usable_bags(store, labelling, warn)
     if any(bag.split for bag in labelling.bags):
         warn("the table's splits are not used: cross-validation makes its own")
@@ -94,9 +94,9 @@ def plan_study(
     taps = {label: choose_tap(store, method) for label, method in methods.items()}
     methods = {label: replace(m, tap=taps[label].name) for label, m in methods.items()}
     for label, method in methods.items():
-        tell_vectors(taps[label], method, warn)
+        warn_vectors(taps[label], method, warn)
     digests = hex_digests(store, labelling.ids)
-    tell_twins(labelling, digests, warn)
+    warn_same_features(labelling, digests, warn)
     before = read_config(out)
     used = {tap.name: tap for tap in taps.values()}
     needed = int(sizes.sum()) * sum(tap.row_bytes for tap in used.values())
@@ -109,7 +109,7 @@ def plan_study(
     masked = config.train.stage_mask is not None
     possible = possible_in(store, labelling, config.train) if masked else None
     work = StudyPlan(methods, features, labelling, sizes, truth, needed > budget, possible)
-    _check_methods(work)
+    _require_methods(work)
     if work.streamed:
         warn(
             f"the features of {', '.join(used)} ({needed / 1e9:.3g} GB) are more than the "
@@ -141,15 +141,15 @@ def _truth(labelling: Labelling, config: CrossvalConfig) -> Truth:
     truth = Truth(targets, labels, task, rule, np.stack(folds), config.folds)
     for seed in range(config.seeds):
         for fold in range(config.folds):
-            check_split(labelling.ids, truth.splits(seed, fold).tolist(), groups)
+            require_split(labelling.ids, truth.splits(seed, fold).tolist(), groups)
     return truth
 
 
-def _check_methods(work: StudyPlan) -> None:
+def _require_methods(work: StudyPlan) -> None:
     """Raise the error that every training of a method would raise."""
     for label, method in work.methods.items():
         data = work.data((label, 0, 0))
-        check_method(method, data.bags.in_shape, data.targets.shape[1])
+        require_method(method, data.bags.in_shape, data.targets.shape[1])
         positive_weights(data, method, find_device(method.device))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dragn_cache.scoring.comparison import corrected_t_test, mean_and_sd
-from dragn_cache.scoring.decisions import choose_decision, tell_kept
+from dragn_cache.scoring.decisions import choose_decision, warn_kept_thresholds
 from dragn_cache.scoring.metrics import ScoredBags, evaluate, mean_intervals
 from dragn_cache.scoring.score_table import SCORES
 from dragn_cache.types import Task
@@ -121,7 +121,7 @@ def fold_row(training: Training, truth: Truth) -> ResultRow:
     if done:
         tested = truth.tested(training)
         scores = _scores(tested, truth.task)
-        tell_kept(tested.decision, truth.labels, notes.append)
+        warn_kept_thresholds(tested.decision, truth.labels, notes.append)
     return {
         "aggregator": training.aggregator,
         "seed": training.seed,

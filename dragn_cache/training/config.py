@@ -9,7 +9,7 @@ from typing import Any, Literal
 from dragn_cache.errors import InputError
 from dragn_cache.machine import parse_memory
 from dragn_cache.options import at_least, one_of, within
-from dragn_cache.scoring.decisions import check_rule
+from dragn_cache.scoring.decisions import require_rule
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class TrainConfig:
             )
         at_least("--intervals", self.intervals, 0)
         parse_memory(self.memory)
-        check_rule(self.decision)
+        require_rule(self.decision)
         at_least("--seed", self.seed, 0)
         at_least("--shuffle-seed", self.order_seed, 0)
         weight = 1.0 if self.pos_weight in (None, "balanced") else self.pos_weight
@@ -113,7 +113,7 @@ class TrainConfig:
                 got=repr(self.pos_weight),
                 remedy="change it",
             )
-        self._check_stages()
+        self._require_stages()
         within("--pos-weight", weight, 0.0, 1e6)
         within("--lr", self.lr, 0.0, 1e3)
         within("--weight-decay", self.weight_decay, 0.0, 1e3)
@@ -127,7 +127,7 @@ class TrainConfig:
             )
         within("--dropout", self.dropout, 0.0, 0.999)
 
-    def _check_stages(self) -> None:
+    def _require_stages(self) -> None:
         if self.stage_mask is not None:
             one_of("--stage-mask", self.stage_mask, ("train", "predict", "both"))
         if (self.stage_mask is None) != (self.stages is None):

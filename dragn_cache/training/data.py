@@ -36,7 +36,7 @@ def choose_tap(store: Store, config: TrainConfig) -> Tap:
     return store.tap()
 
 
-def tell_vectors(tap: Tap, config: TrainConfig, warn: Warn) -> None:
+def warn_vectors(tap: Tap, config: TrainConfig, warn: Warn) -> None:
     """Report a method meant for maps that is given vectors."""
     if method_facts(config.aggregator).needs == "map" and len(tap.shape) == 1:
         warn(

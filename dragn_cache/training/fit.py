@@ -100,7 +100,7 @@ def fit_method(
     """
     method_facts(config.aggregator)
     if config.aggregator not in CLASSICAL:
-        _tell_untaught(data, labels, warn)
+        _warn_untaught(data, labels, warn)
         return train(data, config, progress=progress)
     config = without_unread(config, warn)
     method = create_classical(config.aggregator, config.options or {})
@@ -123,12 +123,12 @@ def fit_method(
     return ClassicalFitted(model, tuple(choices), model.predict(data.bags, data.task))
 
 
-def check_method(config: TrainConfig, in_shape: tuple[int, ...], labels: int) -> None:
+def require_method(config: TrainConfig, in_shape: tuple[int, ...], labels: int) -> None:
     """Raise what `fit_method` would raise for the method, its options, the tap or the schedule."""
     method_facts(config.aggregator)
     if config.aggregator in CLASSICAL:
         create_classical(config.aggregator, config.options or {})
-        _refuse_zero_weight(config)
+        _require_positive_weight(config)
         return
     create_schedule(config.schedule, config.schedule_options)
     with torch.random.fork_rng(devices=[]):
@@ -194,7 +194,7 @@ def predict_method(
     return predict(model.to(device), bags.to(device=device), task)
 
 
-def _tell_untaught(data: LabelledBags, labels: Sequence[str], warn: Warn) -> None:
+def _warn_untaught(data: LabelledBags, labels: Sequence[str], warn: Warn) -> None:
     """Report labels that all training bags have, or none; classical methods say it themselves."""
     given = data.targets[data.rows("train")]
     for share, who in ((0, "no training bag has"), (1, "all training bags have")):
@@ -208,11 +208,11 @@ def _weights(data: LabelledBags, config: TrainConfig) -> list[float]:
     weights = positive_weights(data, config, torch.device("cpu"))
     if weights is None:
         return [1.0] * data.targets.shape[1]
-    _refuse_zero_weight(config)
+    _require_positive_weight(config)
     return [float(weight) for weight in weights]
 
 
-def _refuse_zero_weight(config: TrainConfig) -> None:
+def _require_positive_weight(config: TrainConfig) -> None:
     if config.pos_weight == 0:
         raise InputError(
             "--pos-weight", expected="a number above 0 for an SVM", got="0", remedy="change it"

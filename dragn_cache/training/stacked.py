@@ -77,13 +77,13 @@ def train_many(
     """
     if not configs:
         return []
-    check_group(configs)
+    require_stackable(configs)
     device = find_device(configs[0].device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         return _StackedTraining(data, configs, device).train(progress)
 
 
-def check_group(configs: Sequence[TrainConfig]) -> None:
+def require_stackable(configs: Sequence[TrainConfig]) -> None:
     """Raise the `InputError` that names what the configurations of a group may not be.
 
     They may not differ but in what `OWN` lists and in the option ``init``, and must step as

@@ -18,7 +18,7 @@ from PIL import Image
 
 from dragn_cache.errors import ImageError
 from dragn_cache.images import decode
-from dragn_cache.images.crops import Crops, Geometry, ImageRequest, check_image, read_crops
+from dragn_cache.images.crops import Crops, Geometry, ImageRequest, decoded_size, read_crops
 from dragn_cache.images.decode import read_picture
 from dragn_cache.images.intensity import Intensity
 
@@ -194,7 +194,7 @@ def test_a_picture_is_taken_as_it_is_displayed(tmp_path: Path, orientation: int,
         values = values[4::8, 4::8]
     scale = 257 if kind.startswith("deep") else 1
     np.testing.assert_allclose(values / 40 / scale, DISPLAYED[orientation], atol=0.03)
-    size = check_image("x", [path])
+    size = decoded_size("x", [path])
     side = 8 if kind == "jpg" else 1
     height, width = np.shape(DISPLAYED[orientation])
     assert size == (width * side, height * side)
@@ -216,7 +216,7 @@ def test_pages_are_the_data_sets_channels(tmp_path: Path, kind: str, dtype: str)
     array = numbers(5, H, W, dtype=dtype)
     path = tiff(tmp_path / ("x.ome.tif" if kind == "ome" else "x.tif"), array, **PAGES[kind])
     np.testing.assert_array_equal(read_picture("x", path).planes, array)
-    assert check_image("x", [path], 5) == (W, H)
+    assert decoded_size("x", [path], 5) == (W, H)
     intensity = "full" if dtype == "u1" else "channel-percentile:0:100"
     crops = read(path, planes=(4, 0, 4, 2, 1, 3, 3), channels=5, intensity=intensity)
     assert crops.pixels.shape == (1, 7, H, W)
@@ -229,7 +229,7 @@ def test_pages_are_the_data_sets_channels(tmp_path: Path, kind: str, dtype: str)
         with pytest.raises(ImageError, match=r"^x: expected .*, got 5 pages or samples; name"):
             read(path, channels=channels, intensity=intensity)
         with pytest.raises(ImageError, match=r"^x: expected .*, got 5 pages or samples; name"):
-            check_image("x", [path], channels)
+            decoded_size("x", [path], channels)
 
 
 def test_samples_of_a_pixel_are_channels(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_stacks_are_refused(tmp_path: Path, axes: str, message: str) -> None:
     array = numbers(5, H, W)
     path = tiff(tmp_path / "x.ome.tif", array, ome=True, metadata={"axes": axes})
     with pytest.raises(ImageError, match=rf"expected one picture, .* got {message}.*; project"):
-        check_image("x", [path], 5)
+        decoded_size("x", [path], 5)
 
 
 def test_pages_of_several_sizes_are_refused(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_pages_of_several_sizes_are_refused(tmp_path: Path) -> None:
         file.write(numbers(H, W))
         file.write(numbers(H, W - 2))
     with pytest.raises(ImageError, match="its pages of one size, got 2 pictures"):
-        check_image("x", [tmp_path / "x"])
+        decoded_size("x", [tmp_path / "x"])
 
 
 def test_an_overview_beside_the_picture_is_none(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_files_that_metadata_names_are_never_opened(
     path = tiff(tmp_path / "x.ome.tif", array, description=xml, metadata=None)
     np.testing.assert_array_equal(read_picture("x", path).planes, [array])
     with pytest.raises(ImageError, match=r"^x: expected 2 channels, got 1 pages or samples; name"):
-        check_image("x", [path], 2)
+        decoded_size("x", [path], 2)
 
 
 def test_a_grey_file_is_red_green_and_blue_but_no_fourth_channel(tmp_path: Path) -> None:
@@ -360,14 +360,14 @@ def test_what_would_fill_the_memory_is_refused_by_its_header(
     path = tiff(tmp_path / "x", numbers(5, H, W), photometric="minisblack")
     monkeypatch.setattr(decode, "MAX_BYTES", path.stat().st_size - 1)
     with pytest.raises(ImageError, match=r"expected at most \d+ bytes in the file, got \d+; cut"):
-        check_image("x", [path], 5)
+        decoded_size("x", [path], 5)
     tiff(path, np.zeros((5, H, W), "u2"), photometric="minisblack", compression="zlib")
     monkeypatch.setattr(decode, "MAX_BYTES", 10 * H * W - 1)
     with pytest.raises(ImageError, match=r"expected at most 7129 bytes of pixels, got 7130; cut"):
-        check_image("x", [path], 5)
+        decoded_size("x", [path], 5)
     monkeypatch.setattr(decode, "MAX_PIXELS", H * W - 1)
     with pytest.raises(ImageError, match=r"expected at most 712 pixels, got 31×23; cut"):
-        check_image("x", [path], 5)
+        decoded_size("x", [path], 5)
 
 
 def test_without_tifffile_the_error_says_how_to_install_it(
@@ -376,7 +376,7 @@ def test_without_tifffile_the_error_says_how_to_install_it(
     path = tiff(tmp_path / "x", numbers(H, W))
     monkeypatch.setitem(sys.modules, "tifffile", None)
     with pytest.raises(ImageError, match=r"got none; install it: pip install tifffile imagecodecs"):
-        check_image("x", [path])
+        decoded_size("x", [path])
 
 
 def test_plain_files_need_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

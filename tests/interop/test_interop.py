@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dragn_cache.errors import DragnCacheError, InputError, StoreMismatchError, UnknownNameError
-from dragn_cache.files import refuse_bad_names
+from dragn_cache.files import require_file_names
 from dragn_cache.interop import (
     SOURCES,
     TARGETS,
@@ -759,8 +759,8 @@ def test_an_npz_that_cannot_be_right_is_refused(
 )
 def test_ids_that_are_no_file_name_are_refused(ids: list[str], match: str) -> None:
     with pytest.raises(InputError, match=rf"{match}.*export to --layout hdf5"):
-        refuse_bad_names(ids)
-    refuse_bad_names(["a", "b.c", "ä" * 125, "b c"])
+        require_file_names(ids)
+    require_file_names(["a", "b.c", "ä" * 125, "b c"])
 
 
 @pytest.mark.parametrize("layout", PER_BAG)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from dragn_cache.errors import InputError, UnknownNameError
 from dragn_cache.loading.splits import (
-    check_split,
     make_folds,
     make_split,
     normalise_split_name,
+    require_split,
     stratified_folds,
 )
 
@@ -223,8 +223,8 @@ def test_seed_decides() -> None:
 def test_a_made_split_passes_its_check(groups: int) -> None:
     ids, labels, names = make_bags(5, groups=groups)
     splits = make_split(ids, labels, names, seed=0)
-    check_split(ids, splits, names)
-    check_split(ids[:3], ["train", "validation", "test"], ["", "", ""])
+    require_split(ids, splits, names)
+    require_split(ids[:3], ["train", "validation", "test"], ["", "", ""])
 
 
 # --- wrong input ---------------------------------------------------------------------------------
@@ -252,12 +252,12 @@ def test_a_made_split_passes_its_check(groups: int) -> None:
 )
 def test_bad_splits_are_refused(splits: list[str], groups: list[str], match: str) -> None:
     with pytest.raises(InputError, match=match):
-        check_split(["a", "b", "c", "d"], splits, groups)
+        require_split(["a", "b", "c", "d"], splits, groups)
 
 
 def test_an_id_must_not_occur_twice() -> None:
     with pytest.raises(InputError, match="bag 'a': expected each bag once"):
-        check_split(["a", "b", "a"], ["train", "validation", "test"], [""] * 3)
+        require_split(["a", "b", "a"], ["train", "validation", "test"], [""] * 3)
     with pytest.raises(InputError, match="bag 'a': expected each bag once"):
         make_split(["a", "b", "a"], np.zeros((3, 2)), [""] * 3, seed=0)
 

@@ -14,9 +14,9 @@ from dragn_cache.ragged.padded import (
     Linear,
     Padding,
     attend,
-    check_heads,
     firsts,
     padded_width,
+    require_heads,
     with_first,
 )
 
@@ -137,6 +137,6 @@ def test_a_row_in_front_of_each_bag() -> None:
 
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
-    check_heads("rrt", 12, 4)
+    require_heads("rrt", 12, 4)
     with pytest.raises(InputError, match="multiple of heads, got 10 and 4; give embed=8"):
-        check_heads("rrt", 10, 4)
+        require_heads("rrt", 10, 4)

@@ -31,7 +31,7 @@ from dragn_cache.runs.predict import predict_run
 from dragn_cache.runs.train import train_run
 from dragn_cache.store import Store
 from dragn_cache.training.config import TrainConfig
-from dragn_cache.training.data import choose_tap, tell_vectors
+from dragn_cache.training.data import choose_tap, warn_vectors
 
 CONFIG = TrainConfig(
     aggregator="mean", epochs=3, batch_size=8, lr=3e-2, dropout=0.0, intervals=0, seed=5
@@ -287,7 +287,7 @@ def test_methods_get_the_tap_they_need(
 def test_vectors_for_a_method_of_maps_are_told(store: Store) -> None:
     told: list[str] = []
     for method, tap in (("dragn", "layer4"), ("mean", "gap"), ("dragn", "gap")):
-        tell_vectors(store.tap(tap), TrainConfig(aggregator=method), told.append)
+        warn_vectors(store.tap(tap), TrainConfig(aggregator=method), told.append)
     assert told == ["dragn is meant for maps: the vectors of gap are maps of a pixel"]
 
 

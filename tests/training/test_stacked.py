@@ -21,7 +21,7 @@ from dragn_cache.training import stacked
 from dragn_cache.training.config import TrainConfig
 from dragn_cache.training.data import LabelledBags
 from dragn_cache.training.model import Dropout, predict
-from dragn_cache.training.stacked import Failed, StackedAdamW, check_group, train_many
+from dragn_cache.training.stacked import Failed, StackedAdamW, require_stackable, train_many
 from dragn_cache.training.train import Trained, train
 
 BASE = TrainConfig(epochs=11, batch_size=8, lr=1e-2, dropout=0.3, shuffle_seed=3)
@@ -273,7 +273,7 @@ def test_on_a_gpu_models_have_both_generators_to_themselves(
 )
 def test_what_may_not_differ_is_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^configuration 1 of a group: expected {message}"):
-        check_group([BASE, replace(BASE, **change)])
+        require_stackable([BASE, replace(BASE, **change)])
 
 
 @pytest.mark.parametrize(
@@ -286,11 +286,11 @@ def test_what_may_not_differ_is_named(change: dict[str, Any], message: str) -> N
 )
 def test_what_a_group_cannot_do_is_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^configuration 0 of a group: expected {message}"):
-        check_group([replace(BASE, **change)] * 2)
+        require_stackable([replace(BASE, **change)] * 2)
 
 
 def test_what_may_differ() -> None:
-    check_group([BASE, replace(BASE, seed=3, shuffle_seed=None, options={"init": "default"})])
+    require_stackable([BASE, replace(BASE, seed=3, shuffle_seed=None, options={"init": "default"})])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
