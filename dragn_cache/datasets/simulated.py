@@ -19,18 +19,19 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
-import tomli_w
 from numpy.typing import NDArray
 from PIL import Image
 
 from dragn_cache.datasets.cells import CHANNELS, LABELS, FieldPlan, Plate, Quality, render_field
 from dragn_cache.errors import InputError
+from dragn_cache.manifest import Bag, Instance, Manifest, write_manifest
+from dragn_cache.manifest.dataset_toml import dataset_text
 
 # How common each label is: between the Human Protein Atlas's frequencies and equal ones, so that
 # the labels are uneven and 200 bags still hold some twenty of the rarest.
@@ -41,6 +42,7 @@ _BAD_WEIGHTS = np.array([0.3, 0.3, 0.4])
 _BAD_SHARE = 0.35  # of the fields that are not spared; a quarter of all fields
 _BAGS_PER_PLATE = 2
 _MIN_SIDE_PX = 32
+IMAGES = "images"  # the folder of the images, beside the tables
 
 
 def _bag_sizes() -> NDArray[np.float64]:
@@ -135,25 +137,35 @@ def draw_field(seed: int, index: int, order: int, size: tuple[int, int]) -> NDAr
     )
 
 
-def describe(*, bags: int, seed: int, size: tuple[int, int]) -> dict[str, object]:
-    """The content of ``dataset.toml``; its ``source`` names the simulation completely."""
+def simulated_manifest(
+    plans: Sequence[BagPlan], seed: int, size: tuple[int, int], folder: Path
+) -> Manifest:
+    """The manifest of a simulation in a folder; its ``source`` names the simulation completely."""
     h, w = size
-    return {
-        "name": "simulated",
-        "title": "Simulated immunofluorescence of protein locations",
-        "task": "multilabel",
-        "labels": list(LABELS),
-        "channels": list(CHANNELS),
-        "images": "images",
-        "source": f"dragn_cache.datasets.simulated: bags={bags}, seed={seed}, size={h}x{w}",
-        "licence": "CC0-1.0",
-        "extract": {
+    return Manifest(
+        name="simulated",
+        title="Simulated immunofluorescence of protein locations",
+        task="multilabel",
+        labels=LABELS,
+        channels=CHANNELS,
+        bags=tuple(Bag(plan.bag_id, plan.labels, group=plan.group) for plan in plans),
+        instances={
+            plan.bag_id: tuple(
+                Instance(plan.bag_id, f"{plan.bag_id}/{order:03d}_{{channel}}.png", order)
+                for order in range(len(plan.fields))
+            )
+            for plan in plans
+        },
+        image_root=folder / IMAGES,
+        source=f"dragn_cache.datasets.simulated: bags={len(plans)}, seed={seed}, size={h}x{w}",
+        licence="CC0-1.0",
+        extract={
             "backbone": "resnet18",
             "size": [h, w],
             "taps": ["layer4", "avgpool"],
             "rgb": list(CHANNELS),
         },
-    }
+    )
 
 
 def simulate(
@@ -187,15 +199,16 @@ def simulate(
     _require_at_least("seed", seed, 0)
     for side in size:
         _require_at_least("size", side, _MIN_SIDE_PX)
-    description = tomli_w.dumps(describe(bags=bags, seed=seed, size=size))
-    if _is_done(out, description):
+    plans = [plan_bag(seed, index) for index in range(bags)]
+    if _is_done(out, dataset_text(simulated_manifest(plans, seed, size, out), images=IMAGES)):
         return out
     target = out.resolve()
     building = target.with_name(f".{target.name}.{uuid4().hex}")
     building.mkdir(parents=True)
     try:
-        _write(building, [plan_bag(seed, index) for index in range(bags)], seed, size, progress)
-        (building / "dataset.toml").write_text(description, encoding="utf-8")
+        _draw_images(building / IMAGES, plans, seed, size, progress)
+        write_manifest(simulated_manifest(plans, seed, size, building), building)
+        _write_truth(building / "truth.csv", plans)
         building.rename(target)
     except BaseException:
         shutil.rmtree(building)
@@ -228,16 +241,15 @@ def _is_done(out: Path, description: str) -> bool:
     )
 
 
-def _write(
+def _draw_images(
     folder: Path,
     plans: Sequence[BagPlan],
     seed: int,
     size: tuple[int, int],
     progress: Callable[[int], None] | None,
 ) -> None:
-    """Images first, tables after."""
     for index, plan in enumerate(plans):
-        bag_folder = folder / "images" / plan.bag_id
+        bag_folder = folder / plan.bag_id
         bag_folder.mkdir(parents=True)
         plate = Plate.draw(_rng(seed, 1, index // _BAGS_PER_PLATE))
         for order, field in enumerate(plan.fields):
@@ -248,26 +260,11 @@ def _write(
                 )
         if progress is not None:
             progress(index + 1)
-    fields = [(p.bag_id, order, f) for p in plans for order, f in enumerate(p.fields)]
-    _write_table(
-        folder / "bags.csv",
-        ("bag_id", "labels", "group"),
-        ((p.bag_id, ";".join(p.labels), p.group) for p in plans),
-    )
-    _write_table(
-        folder / "instances.csv",
-        ("bag_id", "image", "order"),
-        ((bag, f"{bag}/{order:03d}_{{channel}}.png", order) for bag, order, _ in fields),
-    )
-    _write_table(
-        folder / "truth.csv",
-        ("bag_id", "order", "quality"),
-        ((bag, order, field.quality) for bag, order, field in fields),
-    )
 
 
-def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def _write_truth(path: Path, plans: Sequence[BagPlan]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(header)
-        table.writerows(rows)
+        table.writerow(("bag_id", "order", "quality"))
+        for plan in plans:
+            table.writerows((plan.bag_id, k, field.quality) for k, field in enumerate(plan.fields))

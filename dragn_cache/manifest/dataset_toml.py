@@ -18,12 +18,17 @@ from dragn_cache.manifest.shipped import data_folder
 
 def write_dataset_toml(manifest: Manifest, path: Path, *, images: str | None = None) -> None:
     """Write the description of a data set; ``images`` None leaves the image root out."""
+    path.write_text(dataset_text(manifest, images=images), encoding="utf-8")
+
+
+def dataset_text(manifest: Manifest, *, images: str | None = None) -> str:
+    """The text that `write_dataset_toml` writes."""
     toml: dict[str, Any] = {"name": manifest.name, "title": manifest.title, "task": manifest.task}
     toml |= {"labels": list(manifest.labels), "channels": list(manifest.channels)}
     toml |= {"images": images} if images is not None else {}
     toml |= {k: getattr(manifest, k) for k in ("source", "licence", "citation")}
     toml |= {"extract": dict(manifest.extract)}
-    path.write_text(tomli_w.dumps({k: v for k, v in toml.items() if v}), encoding="utf-8")
+    return tomli_w.dumps({k: v for k, v in toml.items() if v})
 
 
 DATASET_KEYS = {

@@ -11,8 +11,6 @@ from dragn_cache.manifest.dataset_toml import write_dataset_toml
 from dragn_cache.manifest.records import BOX_COLUMNS, Bag, Manifest
 from dragn_cache.manifest.tables import join_cell
 
-# --- writing -----------------------------------------------------------------------------------
-
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write dataset.toml, bags.csv and instances.csv; reading them gives an equal manifest.

@@ -44,12 +44,6 @@ class StoredBag:
         rows = range(int(first), int(last))
         return {int(self.index.order[r]): self.index.image_digests[r].tobytes() for r in rows}
 
-    @property
-    def reasons(self) -> list[str]:
-        """Why instances were not used."""
-        bag_id = self.index.ids[self.position]
-        return [f.reason for f in self.index.failures if f.bag_id == bag_id and f.image]
-
 
 @dataclass(frozen=True)
 class UpdateReport:

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from dragn_cache.datasets import simulated
-from dragn_cache.datasets.cells import CHANNELS, LABELS
+from dragn_cache.datasets.cells import CHANNELS, LABELS, FieldPlan, Plate, render_field
 from dragn_cache.datasets.simulated import draw_field, plan_bag, simulate
 from dragn_cache.errors import InputError
+from dragn_cache.manifest.dataset_toml import dataset_text
 
 SIZE = (71, 83)
 MANIFESTS = Path(simulated.__file__).parents[2] / "data_manifests"
@@ -201,9 +202,9 @@ def test_empty_fields_hold_little_signal() -> None:
 
 def alone(label: str, size: tuple[int, int] = (96, 96)) -> tuple[np.ndarray, np.ndarray]:
     """Green of a field that shows one location only, with the mask of its nuclei."""
-    plan = simulated.FieldPlan("good", tuple(float(name == label) for name in LABELS))
-    plate = simulated._Plate.draw(simulated._rng(0, 1, 0))
-    planes = simulated._draw(plan, plate, simulated._rng(0, 2, 0, 0), size)
+    plan = FieldPlan("good", tuple(float(name == label) for name in LABELS))
+    plate = Plate.draw(simulated._rng(0, 1, 0))
+    planes = render_field(plan, plate, simulated._rng(0, 2, 0, 0), size)
     return planes[1].astype(np.float64), planes[2] > 0.5 * planes[2].max()
 
 
@@ -339,7 +340,8 @@ def test_shipped_descriptions(
 
 def test_the_shipped_simulated_description_is_the_written_one_elsewhere() -> None:
     text = (MANIFESTS / "simulated" / "dataset.toml").read_text(encoding="utf-8")
-    written = simulated.describe(bags=1, seed=0, size=(96, 96))
+    made = simulated.simulated_manifest([plan_bag(0, 0)], 0, (96, 96), Path())
+    written = tomllib.loads(dataset_text(made, images="images"))
     elsewhere = {
         "images": "$DRAGN_CACHE_DATA/simulated/images",
         "source": "dragn_cache.datasets.simulated",
