@@ -250,42 +250,33 @@ def fit_sigmoid(scores: Floats, y: NDArray[np.int8]) -> tuple[float, float]:
     """Slope a ≥ `LEAST_SLOPE` and offset b of σ(a·f + b) for scores f (M,) of labels y (M,).
 
     Of greatest likelihood for targets (n₊ + 1)/(n₊ + 2) and 1/(n₋ + 2) instead of 1 and 0, which
-    keeps it finite where the scores separate the labels (Platt, 1999; the search is Newton's, as in
-    Lin, Lin and Weng, 2007).
+    keeps it finite where the scores separate the labels (Platt, 1999).
     """
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
     positive = int(y.sum())
     negative = len(y) - positive
     targets = np.where(y == 1, (positive + 1) / (positive + 2), 1 / (negative + 2))
-    start = float(np.log((positive + 1) / (negative + 1)))
-    design = np.stack([scores, np.ones_like(scores)], axis=1)
-    slope, offset = _newton(design, targets, np.zeros(len(scores)), np.array([0.0, start]))
-    if slope >= LEAST_SLOPE:
-        return float(slope), float(offset)
-    fixed = LEAST_SLOPE * scores
-    return LEAST_SLOPE, float(_newton(design[:, 1:], targets, fixed, np.array([start]))[0])
 
+    def cross_entropy(coefficients: Floats) -> tuple[float, Floats]:
+        slope, offset = coefficients
+        logits = slope * scores + offset
+        errors = expit(logits) - targets
+        loss = float((np.logaddexp(0, logits) - targets * logits).sum())
+        return loss, np.array([scores @ errors, errors.sum()])
 
-def _newton(design: Floats, targets: Floats, fixed: Floats, start: Floats) -> Floats:
-    """The coefficients w that minimise the cross-entropy of σ(fixed + design·w) and targets."""
-
-    def loss(w: Floats) -> float:
-        z = fixed + design @ w
-        return float((np.logaddexp(0, z) - targets * z).sum())
-
-    w, value = start, loss(start)
-    for _ in range(100):
-        p = 1 / (1 + np.exp(-np.clip(fixed + design @ w, -500, 500)))
-        gradient = design.T @ (p - targets)
-        hessian = (design.T * (p * (1 - p))) @ design + 1e-12 * np.eye(len(w))
-        step = np.linalg.solve(hessian, gradient)
-        share = 1.0
-        while loss(w - share * step) > value - 1e-4 * share * float(gradient @ step):
-            share /= 2
-            if share < 1e-10:  # as good as it gets in floating point
-                return w
-        w = w - share * step
-        value = loss(w)
-    return w
+    # It is convex. With ftol = 0 the search ends where rounding hides any further descent, which
+    # SciPy may report as a line search that failed: its success flag says nothing here.
+    optimum = minimize(
+        cross_entropy,
+        x0=[LEAST_SLOPE, np.log((positive + 1) / (negative + 1))],
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(LEAST_SLOPE, None), (None, None)],
+        options={"ftol": 0.0, "gtol": 1e-9},
+    ).x
+    return float(optimum[0]), float(optimum[1])
 
 
 def _constant(y: NDArray[np.int8]) -> MachineChoice:

@@ -262,6 +262,26 @@ def test_probabilities_are_of_greatest_likelihood() -> None:
     assert fit_sigmoid(np.zeros(29), y)[0] == LEAST_SLOPE
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("labels", ["of their order", "of chance"])
+def test_probabilities_are_of_greatest_likelihood_wherever_scores_lie(
+    scale: float, labels: str
+) -> None:
+    # Steps of Newton's method stopped far from the optimum on scores in the thousands.
+    x, noise = drawn(13, 29), drawn(14, 29)
+    y = (noise + (x if labels == "of their order" else 0) > 1).astype(np.int8)
+    f = scale * (x + 3)
+    slope, offset = fit_sigmoid(f, y)
+    n = int(y.sum())
+    away = 1 / (1 + np.exp(-slope * f - offset)) - np.where(y == 1, (n + 1) / (n + 2), 1 / (31 - n))
+    assert abs(away.sum()) < 1e-6
+    if slope > LEAST_SLOPE:
+        assert abs((f * away).sum()) < 1e-6 * scale
+    else:
+        assert slope == LEAST_SLOPE
+        assert (f * away).sum() > 0  # less slope would be better
+
+
 def test_classes_share_one() -> None:
     found = examples(3)
     arrays, _ = fit_machines(found, create_classical("vlad", {"c": 1.0}), [1, 1, 1], 0)
