@@ -175,6 +175,12 @@ def test_axes_are_those_of_pca() -> None:
     signs = np.sign((axes["axes"] * expected.components_).sum(1))
     np.testing.assert_allclose(projected(axes, x), expected.transform(x) * signs, atol=1e-10)
     assert (axes["axes"][np.arange(3), np.abs(axes["axes"]).argmax(1)] > 0).all()
+    covariance = np.cov(x.T)
+    variances = np.linalg.eigvalsh(covariance)[:-4:-1]
+    np.testing.assert_allclose(axes["axes"] @ axes["axes"].T, np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(axes["axes"] @ covariance, variances[:, None] * axes["axes"])
+    far = principal_axes(x + 1e6, 3)
+    np.testing.assert_allclose(far["axes"], axes["axes"], atol=1e-8)
     with pytest.raises(InputError, match="at most 7 axes of 41 training instances with 7 channels"):
         principal_axes(x, 8)
 
