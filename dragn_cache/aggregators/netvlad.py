@@ -29,15 +29,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
-from dragn_cache.aggregators.codebook import nearest_two, sample_rows, train_centres
+from dragn_cache.errors import InputError
 from dragn_cache.options import check_choice, check_count
 from dragn_cache.ragged import RaggedBags
+from dragn_cache.ragged.codebook import SAMPLE, SEED, sample_rows, train_centres
 from dragn_cache.ragged.segments import segment_outer, segment_sum
 
 SHORTEST = 1e-5
 NOTHING = 1e-30
 ASSIGNMENT_RATIO = 100.0
-SAMPLE = 20_000  # training instances or pixels for k-means, some seconds on one core
+MOST_STEPS = 100  # of k-means
 
 
 class NetVlad(Aggregator):
@@ -94,8 +95,8 @@ class NetVlad(Aggregator):
             InputError: fewer different instances than clusters.
         """
         sample = sample_rows((self._local(bags)[0] for bags in batches), SAMPLE)
-        centres = train_centres(sample, len(self.centres), owner="netvlad")
-        nearest, second = nearest_two(sample, centres)
+        centres = _start_centres(sample, len(self.centres))
+        nearest, second = _nearest_two(sample, centres)
         alpha = math.log(ASSIGNMENT_RATIO) / float((second - nearest).mean())
         self.centres.copy_(centres)
         self.assign.weight.copy_(2 * alpha * centres)
@@ -108,3 +109,29 @@ class NetVlad(Aggregator):
         maps = self.maps(bags).flatten(2)
         rows = maps.transpose(1, 2).flatten(0, 1)
         return F.normalize(rows), bags.offsets * maps.shape[2]
+
+
+def _start_centres(rows: Tensor, clusters: int) -> Tensor:
+    """(M, C) → (K, C)."""
+    error = InputError(
+        "aggregator netvlad, option clusters",
+        expected="at most as many clusters as there are different training features",
+        got=f"{clusters} for {len(rows)} features",
+        remedy="give fewer",
+    )
+    if len(rows) < clusters:
+        raise error
+    centres, with_rows = train_centres(
+        rows.numpy(), clusters, seed=SEED, starts=1, most_steps=MOST_STEPS
+    )
+    if with_rows < clusters:
+        raise error
+    return torch.from_numpy(centres)
+
+
+def _nearest_two(rows: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """(M, C) and (K, C), K ≥ 2 → (M,) twice: squared distances to the two nearest centres."""
+    # The faster way, by a matrix product, loses the small distances in float32.
+    distances = torch.cdist(rows, centres, compute_mode="donot_use_mm_for_euclid_dist")
+    smallest = distances.topk(2, dim=1, largest=False).values.square()
+    return smallest[:, 0], smallest[:, 1]

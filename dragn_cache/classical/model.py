@@ -22,10 +22,9 @@ from dragn_cache.loading.feeds import in_order
 from dragn_cache.loading.stored import StoredBags
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import averaged
+from dragn_cache.ragged.codebook import SAMPLE
 from dragn_cache.ragged.scaling import Standardise
 from dragn_cache.types import Floats, Ints, Task
-
-SAMPLE = 20_000
 
 
 @dataclass(frozen=True)

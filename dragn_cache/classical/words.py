@@ -10,15 +10,17 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from dragn_cache.classical.base import Arrays, Normalise, WordMethod, normalised, owners, seed_of
+from dragn_cache.ragged.codebook import train_centres
 from dragn_cache.types import Floats, Ints
+
+STARTS = 3  # of k-means
+MOST_STEPS = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class BagOfWords(WordMethod):
 
     def fit(self, instances: Floats, seed: int) -> Arrays:
         """``words`` (K, D): the centres that k-means finds."""
-        return {"words": codebook(instances, self.count(instances), seed)}
+        return _words(instances, self.count(instances), seed)
 
     def encode(self, arrays: Arrays, instances: Floats, offsets: Ints) -> Floats:
         """(B, K); see `ClassicalMethod.encode`."""
@@ -61,7 +63,7 @@ class Vlad(WordMethod):
 
     def fit(self, instances: Floats, seed: int) -> Arrays:
         """``words`` (K, D): the centres that k-means finds."""
-        return {"words": codebook(instances, self.count(instances), seed)}
+        return _words(instances, self.count(instances), seed)
 
     def encode(self, arrays: Arrays, instances: Floats, offsets: Ints) -> Floats:
         """(B, K·D), word after word; see `ClassicalMethod.encode`."""
@@ -75,18 +77,12 @@ class Vlad(WordMethod):
         return normalised(sums.reshape(bags, *words.shape), self.normalise)
 
 
-def codebook(instances: Floats, count: int, seed: int) -> Floats:
-    """Centres (count, D) of instances (N, D) by k-means (Lloyd, from k-means++, best of 3)."""
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-
-    # One thread: several add up a centre in an order that changes from run to run.
-    with threadpool_limits(1), warnings.catch_warnings():
-        # Instances that differ by rounding alone share a word.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        found = KMeans(count, n_init=3, random_state=seed_of(seed)).fit(instances)
-    centres: Floats = found.cluster_centers_.astype(np.float64)
-    return centres
+def _words(instances: Floats, count: int, seed: int) -> Arrays:
+    """``words`` (count, D). Instances that differ by rounding alone may share one."""
+    centres, _ = train_centres(
+        instances, count, seed=seed_of(seed), starts=STARTS, most_steps=MOST_STEPS
+    )
+    return {"words": centres}
 
 
 def nearest(instances: Floats, words: Floats) -> Ints:

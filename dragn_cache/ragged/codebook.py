@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from dragn_cache.errors import InputError
-
+SAMPLE = 20_000  # rows for k-means, some seconds on one core
 SEED = 0
+
+Real = TypeVar("Real", np.float32, np.float64)
 
 
 def sample_rows(batches: Iterable[Tensor], count: int) -> Tensor:
@@ -38,40 +42,23 @@ def sample_rows(batches: Iterable[Tensor], count: int) -> Tensor:
     return kept
 
 
-def train_centres(rows: Tensor, clusters: int, *, owner: str) -> Tensor:
-    """(M, C) float32 on the CPU → (K, C): k-means centres from one k-means++ start.
+def train_centres(
+    rows: NDArray[Real], count: int, *, seed: int, starts: int, most_steps: int
+) -> tuple[NDArray[Real], int]:
+    """Centres (count, C) of rows (M, C) by Lloyd's k-means, and how many of them have rows.
 
     Args:
-        owner: the method, for the error.
-
-    Raises:
-        InputError: fewer different rows than clusters.
+        rows: at least ``count``; the centres are computed in their type.
+        seed: below 2³².
+        starts: k-means++ starts, of which the one with the smallest distances is kept.
+        most_steps: of each start; centres that have not settled by then are used.
     """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
 
-    error = InputError(
-        f"aggregator {owner}, option clusters",
-        expected="at most as many clusters as there are different training features",
-        got=f"{clusters} for {len(rows)} features",
-        remedy="give fewer",
-    )
-    if len(rows) < clusters:
-        raise error
     # Several threads would add their shares in the order in which they finish.
     with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("error", ConvergenceWarning)
-        try:
-            means = KMeans(clusters, n_init=1, max_iter=100, random_state=SEED).fit(rows.numpy())
-        except ConvergenceWarning as warning:
-            raise error from warning
-    return torch.from_numpy(means.cluster_centers_)
-
-
-def nearest_two(rows: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """(M, C) and (K, C), K ≥ 2 → (M,) twice: squared distances to the two nearest centres."""
-    # The faster way, by a matrix product, loses the small distances in float32.
-    distances = torch.cdist(rows, centres, compute_mode="donot_use_mm_for_euclid_dist")
-    smallest = distances.topk(2, dim=1, largest=False).values.square()
-    return smallest[:, 0], smallest[:, 1]
+        # Of centres without rows: the caller decides what they mean.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        means = KMeans(count, n_init=starts, max_iter=most_steps, random_state=seed).fit(rows)
+    return means.cluster_centers_, len(np.unique(means.labels_))
