@@ -19,6 +19,7 @@ from dragn_cache_cli.app import app
 from run_stores import LABELS, make_bags, make_features, with_splits, write_store
 from sklearn.decomposition import PCA
 from sklearn.metrics import average_precision_score
+from sklearn.mixture import GaussianMixture
 from sklearn.svm import SVC
 from typer.testing import CliRunner
 
@@ -146,6 +147,24 @@ def test_fisher_vectors_are_the_gradients_of_the_likelihood() -> None:
     improved = encode("fisher")
     np.testing.assert_allclose((improved**2).sum(1), 1)
     np.testing.assert_allclose(improved, [unit(roots(row)) for row in plain], atol=1e-4)
+
+
+def test_fisher_vectors_are_scikit_images() -> None:
+    # Its vector starts with the gradients by the K weights, which are left out here, and its
+    # gradients by the deviations have the other sign.
+    from skimage.feature import fisher_vector
+
+    mixture = GaussianMixture(3, covariance_type="diag")
+    mixture.weights_, mixture.means_ = MIXTURE["weights"], MIXTURE["means"]
+    mixture.covariances_ = MIXTURE["deviations"] ** 2
+    mixture.precisions_cholesky_ = 1 / MIXTURE["deviations"]
+    signs = np.repeat([1, -1], 3 * 5)
+    plain = [fisher_vector(bag, mixture)[3:] * signs for bag in bags_of(INSTANCES)]
+    np.testing.assert_allclose(encode("fisher", normalise="none"), plain, rtol=1e-9, atol=1e-12)
+    # Its norm counts the gradients by the weights as well.
+    improved = [fisher_vector(bag, mixture, improved=True)[3:] for bag in bags_of(INSTANCES)]
+    expected = [unit(vector * signs) for vector in improved]
+    np.testing.assert_allclose(encode("fisher", normalise="power"), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_transfer_takes_the_mean_of_a_bag() -> None:
