@@ -112,7 +112,7 @@ class NetVlad(Aggregator):
 
 
 def _start_centres(rows: Tensor, clusters: int) -> Tensor:
-    """(M, C) → (K, C)."""
+    """(M, C) → (K, C): k-means centres from one k-means++ start."""
     error = InputError(
         "aggregator netvlad, option clusters",
         expected="at most as many clusters as there are different training features",
