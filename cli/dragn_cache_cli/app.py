@@ -36,6 +36,7 @@ from dragn_cache_cli import (
     train_agg,
     verify,
 )
+from dragn_cache_cli.options import own_flags, spell
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
@@ -78,7 +79,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except (typer.Exit, typer.Abort):
             raise
         except DragnCacheError as error:
-            raise fail(str(error)) from error
+            raise fail(str(spell(error, own_flags(command)))) from error
         except KeyboardInterrupt as error:
             typer.echo("interrupted: run the same command again to go on", err=True)
             raise typer.Exit(130) from error
