@@ -27,9 +27,10 @@ import torch
 
 from dragn_cache.aggregators import create_aggregator
 from dragn_cache.bags import RaggedBags
-from dragn_cache.config import CrossvalConfig, ExtractConfig, ImportConfig, TrainConfig
+from dragn_cache.config import CrossvalConfig, ExtractConfig, TrainConfig
 from dragn_cache.crossval import CrossvalResult, crossval, one_thread
 from dragn_cache.extract import extract
+from dragn_cache.import_config import ImportConfig
 from dragn_cache.interop import import_features
 from dragn_cache.labelling import choose_tap, read_labelling
 from dragn_cache.manifest import read_manifest

@@ -138,34 +138,6 @@ class ExtractConfig:
 
 
 @dataclass(frozen=True)
-class ImportConfig:
-    """Settings of an import.
-
-    Attributes:
-        layout: of the source; None is recognised.
-        format: how parts are written.
-        dtype: how features are stored; None keeps the source's, exactly.
-        encoder: name of the network, where the source does not say it.
-        unmatched: ``refuse`` or ``drop`` bags that only the table or only the source has.
-        part_instances: the most instances of a part.
-    """
-
-    layout: str | None = None
-    format: Literal["hdf5", "zarr"] = "hdf5"
-    dtype: Literal["float16", "float32"] | None = None
-    encoder: str | None = None
-    unmatched: Literal["refuse", "drop"] = "refuse"
-    part_instances: int = 4096
-
-    def __post_init__(self) -> None:
-        _one_of("--format", self.format, ("hdf5", "zarr"))
-        if self.dtype is not None:
-            _one_of("--dtype", self.dtype, ("float16", "float32"))
-        _one_of("--unmatched", self.unmatched, ("refuse", "drop"))
-        _at_least("--part-instances", self.part_instances, 1)
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """Settings of stage two's training.
 
@@ -353,29 +325,6 @@ class CrossvalConfig:
         """The settings of each method's trainings, by its label."""
         configs = [replace(self.train, aggregator=a, options=o) for a, o in self.aggregators]
         return {config.label: config for config in configs}
-
-
-@dataclass(frozen=True)
-class ExplainConfig:
-    """Settings of looking inside a run.
-
-    Attributes:
-        method: ``attention``, ``cosine``, ``leave-one-out``, or ``auto``: attention where the
-            aggregator has one, else cosine for DRAGN and HAMIL, else leave-one-out.
-        split: only bags that were on this side when the run was trained; None is all.
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
-        h5: whether one .h5 per bag is written beside the table.
-    """
-
-    method: Literal["auto", "attention", "cosine", "leave-one-out"] = "auto"
-    split: Literal["train", "validation", "test"] | None = None
-    device: str = "cpu"
-    h5: bool = True
-
-    def __post_init__(self) -> None:
-        _one_of("--method", self.method, ("auto", "attention", "cosine", "leave-one-out"))
-        if self.split is not None:
-            _one_of("--split", self.split, ("train", "validation", "test"))
 
 
 def flag(name: str) -> str:

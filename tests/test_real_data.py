@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from dragn_cache.check import check_dataset
-from dragn_cache.config import ExtractConfig, ImportConfig, TrainConfig
+from dragn_cache.config import ExtractConfig, TrainConfig
 from dragn_cache.extract import extract
+from dragn_cache.import_config import ImportConfig
 from dragn_cache.interop import export_features, import_features
 from dragn_cache.manifest import Manifest, read_manifest
 from dragn_cache.runs import train_run

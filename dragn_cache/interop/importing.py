@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dragn_cache.config import ImportConfig
 from dragn_cache.errors import InputError
+from dragn_cache.import_config import ImportConfig
 from dragn_cache.interop.layouts import SOURCES, find_layout, require_layout
 from dragn_cache.interop.source import (
     UNKNOWN,
@@ -179,7 +179,7 @@ def _refuse_unmatched(
             where,
             expected="one row for each bag of features",
             got=" and ".join(found),
-            remedy="correct the table, or give --unmatched drop to leave them out",
+            remedy="correct the table, or give `unmatched=drop` to leave them out",
         )
 
 
@@ -262,9 +262,9 @@ def _named(made_by: MadeBy, encoder: str, first: str) -> MadeBy:
     if made_by.encoder not in (UNKNOWN, encoder):
         raise InputError(
             first,
-            expected=f"features of {encoder} (--encoder)",
+            expected=f"features of {encoder} (`encoder`)",
             got=f"features of {made_by.encoder}",
-            remedy="leave --encoder out, or correct it",
+            remedy="leave `encoder` out, or correct it",
         )
     return replace(made_by, encoder=encoder)
 

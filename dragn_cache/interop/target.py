@@ -102,7 +102,7 @@ def write_tables(store: Store, tap: Tap, folder: Path) -> None:
 def refuse_bad_names(
     ids: Sequence[str],
     *,
-    remedy: str = "export to --layout hdf5, zarr or anndata, which keep ids as text",
+    remedy: str = "export to `layout=hdf5`, zarr or anndata, which keep ids as text",
 ) -> None:
     """Raise `InputError` for the first bag id that cannot be a file's name, or that is another's
     on a file system that knows no case."""
