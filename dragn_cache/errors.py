@@ -2,6 +2,7 @@
 
     DragnCacheError             one line: where, expected, got, what to do
     ├── InputError              something the user gave: a file, a value, an option
+    │   ├── SettingError        the value of a setting, which `where` names as Python does: lr
     │   ├── ManifestError       a manifest's tables or its dataset.toml
     │   ├── ImageError          an image that cannot be used
     │   └── UnknownNameError    a name that is not in a registry; offers the nearest ones
@@ -16,11 +17,15 @@ The command line turns any of them into one line on stderr and exit code 2.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class DragnCacheError(Exception):
-    """Base of all errors. Its text is one line that says where, expected, got and what to do."""
+    """Base of all errors. Its text is one line that says where, expected, got and what to do.
+
+    ``expected`` and ``remedy`` have a setting in backquotes, as in "use `dtype=float32`"; the
+    command line writes its option there.
+    """
 
     def __init__(self, where: str, *, expected: str, got: str, remedy: str) -> None:
         self.where, self.expected, self.got, self.remedy = where, expected, got, remedy
@@ -29,6 +34,15 @@ class DragnCacheError(Exception):
     def __str__(self) -> str:
         text = f"{self.where}: expected {self.expected}, got {self.got}; {self.remedy}"
         return " ".join(text.split())
+
+    def at(self, where: str) -> DragnCacheError:
+        """The same error at another place: a file's key, a command line's option."""
+        return _rebuild(type(self), where, self.expected, self.got, self.remedy)
+
+    def reworded(self, change: Callable[[str], str]) -> DragnCacheError:
+        """The same error with other words for what is expected and what to do."""
+        words = change(self.expected), self.got, change(self.remedy)
+        return _rebuild(type(self), self.where, *words)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments would be lost when a worker process sends the error back.
@@ -45,6 +59,17 @@ def _rebuild(
 
 class InputError(DragnCacheError):
     """Something that the user gave cannot be used."""
+
+
+class SettingError(InputError):
+    """A setting has a value that cannot be used.
+
+    ``where`` is the setting's name alone, as a Python caller gives it; who knows how it was given
+    (as an option of the command line, in a file) says so by `at`.
+    """
+
+    def at(self, where: str) -> InputError:
+        return InputError(where, expected=self.expected, got=self.got, remedy=self.remedy)
 
 
 class ManifestError(InputError):

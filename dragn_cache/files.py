@@ -19,7 +19,7 @@ LONGEST_SUFFIX = ".npy"
 def require_file_names(
     ids: Sequence[str],
     *,
-    remedy: str = "export to --layout hdf5, zarr or anndata, which keep ids as text",
+    remedy: str = "export to `layout=hdf5`, zarr or anndata, which keep ids as text",
 ) -> None:
     """Raise `InputError` for the first bag id that cannot be a file's name, or that is another's
     on a file system that knows no case."""

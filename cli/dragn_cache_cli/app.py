@@ -8,63 +8,108 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import dragn_cache
 from dragn_cache.errors import DragnCacheError
-from dragn_cache_cli.commands import (
-    aggregators,
-    backbones,
-    check,
-    crossval,
-    demo,
-    doctor,
-    evaluate,
-    explain,
-    export_features,
-    extract,
-    import_features,
-    info,
-    predict,
-    recipes,
-    simulate,
-    taps,
-    train_agg,
-    verify,
-)
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "demo": demo.demo,
-    "check": check.check,
-    "extract": extract.extract,
-    "train-agg": train_agg.train_agg,
-    "crossval": crossval.crossval,
-    "evaluate": evaluate.evaluate,
-    "predict": predict.predict,
-    "explain": explain.explain,
-    "import": import_features.import_features,
-    "export": export_features.export_features,
-    "info": info.info,
-    "verify": verify.verify,
-    "doctor": doctor.doctor,
-    "backbones": backbones.backbones,
-    "taps": taps.taps,
-    "aggregators": aggregators.aggregators,
-    "recipes": recipes.recipes,
-    "simulate": simulate.simulate,
+# name → module of this package, with a function of its name, and the first line of its help. A
+# module is imported when its command is called: that halves the time of --help.
+COMMANDS = {
+    "demo": (
+        "demo",
+        "Simulate images, check them, extract features, train L3Agg, mean and max, and compare.",
+    ),
+    "check": (
+        "check",
+        "Join a data set's tables with its images and list every fault with file and line.",
+    ),
+    "extract": (
+        "extract",
+        "Run a frozen backbone over every crop of every bag and store its features.",
+    ),
+    "train-agg": (
+        "train_agg",
+        "Train an aggregator on a store; validation chooses the epoch, test reports.",
+    ),
+    "crossval": (
+        "crossval",
+        "Train methods on every fold of several divisions, and compare them.",
+    ),
+    "evaluate": (
+        "evaluate",
+        "Score a run, with intervals, a table of labels and a reliability diagram.",
+    ),
+    "predict": ("predict", "Apply a trained run to a store's bags; with labels, score them."),
+    "explain": (
+        "explain",
+        "Score every instance: by attention, by its likeness to the bag, or by leaving it out.",
+    ),
+    "import": ("import_features", "Make a store of features that another tool has computed."),
+    "export": ("export_features", "Write a store's features as another tool reads them."),
+    "info": ("info", "Show a store's taps, size, completeness and provenance."),
+    "verify": (
+        "verify",
+        "Read every bag of a store and compare it with its digest; name the damaged ones.",
+    ),
+    "doctor": (
+        "doctor",
+        "Show what this machine has and, for a data set, what an extraction here would take.",
+    ),
+    "backbones": ("backbones", "List the backbones and the taps that they store by default."),
+    "taps": ("taps", "Show every tap of a backbone: its shape and its bytes per instance in fp16."),
+    "aggregators": (
+        "aggregators",
+        "List the methods: the tap they are meant for, whether order matters, whether they attend.",
+    ),
+    "recipes": (
+        "recipes",
+        "List the recipes for train-agg and crossval --recipe: published settings and their "
+        "sources.",
+    ),
+    "simulate": ("simulate", "Write a simulated fluorescence data set: PNG files and a manifest."),
 }
+
+LOOKS: dict[str, Any] = {
+    "add_completion": False,
+    "rich_markup_mode": "markdown",
+    "pretty_exceptions_enable": False,
+}
+
+
+def load_command(name: str) -> Callable[..., None]:
+    """The function of a command."""
+    module, _ = COMMANDS[name]
+    command: Callable[..., None] = getattr(
+        import_module(f"dragn_cache_cli.commands.{module}"), module
+    )
+    return command
+
+
+class Commands(TyperGroup):
+    """A group whose commands are only names and lines of help until one of them is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and command.name in COMMANDS:
+            alone = typer.Typer(**LOOKS)
+            alone.command(command.name)(guarded(load_command(command.name)))
+            command = typer.main.get_command(alone)
+        return name, command, rest
+
 
 app = typer.Typer(
     help="Run a frozen CNN once over bags of images, keep its features, and train "
     "multiple-instance aggregators on them in seconds.",
+    cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
+    **LOOKS,
 )
 
 
@@ -78,7 +123,9 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except (typer.Exit, typer.Abort):
             raise
         except DragnCacheError as error:
-            raise fail(str(error)) from error
+            from dragn_cache_cli.options import own_flags, spell
+
+            raise fail(str(spell(error, own_flags(command)))) from error
         except KeyboardInterrupt as error:
             typer.echo("interrupted: run the same command again to go on", err=True)
             raise typer.Exit(130) from error
@@ -117,8 +164,12 @@ def fail(text: str) -> typer.Exit:
     return typer.Exit(2)
 
 
-for name, function in COMMANDS.items():
-    app.command(name)(guarded(function))
+def _placeholder() -> None:
+    """What `Commands` puts the command for."""
+
+
+for command_name, (_, line) in COMMANDS.items():
+    app.command(command_name, help=line)(_placeholder)
 
 
 def _version(wanted: bool) -> None:

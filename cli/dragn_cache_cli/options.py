@@ -1,138 +1,280 @@
-"""The options of a training that several commands share, and the settings that they make."""
+"""Settings as options of a command: made from their declarations, and written as a command line.
+
+`takes` gives a command the options of a class of settings. All of them are unset unless given, so
+that what was not given may come from a recipe or a file: defaults < ``--recipe`` < ``--config`` <
+options. An error of a setting says which of these gave it.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-if TYPE_CHECKING:
-    from dragn_cache.training.config import TrainConfig
+from dragn_cache.errors import DragnCacheError, InputError, SettingError
+from dragn_cache.options import (
+    NONE,
+    Declared,
+    Settings,
+    declarations,
+    merge,
+    read_table,
+    require_known,
+    value_text,
+)
+from dragn_cache_cli import parsing
+
+Command = Callable[..., None]
+Values = Mapping[str, Any]
+
+CONFIG, RECIPE = "config_file", "recipe"
 
 
-def train_config(
-    recipe: Annotated[
-        str | None, typer.Option(help="Published settings, for what is not given; see recipes.")
-    ] = None,
-    tap: Annotated[str | None, typer.Option(help="Tap to train on. [map or vector]")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training bags. [60]")] = None,
-    keep: Annotated[
-        Literal["best", "last"] | None,
-        typer.Option(help="The epoch that is kept: of lowest validation loss, or the last. [best]"),
-    ] = None,
-    patience: Annotated[
-        int | None,
-        typer.Option(help="Stop after that many epochs without improvement; 0: never. [0]"),
-    ] = None,
-    optimizer: Annotated[
-        Literal["adamw", "adam", "sgd"] | None, typer.Option(help="What takes the steps. [adamw]")
-    ] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate. [0.0003]")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Weight decay. [0.01]")] = None,
-    momentum: Annotated[float | None, typer.Option(help="Momentum of sgd. [0.9]")] = None,
-    schedule: Annotated[
-        Literal["none", "plateau", "cosine", "step"] | None,
-        typer.Option(help="How the learning rate goes on. [none]"),
-    ] = None,
-    schedule_option: Annotated[
-        list[str] | None, typer.Option(help="A schedule's option, name=value; may be repeated.")
-    ] = None,
-    loss: Annotated[
-        str | None,
-        typer.Option(
-            help="auto, bce, weighted_bce, focal, frn, fec, asymmetric or cross_entropy. [auto]"
-        ),
-    ] = None,
-    loss_option: Annotated[
-        list[str] | None, typer.Option(help="A loss's option, name=value; may be repeated.")
-    ] = None,
-    dropout: Annotated[float | None, typer.Option(help="Dropout before the head. [0.5]")] = None,
-    pos_weight: Annotated[
-        str | None, typer.Option(help="Weight of positive targets: a number, or balanced.")
-    ] = None,
-    stage_mask: Annotated[
-        Literal["train", "predict", "both"] | None,
-        typer.Option(help="Where labels that a bag's stage cannot have are masked. [nowhere]"),
-    ] = None,
-    stage_table: Annotated[
-        Path | None, typer.Option(help="CSV of label,stages for --stage-mask.")
-    ] = None,
-    scale: Annotated[
-        Literal["none", "standard"] | None,
-        typer.Option(help="Standardise features by training bags. [none]"),
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Bags of a step. [16]")] = None,
-    order: Annotated[
-        Literal["random", "manifest"] | None,
-        typer.Option(help="Order of instances in training. [random]"),
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    memory: Annotated[
-        str, typer.Option(help="What features may fill, as 8GB; larger ones are streamed.")
-    ] = "auto",
-    intervals: Annotated[int, typer.Option(help="Resamples for the intervals; 0: none.")] = 1000,
-    decision: Annotated[
-        str | None,
-        typer.Option(help="What counts as yes: default, half, thresholds or top-K. [default]"),
-    ] = None,
-) -> TrainConfig:
-    """The settings that these options make; what else there is, a command overrides."""
-    from dragn_cache.loading.label_masks import read_stage_table
-    from dragn_cache.training.recipes import resolve
-    from dragn_cache_cli import parsing
+def takes(
+    cls: type[Settings],
+    *,
+    as_: str = "config",
+    leave_out: Iterable[str] = (),
+    section: str | None = None,
+    recipes: Callable[[str], Values] | None = None,
+) -> Callable[[Command], Command]:
+    """A command with an argument of settings as one that has their options.
 
-    given = {
-        "tap": tap,
-        "epochs": epochs,
-        "keep": keep,
-        "patience": patience,
-        "optimizer": optimizer,
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "momentum": momentum,
-        "schedule": schedule,
-        "schedule_options": parsing.parse_options(schedule_option or [], "--schedule-option"),
-        "loss": loss,
-        "loss_options": parsing.parse_options(loss_option or [], "--loss-option"),
-        "dropout": dropout,
-        "pos_weight": parsing.parse_weight(pos_weight),
-        "stage_mask": stage_mask,
-        "stages": None if stage_table is None else read_stage_table(stage_table),
-        "scale": scale,
-        "batch_size": batch_size,
-        "order": order,
-        "device": device,
-        "memory": memory,
-        "intervals": intervals,
-        "decision": decision,
-    }
-    return resolve(recipe, given)
+    Args:
+        as_: the command's argument that gets the settings.
+        leave_out: settings without an option: those that the command sets itself.
+        section: of a file with several, a run's ``config.toml``: the one that ``--config`` reads;
+            None: no ``--config``.
+        recipes: gives a recipe's values by its name; None: no ``--recipe``.
+    """
+    left_out = set(leave_out)
+    shown = {name: d for name, d in declarations(cls).items() if name not in left_out}
+
+    def decorate(command: Command) -> Command:
+        own = _parameters(command)
+        own.pop(as_)
+        layers = {RECIPE: _recipe_option()} if recipes is not None else {}
+        layers |= {CONFIG: _config_option()} if section is not None else {}
+        options = {name: parameter(declared) for name, declared in shown.items()}
+
+        @functools.wraps(command)
+        def run(**arguments: Any) -> None:
+            texts = {name: arguments.pop(name) for name in options}
+            recipe, file = arguments.pop(RECIPE, None), arguments.pop(CONFIG, None)
+            given = {n: value_of(shown[n], t) for n, t in texts.items() if t is not None}
+            below = []
+            if recipe is not None and recipes is not None:
+                below.append((f"recipe {recipe}", recipes(recipe)))
+            if file is not None:
+                below.append((str(file), read_table(file, section)))
+            for where, values in below:
+                require_known(where, values, declarations(cls))
+            with _named_as_given(cls, given, below):
+                config = cls(**merge(cls, *(values for _, values in below), given))
+                command(**arguments, **{as_: config})
+
+        parameters = [*own.values(), *layers.values(), *options.values()]
+        # Typer reads both.
+        run.__dict__["__signature__"] = inspect.Signature(parameters)
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
+
+    return decorate
 
 
-def takes_train_config(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with an argument ``config`` as one that has the options of `train_config`."""
-    shared, own = _parameters(train_config), _parameters(command)
-    own.pop("config")
+@contextmanager
+def _named_as_given(
+    cls: type[Settings], given: Values, below: Iterable[tuple[str, Values]]
+) -> Iterator[None]:
+    """Errors of settings name the option, the file or the recipe that gave the value."""
+    flags = {name: flag(declared) for name, declared in declarations(cls).items()}
+    try:
+        yield
+    except SettingError as error:
+        name = error.where.split(".")[0]
+        sources = [where for where, values in below if name in values and name not in given]
+        if sources:
+            raise spell(error.at(f"{sources[-1]}: {error.where}"), flags) from error
+        raise spell(error, flags) from error
+    except DragnCacheError as error:
+        raise spell(error, flags) from error
 
-    @functools.wraps(command)
-    def run(**given: Any) -> None:
-        settings = {name: given.pop(name) for name in shared}
-        command(**given, config=train_config(**settings))
 
-    parameters = [*own.values(), *shared.values()]
-    # Typer reads both.
-    run.__dict__["__signature__"] = inspect.Signature(parameters)
-    run.__annotations__ = {p.name: p.annotation for p in parameters}
-    return run
+def spell(error: DragnCacheError, flags: Mapping[str, str]) -> DragnCacheError:
+    """An error that names settings by their options.
+
+    Args:
+        flags: the option of each, for the setting that an error is of, and for those that its text
+            has in backquotes: `dtype=float32` becomes --dtype float32.
+    """
+
+    def option(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        if name not in flags:
+            return match[0]
+        if value in (None, "True"):
+            return flags[name]
+        return f"--no-{flags[name][2:]}" if value == "False" else f"{flags[name]} {value}"
+
+    if isinstance(error, SettingError) and error.where in flags:
+        error = error.at(flags[error.where])
+    return error.reworded(lambda text: re.sub(r"`(\w+)(?:=([^`]*))?`", option, text))
+
+
+def own_flags(command: Command) -> dict[str, str]:
+    """The options of a command's own arguments, by their names."""
+    names = inspect.signature(command).parameters
+    return {name: f"--{name.replace('_', '-')}" for name in names}
+
+
+def flag(declared: Declared) -> str:
+    """The option of a setting."""
+    return f"--{declared.flag}"
+
+
+# --- a setting as a parameter ------------------------------------------------------------------
+
+
+def parameter(declared: Declared) -> inspect.Parameter:
+    """A setting as a parameter that Typer makes an option of; None unless it is given."""
+    names = [flag(declared)]
+    if _is_switch(declared):
+        names = [f"{flag(declared)}/--no-{declared.flag}"]
+    default = declared.default_text
+    if _is_switch(declared) and default:
+        default = declared.flag if declared.default else f"no-{declared.flag}"
+    text = f"{declared.help} [{default}]" if default else declared.help
+    option = typer.Option(*names, help=text, metavar=_metavar(declared), show_default=False)
+    return inspect.Parameter(
+        declared.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[_option_type(declared) | None, option],
+    )
+
+
+def value_of(declared: Declared, given: Any) -> Any:
+    """The value of what Typer gives for an option; what it cannot be the settings refuse."""
+    if declared.parse is not None:
+        try:
+            return declared.parse(given)
+        except InputError as error:
+            raise error.at(flag(declared)) from error
+    if isinstance(given, list):
+        return parsing.parse_options(given, flag(declared))
+    if not isinstance(given, str):
+        return given
+    for member in declared.members:
+        if get_origin(member) is tuple:
+            items, pieces = get_args(member), parsing.parse_names(given) or ()
+            kinds = items[:1] * len(pieces) if items[-1] is Ellipsis else items
+            kinds += (str,) * (len(pieces) - len(kinds))
+            return tuple(_typed(p, (k,)) for p, k in zip(pieces, kinds, strict=False))
+    return _typed(given, (*declared.members, *([NoneType] if declared.optional else [])))
+
+
+def words(cls: type[Settings], values: Values) -> list[str]:
+    """The words of a command line that gives these settings; None is not given."""
+    line: list[str] = []
+    for name, value in values.items():
+        declared = declarations(cls)[name]
+        if value is None:
+            continue
+        if declared.text is not None:
+            line += [flag(declared), declared.text(value)]
+        elif _is_switch(declared):
+            line.append(flag(declared) if value else f"--no-{declared.flag}")
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                line += [flag(declared), f"{key}={value_text(item)}"]
+        else:
+            line += [flag(declared), value_text(value)]
+    return line
+
+
+def _metavar(declared: Declared) -> str | None:
+    """The word for the value in help; None where Typer's own says as much."""
+    if declared.metavar is not None or declared.parse is not None:
+        return declared.metavar
+    kind = _option_type(declared)
+    if kind == list[str]:
+        return "NAME=VALUE"
+    words = [get_args(m)[0] if get_origin(m) is Annotated else m for m in declared.members]
+    if kind is not str or words == [str] or any(get_origin(w) is tuple for w in words):
+        return None
+    texts = [[map(value_text, get_args(w))] if get_origin(w) is Literal else [w] for w in words]
+    return "|".join(t.__name__.upper() if inspect.isclass(t) else "|".join(t) for (t,) in texts)
+
+
+def _is_switch(declared: Declared) -> bool:
+    return declared.members == (bool,) and declared.parse is None
+
+
+def _option_type(declared: Declared) -> Any:
+    """The type that Typer is told: its own checks and words in help are used where they fit."""
+    if declared.parse is not None:
+        return str
+    if len(declared.members) == 1:
+        (member,) = declared.members
+        if member in (bool, int, float, str):
+            return member
+        if get_origin(member) is Literal and all(isinstance(v, str) for v in get_args(member)):
+            return member
+        origin = get_origin(member)
+        if inspect.isclass(origin) and issubclass(origin, Mapping):
+            return list[str]
+        if inspect.isclass(member) and issubclass(member, Settings):
+            raise TypeError(f"{declared.name}: settings in settings have no option; leave it out")
+    return str
+
+
+def _typed(text: str, members: Iterable[Any]) -> Any:
+    """A text as the first of these types that it can be; else it stays, for the settings to judge.
+
+    None comes last: where ``none`` is a word of its own, it is that word.
+    """
+    kinds = [get_args(m)[0] if get_origin(m) is Annotated else m for m in members]
+    for choice in (v for kind in kinds if get_origin(kind) is Literal for v in get_args(kind)):
+        if text == value_text(choice):
+            return choice
+    if NoneType in kinds and text == NONE and str not in kinds:
+        return None
+    if bool in kinds and text in ("true", "false"):
+        return text == "true"
+    if int in kinds and re.fullmatch(r"[+-]?\d+", text):
+        return int(text)
+    if float in kinds and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text):
+        return float(text)
+    return text
+
+
+def _config_option() -> inspect.Parameter:
+    option = typer.Option(
+        "--config", metavar="FILE", help="TOML of settings, for what is not given; a run's as well."
+    )
+    return _unset(CONFIG, Annotated[Path | None, option])
+
+
+def _recipe_option() -> inspect.Parameter:
+    option = typer.Option(help="Published settings, for what is not given; see recipes.")
+    return _unset(RECIPE, Annotated[str | None, option])
+
+
+def _unset(name: str, annotation: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=None, annotation=annotation)
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """A function's parameters by name, their annotations evaluated."""
-    # The settings' class is not imported before a command runs; any class stands for it.
-    hints = get_type_hints(function, localns={"TrainConfig": object}, include_extras=True)
+    hints = get_type_hints(function, include_extras=True)
     parameters = inspect.signature(function).parameters
-    return {name: p.replace(annotation=hints[name]) for name, p in parameters.items()}
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return {n: p.replace(annotation=hints.get(n, Any), kind=kind) for n, p in parameters.items()}

@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
-from dragn_cache.options import check_choice, check_count
+from dragn_cache.old_options import check_choice, check_count
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.packed import run_over_bags
 from dragn_cache.ragged.segments import segment_softmax, segment_sum

@@ -35,7 +35,7 @@ from dragn_cache.aggregators.base import Aggregated, Aggregator
 from dragn_cache.aggregators.layers import GatedScores, relu_network
 from dragn_cache.aggregators.supervision import Supervision
 from dragn_cache.errors import InputError
-from dragn_cache.options import check_choice, check_count, check_rate
+from dragn_cache.old_options import check_choice, check_count, check_rate
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import owners
 from dragn_cache.ragged.segments import segment_attend, segment_ranks, segment_softmax, segment_sum

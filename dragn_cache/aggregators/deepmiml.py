@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
 from dragn_cache.aggregators.supervision import Supervision
-from dragn_cache.options import check_count
+from dragn_cache.old_options import check_count
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.segments import segment_max
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
 from dragn_cache.aggregators.layers import relu_network
-from dragn_cache.options import check_choice
+from dragn_cache.old_options import check_choice
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.segments import segment_max, segment_mean, segment_sum
 

@@ -63,7 +63,7 @@ from dragn_cache.aggregators.recursion.units import (
     UnitName,
 )
 from dragn_cache.errors import InputError, UnknownNameError
-from dragn_cache.options import check_choice, check_count
+from dragn_cache.old_options import check_choice, check_count
 from dragn_cache.ragged import RaggedBags
 
 Mixing = Literal["shared", "per_channel", "full"]

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from dragn_cache.aggregators.base import Aggregated, Aggregator
 from dragn_cache.aggregators.layers import GatedScores, relu_network
 from dragn_cache.aggregators.supervision import Supervision
-from dragn_cache.options import check_choice, check_count
+from dragn_cache.old_options import check_choice, check_count
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import offsets_of, owners
 from dragn_cache.ragged.segments import segment_argmax, segment_ranks, segment_softmax, segment_sum

@@ -70,7 +70,7 @@ from dragn_cache.aggregators.recursion.units import (
 )
 from dragn_cache.aggregators.recursion.weighted_sum import weighted_pool
 from dragn_cache.errors import UnknownNameError
-from dragn_cache.options import check_choice
+from dragn_cache.old_options import check_choice
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import owners
 

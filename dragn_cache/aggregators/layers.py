@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from dragn_cache.options import check_count
+from dragn_cache.old_options import check_count
 
 
 def relu_network(

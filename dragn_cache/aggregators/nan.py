@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
-from dragn_cache.options import check_choice
+from dragn_cache.old_options import check_choice
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.segments import segment_softmax, segment_sum
 

@@ -32,7 +32,7 @@ from dragn_cache.aggregators.si import Si
 from dragn_cache.aggregators.spoc import Spoc
 from dragn_cache.aggregators.transmil import Transmil
 from dragn_cache.errors import InputError, UnknownNameError
-from dragn_cache.options import check_options
+from dragn_cache.old_options import check_options
 
 AGGREGATORS: dict[str, type[Aggregator]] = {
     "abmil": Abmil,

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from dragn_cache.aggregators.abmil import GatedAbmil
 from dragn_cache.aggregators.base import Aggregated, Aggregator
 from dragn_cache.errors import InputError
-from dragn_cache.options import check_count
+from dragn_cache.old_options import check_count
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import offsets_of
 from dragn_cache.ragged.padded import Linear, Padding, attend, masked_softmax, require_heads, split

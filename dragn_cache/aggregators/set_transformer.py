@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
-from dragn_cache.options import check_count
+from dragn_cache.old_options import check_count
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.padded import Linear, Padding, attend, masked_softmax, require_heads, split
 

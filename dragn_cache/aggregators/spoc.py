@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
 from dragn_cache.errors import InputError
-from dragn_cache.options import check_choice, check_count
+from dragn_cache.old_options import check_choice, check_count
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.segments import segment_sum
 

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
-from dragn_cache.options import check_count
+from dragn_cache.old_options import check_count
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import resampled
 from dragn_cache.ragged.nystroem import nystroem

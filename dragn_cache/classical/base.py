@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from dragn_cache.errors import InputError
-from dragn_cache.options import check_choice, check_count
+from dragn_cache.old_options import check_choice, check_count
 from dragn_cache.types import Floats, Ints
 
 Arrays = dict[str, Floats]

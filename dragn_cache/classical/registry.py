@@ -10,7 +10,7 @@ from dragn_cache.classical.average import Average
 from dragn_cache.classical.base import ClassicalMethod
 from dragn_cache.classical.fisher import FisherVectors
 from dragn_cache.classical.words import BagOfWords, Vlad
-from dragn_cache.options import check_options
+from dragn_cache.old_options import check_options
 
 CLASSICAL: dict[str, type[ClassicalMethod]] = {
     "bovw": BagOfWords,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from dragn_cache.images.augment import Augmentation
 from dragn_cache.images.intensity import Intensity
 from dragn_cache.machine import default_workers
-from dragn_cache.options import at_least, one_of
+from dragn_cache.old_options import at_least, one_of
 
 OnError = Literal["stop", "skip"]
 

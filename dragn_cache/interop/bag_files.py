@@ -121,7 +121,7 @@ def find_bag_files(folder: Path, suffix: str) -> dict[str, Path]:
             str(folder),
             expected=f"files named BAG{suffix}",
             got="none" if folder.exists() else "no such folder",
-            remedy="correct the path, or give --layout",
+            remedy="correct the path, or give `layout`",
         )
     return {bag_id: found[bag_id] for bag_id in sorted(found)}
 

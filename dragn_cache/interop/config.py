@@ -1,36 +1,33 @@
-"""Settings of an import."""
+"""Settings of an import of another tool's features."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
-from dragn_cache.options import at_least, one_of
+from dragn_cache.options import Settings, setting
 
 
-@dataclass(frozen=True)
-class ImportConfig:
-    """Settings of an import.
+class ImportConfig(Settings):
+    """Settings of an import of another tool's features."""
 
-    Attributes:
-        layout: of the source; None is recognised.
-        format: how parts are written.
-        dtype: how features are stored; None keeps the source's, exactly.
-        encoder: name of the network, where the source does not say it.
-        unmatched: ``refuse`` or ``drop`` bags that only the table or only the source has.
-        part_instances: the most instances of a part.
-    """
-
-    layout: str | None = None
-    format: Literal["hdf5", "zarr"] = "hdf5"
-    dtype: Literal["float16", "float32"] | None = None
-    encoder: str | None = None
-    unmatched: Literal["refuse", "drop"] = "refuse"
-    part_instances: int = 4096
-
-    def __post_init__(self) -> None:
-        one_of("--format", self.format, ("hdf5", "zarr"))
-        if self.dtype is not None:
-            one_of("--dtype", self.dtype, ("float16", "float32"))
-        one_of("--unmatched", self.unmatched, ("refuse", "drop"))
-        at_least("--part-instances", self.part_instances, 1)
+    layout: str | None = setting(
+        None,
+        help="clam, trident, stamp, pt, npy, torchmil, npz, anndata, hdf5 or zarr.",
+        shown_default="recognised",
+    )
+    format: Literal["hdf5", "zarr"] = setting("hdf5", help="Format of the parts.")
+    dtype: Literal["float16", "float32"] | None = setting(
+        None,
+        kind="numerics",
+        help="Convert the features.",
+        shown_default="as they are, exactly",
+    )
+    encoder: str | None = setting(
+        None, kind="features", help="The network's name, where the source has none."
+    )
+    unmatched: Literal["refuse", "drop"] = setting(
+        "refuse", help="Bags that only the table or only the source has."
+    )
+    part_instances: int = setting(
+        4096, ge=1, kind="plan", help="At most so many instances a part: what a kill can cost."
+    )

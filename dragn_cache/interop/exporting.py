@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dragn_cache.errors import InputError
+from dragn_cache.errors import InputError, SettingError
 from dragn_cache.files import require_file_names, sync_folder, sync_tree
 from dragn_cache.interop.layouts import TARGETS, require_layout
 from dragn_cache.interop.target import Target
@@ -71,8 +71,8 @@ def choose_tap(store: Store, target: Target, name: str | None) -> Tap:
         InputError: the layout holds all taps and one was asked for, or it holds no maps.
     """
     if name is not None and target.holds_all:
-        raise InputError(
-            "--tap",
+        raise SettingError(
+            "tap",
             expected=f"none: layout {target.layout} holds every tap",
             got=repr(name),
             remedy="leave it out",
@@ -85,7 +85,7 @@ def choose_tap(store: Store, target: Target, name: str | None) -> Tap:
             f"layout {target.layout}",
             expected="a vector for each instance",
             got=f"tap {tap.name!r}, maps of {'×'.join(map(str, tap.shape))}",
-            remedy="give another --tap, or export to --layout hdf5 or zarr",
+            remedy="give another `tap`, or export to `layout=hdf5` or zarr",
         )
     return tap
 
@@ -97,7 +97,7 @@ def _require_new_target(out: Path, target: Target) -> None:
             str(out),
             expected="a path where nothing is",
             got="a folder" if out.is_dir() else "a file",
-            remedy="give another --out, or remove it",
+            remedy="give another `out`, or remove it",
         )
 
 
@@ -112,7 +112,7 @@ def _write_beside(out: Path, write: Callable[[Path], None]) -> None:
                 str(out),
                 expected="a path that nobody else writes to",
                 got="another export at work",
-                remedy="let it finish, or give another --out",
+                remedy="let it finish, or give another `out`",
             )
         shutil.rmtree(scratch, ignore_errors=True)  # what a killed export has left
         try:

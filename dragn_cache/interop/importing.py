@@ -177,7 +177,7 @@ def _require_matched(
             where,
             expected="one row for each bag of features",
             got=" and ".join(found),
-            remedy="correct the table, or give --unmatched drop to leave them out",
+            remedy="correct the table, or give `unmatched=drop` to leave them out",
         )
 
 
@@ -260,9 +260,9 @@ def _named(made_by: MadeBy, encoder: str, first: str) -> MadeBy:
     if made_by.encoder not in (UNKNOWN, encoder):
         raise InputError(
             first,
-            expected=f"features of {encoder} (--encoder)",
+            expected=f"features of {encoder} (`encoder`)",
             got=f"features of {made_by.encoder}",
-            remedy="leave --encoder out, or correct it",
+            remedy="leave `encoder` out, or correct it",
         )
     return replace(made_by, encoder=encoder)
 

@@ -108,7 +108,7 @@ def find_layout(path: Path) -> str:
         str(path),
         expected=f"features in one of the layouts {', '.join(SOURCES)}",
         got=got if seen.files or not path.exists() else "an empty folder",
-        remedy="correct the path, or say which with --layout",
+        remedy="correct the path, or say which with `layout`",
     )
 
 

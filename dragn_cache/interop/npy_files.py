@@ -73,7 +73,7 @@ def _labels(path: Path) -> tuple[str, ...]:
         str(path),
         expected="the number of a class, or a 0 or 1 for each label",
         got=f"{values.dtype} {values.shape}",
-        remedy="correct it, or give the labels with --bags CSV",
+        remedy="correct it, or give the labels in a table of bags",
     )
 
 

@@ -123,7 +123,7 @@ def exact_dtype(where: str, values: Array) -> DType:
         where,
         expected="values that float32 holds exactly",
         got=f"{values.dtype} with {values[~same].flat[0]!r}",
-        remedy="give --dtype float32 to have them rounded",
+        remedy="give `dtype=float32` to have them rounded",
     )
 
 
@@ -147,7 +147,7 @@ def stored_values(where: str, bag_id: str, values: Array, dtype: DType) -> Array
         f"{where}, bag {bag_id!r}",
         expected=f"finite values up to {np.finfo(dtype).max:g} ({dtype})",
         got=f"{value:g}",
-        remedy="use --dtype float32" if np.isfinite(value) else "mend or leave out this bag",
+        remedy="use `dtype=float32`" if np.isfinite(value) else "mend or leave out this bag",
     )
 
 

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
-from dragn_cache.options import one_of
+from dragn_cache.options import Settings, setting
 
 
-@dataclass(frozen=True)
-class ExplainConfig:
-    """Settings of looking inside a run.
+class ExplainConfig(Settings):
+    """Settings of looking inside a run."""
 
-    Attributes:
-        method: ``attention``, ``cosine``, ``leave-one-out``, or ``auto``: attention where the
-            aggregator has one, else cosine for DRAGN and HAMIL, else leave-one-out.
-        split: only bags that were on this side when the run was trained; None is all.
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
-        h5: whether one .h5 per bag is written beside the table.
-    """
-
-    method: Literal["auto", "attention", "cosine", "leave-one-out"] = "auto"
-    split: Literal["train", "validation", "test"] | None = None
-    device: str = "cpu"
-    h5: bool = True
-
-    def __post_init__(self) -> None:
-        one_of("--method", self.method, ("auto", "attention", "cosine", "leave-one-out"))
-        if self.split is not None:
-            one_of("--split", self.split, ("train", "validation", "test"))
+    method: Literal["auto", "attention", "cosine", "leave-one-out"] = setting(
+        "auto",
+        help="auto: attention, else cosine (dragn, hamil), else leave-one-out.",
+    )
+    split: Literal["train", "validation", "test"] | None = setting(
+        None, help="Only bags that were on this side when the run was trained.", shown_default="all"
+    )
+    device: str = setting("cpu", help="cpu, cuda or cuda:N.")
+    h5: bool = setting(True, help="Also one .h5 per bag, as CLAM names it.")

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from dragn_cache.aggregators.dragn import Dragn
 from dragn_cache.aggregators.hamil import Hamil
 from dragn_cache.devices import find_device, memory_for_features
-from dragn_cache.errors import InputError, UnknownNameError
+from dragn_cache.errors import InputError, SettingError, UnknownNameError
 from dragn_cache.files import require_file_names, require_new, write_csv
 from dragn_cache.loading.labelling import Labelling
 from dragn_cache.loading.stored import load_bags
@@ -110,7 +110,9 @@ def explain_run(
     method = choose_method(model, config.method)
     chosen = choose_bags(store, run, bags, config.split)
     if config.h5:
-        require_file_names([bag.bag_id for bag in chosen], remedy="leave out the .h5 with --no-h5")
+        require_file_names(
+            [bag.bag_id for bag in chosen], remedy="leave out the .h5 with `h5=False`"
+        )
     labelling = Labelling(tuple(chosen), tuple(record["labels"]), record["task"])
     tap, memory = store.tap(record["tap"]), memory_for_features("auto", device)
     labelling, features = load_bags(store, tap, labelling, memory, warn)
@@ -152,15 +154,15 @@ def choose_method(model: Model, method: str) -> str:
             return "attention"
         return "cosine" if isinstance(aggregator, Dragn | Hamil) else "leave-one-out"
     if method == "attention" and not attends:
-        raise InputError(
-            "--method attention",
+        raise SettingError(
+            "method",
             expected="an aggregator with attention",
             got=name,
             remedy="choose cosine or leave-one-out",
         )
     if method == "cosine" and (aggregator is None or aggregator.out_dim != aggregator.in_shape[0]):
-        raise InputError(
-            "--method cosine",
+        raise SettingError(
+            "method",
             expected="an aggregator whose embedding is as wide as the features",
             got=name if aggregator is None else f"{aggregator.out_dim} of {name}",
             remedy="choose leave-one-out",
@@ -182,7 +184,7 @@ def choose_bags(
     elif isinstance(bags, Path):
         wanted = {bag.bag_id: f"{bag.file}:{bag.line}" for bag in read_bags(bags)[0]}
     else:
-        wanted = dict.fromkeys(bags, "--bags")
+        wanted = dict.fromkeys(bags, "`bags`")
     for bag_id, where in wanted.items():
         if bag_id not in known:
             remedy = f"correct {where}, or see {store.path / 'manifest' / 'bags.csv'}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dragn_cache.errors import InputError
-from dragn_cache.options import at_least, one_of
+from dragn_cache.old_options import at_least, one_of
 from dragn_cache.training.config import TrainConfig
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from dragn_cache.errors import InputError
 from dragn_cache.machine import parse_memory
-from dragn_cache.options import at_least, one_of, within
+from dragn_cache.old_options import at_least, one_of, within
 from dragn_cache.scoring.decisions import require_rule
 
 

@@ -20,7 +20,7 @@ from dragn_cache.classical import (
 )
 from dragn_cache.errors import InputError
 from dragn_cache.loading.stored import StoredBags
-from dragn_cache.options import flag
+from dragn_cache.old_options import flag
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.scaling import Standardise
 from dragn_cache.training.config import TrainConfig

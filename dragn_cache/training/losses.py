@@ -26,7 +26,7 @@ from torch import Tensor
 
 from dragn_cache.aggregators.supervision import Criterion
 from dragn_cache.errors import InputError
-from dragn_cache.options import check_number, check_whole, choose
+from dragn_cache.old_options import check_number, check_whole, choose
 from dragn_cache.types import Task
 
 # --- criteria ----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, ReduceLROnPlateau
 
 from dragn_cache.errors import InputError
-from dragn_cache.options import check_number, check_whole, choose
+from dragn_cache.old_options import check_number, check_whole, choose
 from dragn_cache.training.config import TrainConfig
 
 Monitor = Literal["loss", "f1_macro"]

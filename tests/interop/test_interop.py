@@ -593,7 +593,7 @@ def test_a_table_of_other_bags_is_refused_or_joined(tmp_path: Path) -> None:
     table.write_text("bag_id,labels\ns2,x\ns9,y\ns8,y\n")
     match = (
         r"t\.csv: expected one row for each bag of features, got 2 rows without features "
-        r"\(s9, s8\) and 2 bags of features without a row \(s1, s3\); .*--unmatched drop"
+        r"\(s9, s8\) and 2 bags of features without a row \(s1, s3\); .*`unmatched=drop`"
     )
     with pytest.raises(InputError, match=match):
         import_features(source, tmp_path / "a", bags_csv=table)
@@ -621,7 +621,7 @@ BAD_ARRAYS: dict[str, tuple[np.ndarray, str]] = {
     "another width": (ROWS[:, :3], r"b\.npy: expected what .*a\.npy has, features of 5, got .*3"),
     "text": (np.full((2, 5), "x"), r"b\.npy: expected numbers, got type <U1"),
     "complex": (ROWS.astype(np.complex64), r"expected numbers, got type complex64"),
-    "too fine": (ROWS.astype(np.float64) + 1e-12, r"float32 holds exactly.*--dtype float32"),
+    "too fine": (ROWS.astype(np.float64) + 1e-12, r"float32 holds exactly.*`dtype=float32`"),
     "too long": (np.full((2, 5), 2**24 + 1), r"float32 holds exactly, got int64 with .*16777217"),
 }
 
@@ -644,7 +644,7 @@ def test_a_type_asked_for_rounds(tmp_path: Path) -> None:
     import_features(source, tmp_path / "s", ImportConfig(dtype="float32"))
     assert open_store(tmp_path / "s").bag("a").tolist() == (ROWS + 1e-12).astype("f4").tolist()
     np.save(source / "a.npy", np.array([[7e4]]))
-    with pytest.raises(InputError, match=r"up to 65504.*got 70000; use --dtype float32"):
+    with pytest.raises(InputError, match=r"up to 65504.*got 70000; use `dtype=float32`"):
         import_features(source, tmp_path / "t", ImportConfig(dtype="float16"))
 
 
@@ -758,7 +758,7 @@ def test_an_npz_that_cannot_be_right_is_refused(
     ],
 )
 def test_ids_that_are_no_file_name_are_refused(ids: list[str], match: str) -> None:
-    with pytest.raises(InputError, match=rf"{match}.*export to --layout hdf5"):
+    with pytest.raises(InputError, match=rf"{match}.*export to `layout=hdf5`"):
         require_file_names(ids)
     require_file_names(["a", "b.c", "ä" * 125, "b c"])
 
@@ -805,14 +805,14 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     store = make_store(tmp_path / "a", {"s1": 3, "s2": 1, "s3": 2})
     with pytest.raises(UnknownNameError, match=r"layout: .*did you mean clam"):
         export_features(store, tmp_path / "out", "clan")
-    with pytest.raises(InputError, match="--tap: expected none: layout zarr holds every tap"):
+    with pytest.raises(InputError, match=r"^tap: expected none: layout zarr holds every tap"):
         export_features(store, tmp_path / "out", "zarr", tap="gap")
     with pytest.raises(UnknownNameError, match=r"tap: .*did you mean gap"):
         export_features(store, tmp_path / "out", "clam", tap="gaps")
     with pytest.raises(UnknownNameError, match=r"layout: .*did you mean torchmil"):
         import_features(tmp_path, tmp_path / "b", ImportConfig(layout="torchmill"))
     export_features(store, tmp_path / "out", "clam")
-    with pytest.raises(InputError, match=r"--encoder\), got features of net/7"):
+    with pytest.raises(InputError, match=r"`encoder`\), got features of net/7"):
         import_features(tmp_path / "out", tmp_path / "b", ImportConfig(encoder="net7"))
 
 

@@ -14,7 +14,7 @@ from dragn_cache.errors import InputError
 from dragn_cache.scoring import intervals, metrics
 from dragn_cache.scoring.decisions import DEFAULT
 from dragn_cache.scoring.metrics import evaluate
-from dragn_cache.scoring.score_table import SCORES
+from dragn_cache.scoring.score_table import SCORES, ScoreTable
 
 # Five bags, three labels; the third is never true. By default, thresholds are .5 .5 .4 .3 .4.
 TARGETS = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0], [1, 0, 0]])
@@ -197,7 +197,7 @@ def test_perfect_and_constant_predictions() -> None:
 def test_weights_are_repetitions_of_bags() -> None:
     y, p = random_problem(6, bags=19, decimals=1)
     counts = np.random.default_rng(2).integers(0, 4, size=(5, 19))
-    table = metrics._Table.of(y.astype(float), p, "multilabel", DEFAULT)
+    table = ScoreTable.of(y.astype(float), p, "multilabel", DEFAULT)
     scores, _, _ = table.scores(counts.astype(float))
     for row, count in enumerate(counts):
         want = without_intervals(y.repeat(count, axis=0), p.repeat(count, axis=0))

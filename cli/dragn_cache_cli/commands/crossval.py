@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dragn_cache_cli.options import takes_train_config
+from dragn_cache_cli.training_options import takes_train_config
 
 if TYPE_CHECKING:
     from dragn_cache.studies.crossval import CrossvalResult

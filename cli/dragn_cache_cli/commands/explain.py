@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from dragn_cache.runs.config import ExplainConfig
+from dragn_cache_cli.options import takes
 
+
+@takes(ExplainConfig)
 def explain(
+    config: ExplainConfig,
     run: Annotated[Path, typer.Argument(help="A run folder of train-agg.")],
     store: Annotated[Path, typer.Option(help="A store with the same features.")],
     out: Annotated[Path, typer.Option(help="Folder for instances.csv and h5_files/.")],
-    method: Annotated[
-        Literal["auto", "attention", "cosine", "leave-one-out"],
-        typer.Option(help="auto: attention, else cosine (dragn, hamil), else leave-one-out."),
-    ] = "auto",
     bags: Annotated[
         str | None, typer.Option(help="Only these: ids separated by commas, or a CSV with bag_id.")
     ] = None,
-    split: Annotated[
-        Literal["train", "validation", "test"] | None,
-        typer.Option(help="Only bags that were on this side when the run was trained."),
-    ] = None,
-    h5: Annotated[bool, typer.Option(help="Also one .h5 per bag, as CLAM names it.")] = True,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what was written as JSON.")
     ] = False,
@@ -33,12 +28,10 @@ def explain(
 
     Example: dragn-cache explain runs/hpa-l3 --store hpa.features --split test --out hpa-explained
     """
-    from dragn_cache.runs.config import ExplainConfig
     from dragn_cache.runs.explain import explain_run
     from dragn_cache.store import open_store
     from dragn_cache_cli import parsing, screen
 
-    config = ExplainConfig(method=method, split=split, device=device, h5=h5)
     with screen.progress_bar("explaining", "instances") as progress:
         explained = explain_run(
             run,
@@ -58,7 +51,7 @@ def explain(
                 "instances": len(explained.scores),
                 "columns": explained.columns,
                 "instances_csv": str(table),
-                "h5_files": str(out / "h5_files") if h5 else None,
+                "h5_files": str(out / "h5_files") if config.h5 else None,
             }
         )
         return

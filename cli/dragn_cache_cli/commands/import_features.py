@@ -3,41 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from dragn_cache.interop.config import ImportConfig
+from dragn_cache_cli.options import takes
 
 if TYPE_CHECKING:
     from dragn_cache.interop import ImportReport
 
 
+@takes(ImportConfig)
 def import_features(
+    config: ImportConfig,
     source: Annotated[Path, typer.Argument(help="A folder or a file with features.")],
     out: Annotated[Path, typer.Option(help="The store to make or to go on with.")],
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            help="clam, trident, stamp, pt, npy, torchmil, npz, anndata, hdf5 or zarr. [recognised]"
-        ),
-    ] = None,
     bags: Annotated[
         Path | None, typer.Option(help="A table of bags: labels, splits, groups, order.")
     ] = None,
-    unmatched: Annotated[
-        Literal["refuse", "drop"],
-        typer.Option(help="Bags that only the table or only the source has."),
-    ] = "refuse",
-    encoder: Annotated[
-        str | None, typer.Option(help="The network's name, where the source has none.")
-    ] = None,
-    format: Annotated[Literal["hdf5", "zarr"], typer.Option(help="Format of the parts.")] = "hdf5",
-    dtype: Annotated[
-        Literal["float16", "float32"] | None,
-        typer.Option(help="Convert the features. [as they are, exactly]"),
-    ] = None,
-    part_instances: Annotated[
-        int, typer.Option(help="At most so many instances a part: what a kill can cost.")
-    ] = 4096,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> None:
     """Make a store of features that another tool has computed.
@@ -48,17 +32,8 @@ def import_features(
     Example: dragn-cache import clam_features/ --bags labels.csv --out mine.features
     """
     from dragn_cache.interop import import_features as run
-    from dragn_cache.interop.config import ImportConfig
     from dragn_cache_cli import screen
 
-    config = ImportConfig(
-        layout=layout,
-        format=format,
-        dtype=dtype,
-        encoder=encoder,
-        unmatched=unmatched,
-        part_instances=part_instances,
-    )
     with screen.progress_bar("checking and importing", "bags") as progress:
         report = run(source, out, config, bags_csv=bags, progress=progress)
     if as_json:

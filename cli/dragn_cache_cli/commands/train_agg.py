@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dragn_cache_cli.options import takes_train_config
+from dragn_cache_cli.training_options import takes_train_config
 
 if TYPE_CHECKING:
     from dragn_cache.training.config import TrainConfig
