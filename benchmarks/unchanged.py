@@ -134,7 +134,7 @@ def make(out: Path) -> None:
     paths = [str(Path(folder).resolve()) for folder in folders if folder]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     run = partial(subprocess.run, cwd=out, env=environment, capture_output=True, text=True)
-    where = "import dragn_cache; print(dragn_cache.__file__)"
+    where = "import dragn_cache, dragn_cache_cli as cli; print(dragn_cache.__file__, cli.__file__)"
     print("code:", run([sys.executable, "-c", where]).stdout.strip())
     begun = time.perf_counter()
     for step in STEPS:
