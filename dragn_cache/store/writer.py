@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -51,6 +51,8 @@ from dragn_cache.store.schema import (
 
 TABLES = "tables"
 """The claim that is held while store.json, manifest/ or failures.csv is written."""
+_INTACT, _LOST = "intact", "lost"
+"""A file in every scratch folder; the suffix of one that is being removed."""
 _HALF_WRITTEN = re.compile(r"\.(store\.json|failures\.csv)\..*tmp|\.manifest(\..*)?")
 _OURS = re.compile(rf"{_HALF_WRITTEN.pattern}|parts")
 
@@ -239,10 +241,12 @@ class StoreWriter:
     def part(self, part: PartPlan) -> Iterator[PartWriter]:
         """Collect one part's rows; on a clean exit the part is written, synced and renamed."""
         folder = self.path / "parts" / f".{part.name}.{self.claims.token}"
+        intact = folder / _INTACT
         if not self.claims.holds(part.name):
             self.claims.wait(part.name)
         try:
             folder.mkdir()
+            intact.touch()
             description = self.description
             writer = PartWriter(folder, self.manifest, part, description.taps, description.views)
             try:
@@ -253,7 +257,7 @@ class StoreWriter:
         except FileNotFoundError:
             # A process that was suspended for longer than its claim lives finds its folder gone:
             # the part is another's now. Any other missing file is an error.
-            if folder.exists() or not (self.path / "parts").exists():
+            if intact.exists() or not (self.path / "parts").exists():
                 raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -266,6 +270,8 @@ class StoreWriter:
         description = self.description
         self.format.write(growing, index, description.taps, description.views, writer.rows)
         sync_tree(growing)
+        # Zarr makes missing folders anew: a part that lost its first files would look complete.
+        (folder / _INTACT).stat()
         if not self.part_path(part).exists():  # another process may have been faster
             try:
                 growing.rename(self.part_path(part))
@@ -430,10 +436,18 @@ def remove_leftovers(path: Path) -> None:
 
     Only for the holder of the claim `TABLES`: nobody else writes the files beside the parts.
     """
+    # The folders first: one that is made after the look at the claims belongs to a new claim.
+    folders = [folder for folder in (path / "parts").glob(".?????.*") if folder.is_dir()]
+    folders.sort(reverse=True)  # one that a killed process was removing comes before its namesake
     tokens = living_tokens(path / "parts")
-    for folder in (path / "parts").glob(".?????.*"):
-        if folder.is_dir() and folder.name.rpartition(".")[2] not in tokens:
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in folders:
+        if folder.name.rpartition(".")[2] not in tokens:
+            # Renamed before it is emptied: if its holder lives after all (it was suspended), it
+            # cannot complete a part of which some files are gone.
+            emptied = folder.with_name(f"{folder.name}.{_LOST}")
+            with suppress(OSError):
+                folder.rename(emptied)
+            shutil.rmtree(emptied, ignore_errors=True)
     for left in path.iterdir():
         if _HALF_WRITTEN.fullmatch(left.name):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
