@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from dragn_cache.errors import ManifestError, StoreError
@@ -17,6 +18,7 @@ from dragn_cache.store.plan import PartPlan
 
 TABLES = "tables"
 """The claim that is held while store.json, manifest/ or failures.csv is written."""
+_LOST = "lost"  # the suffix of a scratch folder that is being removed
 HALF_WRITTEN = re.compile(r"\.(store\.json|failures\.csv)\..*tmp|\.manifest(\..*)?")
 
 
@@ -72,10 +74,18 @@ def remove_leftovers(path: Path) -> None:
 
     Only for the holder of the claim `TABLES`: nobody else writes the files beside the parts.
     """
+    # The folders first: one that is made after the look at the claims belongs to a new claim.
+    folders = [folder for folder in (path / "parts").glob(".?????.*") if folder.is_dir()]
+    folders.sort(reverse=True)  # one that a killed process was removing comes before its namesake
     tokens = living_tokens(path / "parts")
-    for folder in (path / "parts").glob(".?????.*"):
-        if folder.is_dir() and folder.name.rpartition(".")[2] not in tokens:
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in folders:
+        if folder.name.rpartition(".")[2] not in tokens:
+            # Renamed before it is emptied: if its holder lives after all (it was suspended), it
+            # cannot complete a part of which some files are gone.
+            emptied = folder.with_name(f"{folder.name}.{_LOST}")
+            with suppress(OSError):
+                folder.rename(emptied)
+            shutil.rmtree(emptied, ignore_errors=True)
     for left in path.iterdir():
         if HALF_WRITTEN.fullmatch(left.name):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)

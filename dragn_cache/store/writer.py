@@ -40,6 +40,7 @@ from dragn_cache.store.tables import (
     write_tables,
 )
 
+_INTACT = "intact"  # a file in every scratch folder
 _OURS = re.compile(rf"{HALF_WRITTEN.pattern}|parts")
 
 
@@ -84,10 +85,12 @@ class StoreWriter:
     def part(self, part: PartPlan) -> Iterator[PartWriter]:
         """Collect one part's rows; on a clean exit the part is written, synced and renamed."""
         folder = self.path / "parts" / f".{part.name}.{self.claims.token}"
+        intact = folder / _INTACT
         if not self.claims.holds(part.name):
             self.claims.wait(part.name)
         try:
             folder.mkdir()
+            intact.touch()
             description = self.description
             writer = PartWriter(folder, self.manifest, part, description.taps, description.views)
             try:
@@ -98,7 +101,7 @@ class StoreWriter:
         except FileNotFoundError:
             # A process that was suspended for longer than its claim lives finds its folder gone:
             # the part is another's now. Any other missing file is an error.
-            if folder.exists() or not (self.path / "parts").exists():
+            if intact.exists() or not (self.path / "parts").exists():
                 raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -111,6 +114,8 @@ class StoreWriter:
         description = self.description
         self.format.write(growing, index, description.taps, description.views, writer.rows)
         sync_tree(growing)
+        # Zarr makes missing folders anew: a part that lost its first files would look complete.
+        (folder / _INTACT).stat()
         if not self.part_path(part).exists():  # another process may have been faster
             try:
                 growing.rename(self.part_path(part))

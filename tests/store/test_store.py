@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -31,6 +32,8 @@ from dragn_cache.store import (
     open_writer,
     plan_parts,
 )
+from dragn_cache.store import tables
+from dragn_cache.store.claims import Claims, living_tokens
 from dragn_cache.store.zarr_format import chunk_and_shard_rows
 
 SIZES = [3, 1, 5, 2, 7, 1]
@@ -236,6 +239,58 @@ def leave_a_dead_claim(store: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", program, str(store / "parts")], check=True)
     assert len(list((store / "parts").glob(".00003.*"))) == 2
+
+
+def test_a_claim_that_comes_while_leftovers_are_removed_keeps_its_folder(
+    tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = write(tmp_path / "s", format) / "parts"
+    dead = parts / ".00001.0123456789abcdef"
+    dead.mkdir()
+    with Claims(parts) as claims:
+        new = parts / f".00003.{claims.token}"
+
+        def slow(folder: Path) -> set[str]:
+            tokens = living_tokens(folder)
+            claims.acquire("00003")
+            new.mkdir()
+            return tokens
+
+        monkeypatch.setattr(tables, "living_tokens", slow)
+        tables.remove_leftovers(tmp_path / "s")
+        assert new.exists()
+        assert not dead.exists()
+
+
+def test_a_folder_is_no_longer_its_holders_while_it_is_emptied(
+    tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = write(tmp_path / "s", format) / "parts"
+    dead = parts / ".00001.0123456789abcdef"
+    dead.mkdir()
+    there = []
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **how: there.append(dead.exists()))
+    tables.remove_leftovers(tmp_path / "s")
+    assert there == [False]
+
+
+def test_a_part_whose_folder_was_taken_away_is_not_completed(
+    tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, table, description = tmp_path / "s", manifest(), describe(format)
+    made = open_writer(path, description, plan_parts(SIZES, description.row_bytes, 6), table)
+    complete = type(made.format).write
+
+    def write_half(self: object, growing: Path, *args: Any) -> None:
+        complete(made.format, growing, *args)
+        shutil.rmtree(growing.parent)
+        growing.mkdir(parents=True)  # as Zarr does for its next file
+        (growing / "zarr.json").write_text("{}")
+
+    monkeypatch.setattr(type(made.format), "write", write_half)
+    with made.part(made.parts[0]):
+        pass
+    assert list((path / "parts").iterdir()) == []
 
 
 def test_an_exception_leaves_no_part_and_no_scratch(tmp_path: Path, format: str) -> None:
