@@ -108,7 +108,8 @@ class ExtractConfig:
         Its taps belong to its backbone: with another backbone they are left out.
         """
         given = {key: value for key, value in asdict(self).items() if value is not None}
-        if defaults.get("backbone", self.backbone) != (self.backbone or defaults.get("backbone")):
+        own = defaults.get("backbone")
+        if self.backbone is not None and own is not None and self.backbone != own:
             defaults = {key: value for key, value in defaults.items() if key != "taps"}
         filled: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value

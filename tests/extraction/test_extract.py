@@ -515,12 +515,24 @@ def test_a_damaged_part_is_named_by_extract(
         extract(manifest, config(format=format), tmp_path / "s")
 
 
-def test_taps_of_the_data_set_are_for_its_backbone_only() -> None:
-    defaults = {"backbone": "resnet18", "taps": ["layer4"], "size": [96, 64]}
-    own = ExtractConfig().with_defaults(defaults)
-    assert (own.backbone, own.taps, own.size) == ("resnet18", ("layer4",), (96, 64))
-    other = ExtractConfig(backbone="vgg11").with_defaults(defaults)
-    assert (other.backbone, other.taps, other.size) == ("vgg11", None, (96, 64))
+@pytest.mark.parametrize(
+    ("asked", "named", "backbone", "taps"),
+    [
+        (None, None, "resnet50", ("layer4",)),
+        (None, "resnet18", "resnet18", ("layer4",)),
+        ("vgg11", None, "vgg11", ("layer4",)),
+        ("resnet18", "resnet18", "resnet18", ("layer4",)),
+        ("vgg11", "resnet18", "vgg11", None),
+    ],
+)
+def test_taps_of_the_data_set_are_for_its_backbone_only(
+    asked: str | None, named: str | None, backbone: str, taps: tuple[str, ...] | None
+) -> None:
+    defaults: dict[str, object] = {"taps": ["layer4"], "size": [96, 64]}
+    if named is not None:
+        defaults["backbone"] = named
+    filled = ExtractConfig(backbone=asked).with_defaults(defaults)
+    assert (filled.backbone, filled.taps, filled.size) == (backbone, taps, (96, 64))
 
 
 def test_one_channel_feeds_all_three_inputs() -> None:
