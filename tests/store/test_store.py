@@ -31,8 +31,8 @@ from dragn_cache.store import (
     open_store,
     open_writer,
     plan_parts,
+    tables,
 )
-from dragn_cache.store import tables
 from dragn_cache.store.claims import Claims, living_tokens
 from dragn_cache.store.zarr_format import chunk_and_shard_rows
 
