@@ -369,8 +369,8 @@ from pathlib import Path
 if __name__ != "__main__":
     Path({str(tmp_path / "imported")!r}).touch()
 else:
-    from dragn_cache.config import ExtractConfig
-    from dragn_cache.extract import extract
+    from dragn_cache.extraction.config import ExtractConfig
+    from dragn_cache.extraction.extract import extract
     from dragn_cache.manifest import read_manifest
     settings = ExtractConfig(
         backbone="squeezenet1_1", weights="random", size=(32, 48), workers=3, batch_size=4
