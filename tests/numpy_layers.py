@@ -37,12 +37,12 @@ def rows_of(bags: RaggedBags, k: int) -> slice:
     return slice(*bags.offsets[k : k + 2].tolist())
 
 
-def shaken(module: Module, *, seed: int = 3) -> Module:
+def shaken(module: Module, *, by: float = 0.2, seed: int = 3) -> Module:
     """The module with every parameter moved, so that no norm or bias is trivial."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(by * torch.randn(parameter.shape, generator=generator))
     return module
 
 
