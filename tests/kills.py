@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 from conftest import write_dataset
+from folder_bytes import tree
 
 from dragn_cache.extraction.config import ExtractConfig
 from dragn_cache.extraction.extract import extract
@@ -48,13 +49,6 @@ class Outcome:
 
     counted: bool
     killed: int
-
-
-def tree(path: Path) -> dict[str, bytes]:
-    """Every file of a folder, hidden ones too."""
-    return {
-        str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()
-    }
 
 
 class Kills:

@@ -1,4 +1,4 @@
-"""The recursion as the paper's plain loop, and random DRAGN aggregators to compare with it."""
+"""DRAGN's recursion as the paper's plain loop, and random aggregators and bags to compare on."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from torch import Tensor, nn
 
 from dragn_cache.aggregators import create_aggregator
 from dragn_cache.aggregators.dragn import Dragn
-from dragn_cache.aggregators.recursion import library
 from dragn_cache.devices import one_thread
+from dragn_cache.machine import find_compiler
 from dragn_cache.ragged import RaggedBags
 
 SIZES = [4, 13, 1, 9, 2, 3, 12, 5, 8, 6, 11, 7, 10]  # each of 1..13, no two of a parity adjacent
 Unit = Callable[[Tensor], Tensor]
+
+needs_compiler = pytest.mark.skipif(
+    find_compiler() is None, reason="needs a C++ compiler; PyTorch computes without"
+)
 
 
 def dragn(in_shape: tuple[int, ...], *, seed: int = 0, **options: Any) -> Dragn:
@@ -44,6 +48,7 @@ def norms_of(aggregator: Dragn) -> list[nn.BatchNorm2d]:
 def draw(
     in_shape: tuple[int, ...], sizes: list[int] = SIZES, dtype: torch.dtype = torch.float32
 ) -> RaggedBags:
+    """The same values in every dtype, but for its rounding."""
     generator = torch.Generator().manual_seed(1)
     rows = torch.randn(sum(sizes), *in_shape, generator=generator, dtype=torch.float64)
     offsets = torch.tensor([0, *accumulate(sizes)])
@@ -133,8 +138,3 @@ def assert_like_the_loop(
         buffers = dict(copy.named_buffers())
         for name, buffer in unit.named_buffers():
             assert close(buffer.double(), buffers[name].double(), values), name
-
-
-needs_compiler = pytest.mark.skipif(
-    library.find_compiler() is None, reason="needs a C++ compiler; PyTorch computes without"
-)

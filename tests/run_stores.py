@@ -33,7 +33,7 @@ TAPS = (Tap("layer4", (CHANNELS, HEIGHT, WIDTH), "float32"), Tap("gap", (CHANNEL
 Features = dict[str, NDArray[np.float32]]
 
 
-def make_bags(count: int, *, seed: int = 0, task: Task = "multilabel", most: int = 7) -> list[Bag]:
+def make_bags(count: int, *, seed: int = 0, task: Task = "multilabel") -> list[Bag]:
     """Bags in groups of up to three, of seeded labels; ids have leading zeros."""
     rng = np.random.default_rng(seed)
     bags = []
@@ -128,6 +128,7 @@ def write_store(
 
 
 def make_data(task: Task = "multilabel", count: int = 41) -> LabelledBags:
+    """Bags with splits and their maps, labelled, without a store."""
     bags = with_splits(make_bags(count, task=task))
     features = make_features(bags)
     targets = np.array([[label in (bag.labels or ()) for label in LABELS] for bag in bags], np.int8)

@@ -5,14 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from numpy_layers import shaken
 from torch import Tensor
 
-from dragn_cache.aggregators import (
-    AGGREGATORS,
-    Aggregator,
-    create_aggregator,
-    options_of,
-)
+from dragn_cache.aggregators import AGGREGATORS, Aggregator, create_aggregator, options_of
 from dragn_cache.aggregators.supervision import Supervision
 from dragn_cache.ragged import RaggedBags
 
@@ -26,13 +22,10 @@ REQUIRED: dict[str, dict[str, Any]] = {
 
 
 def make(name: str, in_shape: tuple[int, ...], *, seed: int = 0) -> Aggregator:
-    """An aggregator in evaluation mode whose parameters are a little off their start."""
+    """An aggregator in evaluation mode, its parameters off their start."""
     torch.manual_seed(seed)
-    aggregator = create_aggregator(name, in_shape=in_shape, **REQUIRED.get(name, {})).eval()
-    with torch.no_grad():
-        for parameter in aggregator.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return aggregator
+    aggregator = create_aggregator(name, in_shape=in_shape, **REQUIRED.get(name, {}))
+    return shaken(aggregator, by=0.1).eval()
 
 
 def draw(in_shape: tuple[int, ...], sizes: list[int] = SIZES, *, seed: int = 1) -> RaggedBags:
@@ -48,4 +41,5 @@ def supervise(bags: int) -> Supervision:
 
 
 def relative(a: Tensor, b: Tensor) -> float:
+    """The largest difference, as a part of the largest entry of ``b``."""
     return float(((a - b).abs().max() / b.abs().max()).detach())

@@ -1,9 +1,8 @@
-"""Settings of a small extraction, and a folder as bytes."""
+"""Settings of a small extraction."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from dragn_cache.extraction.config import ExtractConfig
 
@@ -19,10 +18,5 @@ CONFIG = ExtractConfig(
 
 
 def config(**changes: object) -> ExtractConfig:
+    """`CONFIG` with some settings changed."""
     return replace(CONFIG, **changes)  # type: ignore[arg-type]
-
-
-def tree(path: Path) -> dict[str, bytes]:
-    return {
-        str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()
-    }

@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from numpy_layers import (
+    assert_close,
+    instances_of,
+    linear,
+    random_bags,
+    relu_network,
+    rows_of,
+    sigmoid,
+    softmax,
+    weights_of,
+)
 
 from dragn_cache.aggregators import Aggregator, create_aggregator
 from dragn_cache.errors import InputError
@@ -24,40 +34,26 @@ def make(name: str, in_shape: tuple[int, ...] = (WIDTH,), **options: Any) -> Agg
     return create_aggregator(name, in_shape=in_shape, attn_dim=ATTENTION, **options)
 
 
-def draw(*shape: int) -> RaggedBags:
-    generator = torch.Generator().manual_seed(1)
-    return RaggedBags.from_list([torch.randn(n, *shape, generator=generator) for n in SIZES])
-
-
-def linear(weights: dict[str, NDArray[Any]], layer: str, x: NDArray[Any]) -> NDArray[Any]:
-    return x @ weights[f"{layer}.weight"].T + weights.get(f"{layer}.bias", 0)
-
-
 @every_form
 @pytest.mark.parametrize("embed", [(), (11,), (23, 11)])
 def test_it_is_what_the_paper_says(name: str, embed: tuple[int, ...]) -> None:
-    aggregator, bags = make(name, embed=embed), draw(WIDTH)
-    w = {k: v.double().numpy() for k, v in aggregator.state_dict().items()}
-    result = aggregator(bags)
+    aggregator, bags = make(name, embed=embed), random_bags(SIZES, WIDTH)
+    w, result = weights_of(aggregator), aggregator(bags)
     assert aggregator.out_dim == (WIDTH, *embed)[-1]
-    for k in range(len(SIZES)):
-        h = bags.bag(k).double().numpy()
-        for layer in range(len(embed)):
-            h = np.maximum(linear(w, f"embed.{2 * layer}", h), 0)
+    for k, x in enumerate(instances_of(bags)):
+        h = relu_network(w, "embed", x)
         hidden = np.tanh(linear(w, "V", h))
         if name == "gated_abmil":
-            hidden = hidden / (1 + np.exp(-linear(w, "U", h)))
-        powers = np.exp(linear(w, "w", hidden)[:, 0])
-        a = powers / powers.sum()
-        rows = slice(*bags.offsets[k : k + 2].tolist())
-        np.testing.assert_allclose(result.attention[rows].detach(), a, rtol=1e-5)
-        np.testing.assert_allclose(result.embedding[k].detach(), a @ h, rtol=1e-4, atol=1e-6)
+            hidden = hidden * sigmoid(linear(w, "U", h))
+        a = softmax(linear(w, "w", hidden)[:, 0])
+        np.testing.assert_allclose(result.attention[rows_of(bags, k)].detach(), a, rtol=1e-5)
+        assert_close(result.embedding[k], a @ h)
 
 
 @every_form
 def test_it_equals_torchmils_with_the_same_weights(name: str) -> None:
     models = pytest.importorskip("torchmil.models", reason="torchmil is not installed")
-    ours, bags = make(name), draw(WIDTH)
+    ours, bags = make(name), random_bags(SIZES, WIDTH)
     head = torch.nn.Linear(WIDTH, 1)
     theirs = models.ABMIL(in_shape=(WIDTH,), att_dim=ATTENTION, gated=name == "gated_abmil")
     state = ours.state_dict()
@@ -84,7 +80,7 @@ def test_it_equals_torchmils_with_the_same_weights(name: str) -> None:
 
 @every_form
 def test_maps_are_averaged_first(name: str) -> None:
-    maps = draw(WIDTH, 2, 3)
+    maps = random_bags(SIZES, WIDTH, 2, 3)
     vectors = RaggedBags(maps.values.mean((2, 3)), maps.offsets)
     from_maps = make(name, (WIDTH, 2, 3))(maps)
     torch.testing.assert_close(from_maps.embedding, make(name)(vectors).embedding)

@@ -20,7 +20,7 @@ from numpy_layers import (
     relu_network,
     rows_of,
     softmax,
-    state_of,
+    weights_of,
 )
 
 from dragn_cache.aggregators import Aggregator, create_aggregator
@@ -51,15 +51,15 @@ def cosine(a: Array, b: Array) -> float:
 @pytest.mark.parametrize("branches", [1, 2, 5])
 def test_it_is_what_the_paper_says(branches: int) -> None:
     acmil, bags = make(branches=branches), random_bags(SIZES, WIDTH)
-    state = state_of(acmil)
+    w = weights_of(acmil)
     result = acmil(bags, supervise())
     logits, targets, similarities = [], [], []
     for k, x in enumerate(instances_of(bags)):
-        h = relu_network(state, "embed", x)
-        a = softmax(gated(state, "scores", h))  # (n, K)
+        h = relu_network(w, "embed", x)
+        a = softmax(gated(w, "scores", h), 0)  # (n, K)
         assert_close(result.attention[rows_of(bags, k)], a.mean(1))
         assert_close(result.embedding[k], a.mean(1) @ h)
-        logits += [linear(state, f"classifiers.{i}", a[:, i] @ h) for i in range(branches)]
+        logits += [linear(w, f"classifiers.{i}", a[:, i] @ h) for i in range(branches)]
         targets += [TARGETS[k].numpy()] * branches
         similarities += [cosine(a[:, i], a[:, j]) for i, j in combinations(range(branches), 2)]
     expected = binary_loss(np.array(logits), np.array(targets))

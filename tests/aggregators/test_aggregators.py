@@ -196,7 +196,7 @@ def test_a_class_of_ones_own_in_the_working_directory(
 ) -> None:
     (tmp_path / "my_pooling.py").write_text(
         "from dragn_cache.aggregators import Aggregated, Aggregator\n"
-        "from dragn_cache.aggregators.segments import segment_sum\n"
+        "from dragn_cache.ragged.segments import segment_sum\n"
         "class Sum(Aggregator):\n"
         "    needs, order_sensitive = 'vector', False\n"
         "    def __init__(self, in_shape, *, factor=1.0):\n"

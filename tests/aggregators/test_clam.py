@@ -18,7 +18,7 @@ from numpy_layers import (
     relu_network,
     rows_of,
     softmax,
-    state_of,
+    weights_of,
 )
 
 from dragn_cache.aggregators import Aggregator, create_aggregator
@@ -64,17 +64,17 @@ def published_loss(logits: Array, a: Array, targets: Array, *, ends: int, subtyp
 @pytest.mark.parametrize("embed", [(), EMBED, (17, EMBED)])
 def test_it_is_what_the_paper_says(name: str, subtyping: bool, embed: Any) -> None:
     clam, bags = make(name, subtyping=subtyping, embed=embed), random_bags(SIZES, WIDTH)
-    state = state_of(clam)
+    w = weights_of(clam)
     result = clam(bags, supervise())
     losses = []
     for k, x in enumerate(instances_of(bags)):
-        h = relu_network(state, "embed", x)
-        a = softmax(gated(state, "scores", h))
+        h = relu_network(w, "embed", x)
+        a = softmax(gated(w, "scores", h), 0)
         assert a.shape == (len(h), 1 if name == "clam_sb" else LABELS)
         expected = a[:, 0] if name == "clam_sb" else a
         assert_close(result.attention[rows_of(bags, k)], expected)
         assert_close(result.embedding[k], (a.T @ h).ravel())
-        logits = linear(state, "instance_classifiers", h).reshape(len(h), LABELS, 2)
+        logits = linear(w, "instance_classifiers", h).reshape(len(h), LABELS, 2)
         a = np.broadcast_to(a, (len(h), LABELS))
         losses.append(published_loss(logits, a, TARGETS[k].numpy(), ends=ENDS, subtyping=subtyping))
     assert losses[1] == 0  # one instance
@@ -88,9 +88,9 @@ def test_each_label_has_its_own_classifier() -> None:
     head = clam.head(LABELS)
     embedding = clam(bags).embedding
     assert sum(p.numel() for p in head.parameters()) == LABELS * (EMBED + 1)
-    state, parts = state_of(head), embedding.detach().double().numpy().reshape(-1, LABELS, EMBED)
-    expected = [[p @ w for p, w in zip(bag, state["weight"], strict=True)] for bag in parts]
-    assert_close(head(embedding), np.array(expected) + state["bias"])
+    w, parts = weights_of(head), embedding.detach().double().numpy().reshape(-1, LABELS, EMBED)
+    expected = [[p @ row for p, row in zip(bag, w["weight"], strict=True)] for bag in parts]
+    assert_close(head(embedding), np.array(expected) + w["bias"])
     assert isinstance(make("clam_sb").head(LABELS), torch.nn.Linear)
     with pytest.raises(InputError, match="expected the 3 labels that it has branches for, got 2"):
         clam.head(2)
@@ -104,8 +104,8 @@ def test_of_attentions_that_tie_the_first_are_on_top(name: str) -> None:
     targets = torch.tensor([[0.0, 1, 0]])
     bags.values.requires_grad_()
     clam(bags, supervise(targets)).loss.backward()
-    state = state_of(clam)
-    logits = linear(state, "instance_classifiers", bags.values.detach().double().numpy())
+    w = weights_of(clam)
+    logits = linear(w, "instance_classifiers", bags.values.detach().double().numpy())
     likelihood = np.log(softmax(logits.reshape(7, LABELS, 2)[:, 1], 1))
     expected = -np.mean([likelihood[0, 1], likelihood[1, 1], likelihood[5, 0], likelihood[6, 0]])
     assert clam(bags, supervise(targets)).loss.item() == pytest.approx(0.3 * expected, rel=1e-5)

@@ -13,7 +13,7 @@ from numpy_layers import (
     instances_of,
     random_bags,
     relu_network,
-    state_of,
+    weights_of,
 )
 
 from dragn_cache.aggregators import Aggregator, create_aggregator
@@ -37,13 +37,13 @@ def make(**options: Any) -> Aggregator:
 )
 def test_it_is_what_the_paper_says(pool: str, embed: Any, after: Any, width: int) -> None:
     deepsets, bags = make(pool=pool, embed=embed, after=after), random_bags(SIZES, WIDTH)
-    state = state_of(deepsets)
+    w = weights_of(deepsets)
     result = deepsets(bags)
     assert deepsets.out_dim == width
     assert result.attention is None
     for k, h in enumerate(instances_of(bags)):
-        pooled = getattr(np, pool)(relu_network(state, "phi", h), 0)
-        assert_close(result.embedding[k], relu_network(state, "rho", pooled))
+        pooled = getattr(np, pool)(relu_network(w, "phi", h), 0)
+        assert_close(result.embedding[k], relu_network(w, "rho", pooled))
 
 
 @every_pool

@@ -16,7 +16,7 @@ from numpy_layers import (
     random_bags,
     rows_of,
     softmax,
-    state_of,
+    weights_of,
 )
 
 from dragn_cache.aggregators import Aggregator, create_aggregator
@@ -43,20 +43,20 @@ def supervise(targets: torch.Tensor = TARGETS) -> Supervision:
 @pytest.mark.parametrize("value", ["identity", "linear", "relu"])
 def test_it_is_what_the_paper_says(query: str, value: str) -> None:
     dsmil, bags = make(query=query, value=value), random_bags(SIZES, WIDTH)
-    state = state_of(dsmil)
+    w = weights_of(dsmil)
     result = dsmil(bags, supervise())
     assert dsmil.out_dim == LABELS * WIDTH
     largest = []
     for k, h in enumerate(instances_of(bags)):
-        c, q, v = linear(state, "instances", h), linear(state, "query.0", h), h
+        c, q, v = linear(w, "instances", h), linear(w, "query.0", h), h
         if query == "mlp":
-            q = np.tanh(linear(state, "query.2", np.maximum(q, 0)))
+            q = np.tanh(linear(w, "query.2", np.maximum(q, 0)))
         if value != "identity":
-            v = linear(state, "value.0", h)
+            v = linear(w, "value.0", h)
         if value == "relu":
             v = np.maximum(v, 0)
         critical = q[c.argmax(0)]  # (L, attn_dim)
-        u = softmax(q @ critical.T / np.sqrt(ATTENTION))
+        u = softmax(q @ critical.T / np.sqrt(ATTENTION), 0)
         assert_close(result.attention[rows_of(bags, k)], u)
         assert_close(result.embedding[k], (u.T @ v).ravel())
         largest.append(c.max(0))

@@ -20,7 +20,7 @@ from numpy_layers import (
     relu_network,
     rows_of,
     softmax,
-    state_of,
+    weights_of,
 )
 
 from dragn_cache.aggregators import Aggregator, create_aggregator
@@ -49,23 +49,23 @@ def supervise() -> Supervision:
 @pytest.mark.parametrize("groups", [1, 3, 4])
 def test_it_is_what_the_paper_says(distill: str, groups: int) -> None:
     dtfd, bags = make(distill=distill, groups=groups), random_bags(SIZES, WIDTH)
-    state = state_of(dtfd)
+    w = weights_of(dtfd)
     result = dtfd(bags, supervise())
     logits: list[Array] = []
     targets: list[Array] = []
     for k, x in enumerate(instances_of(bags)):
-        h = relu_network(state, "embed", x)
+        h = relu_network(w, "embed", x)
         distilled: list[Array] = []
         for part in np.array_split(h, min(groups, len(h))):
-            a = softmax(gated(state, "tier1", part))
+            a = softmax(gated(w, "tier1", part), 0)
             pooled = (a * part).sum(0)
-            logits.append(linear(state, "classifier", pooled))
+            logits.append(linear(w, "classifier", pooled))
             targets.append(TARGETS[k].numpy())
-            activation = (a * part @ state["classifier.weight"].T).max(1)
+            activation = (a * part @ w["classifier.weight"].T).max(1)
             highest, lowest = part[activation.argmax()], part[activation.argmin()]
             distilled += {"afs": [pooled], "max": [highest], "maxmin": [highest, lowest]}[distill]
         features = np.array(distilled)
-        b = softmax(gated(state, "tier2", features))
+        b = softmax(gated(w, "tier2", features), 0)
         assert_close(result.embedding[k], (b * features).sum(0))
         attention = result.attention[rows_of(bags, k)].detach().double().numpy()
         assert attention.sum() == pytest.approx(1)

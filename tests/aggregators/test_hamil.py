@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import accumulate, combinations
+from itertools import combinations
 from typing import Any
 
 import numpy as np
+import plain_recursion
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -68,9 +69,7 @@ def draw(
     sizes: list[int] = SIZES,
     dtype: torch.dtype = torch.float64,
 ) -> RaggedBags:
-    generator = torch.Generator().manual_seed(1)
-    rows = torch.randn(sum(sizes), *in_shape, generator=generator, dtype=torch.float64)
-    return RaggedBags(rows.to(dtype), torch.tensor([0, *accumulate(sizes)]))
+    return plain_recursion.draw(in_shape, sizes, dtype)
 
 
 def naive_tree(vectors: NDArray[np.float64]) -> list[tuple[int, int]]:

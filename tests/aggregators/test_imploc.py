@@ -7,20 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from arithmetic import Weights, attention, shaken
+from numpy_layers import (
+    attention,
+    instances_of,
+    linear,
+    norm,
+    random_bags,
+    shaken,
+    weights_of,
+)
 from torch import nn
 
 from dragn_cache.aggregators import create_aggregator
 from dragn_cache.errors import InputError
-from dragn_cache.ragged import RaggedBags
 
 WIDTH, EMBED, HEADS, HEAD_DIM = 19, 11, 3, 5
 SIZES = [5, 1, 23, 2, 17]
-
-
-def draw() -> RaggedBags:
-    generator = torch.Generator().manual_seed(1)
-    return RaggedBags.from_list([torch.randn(n, WIDTH, generator=generator) for n in SIZES])
 
 
 @pytest.mark.parametrize("readout", ["mean", "cls"])
@@ -29,21 +31,21 @@ def test_it_is_what_the_paper_says(readout: str, layers: int) -> None:
     options = {"embed": EMBED, "heads": HEADS, "head_dim": HEAD_DIM, "layers": layers}
     torch.manual_seed(2)
     model = create_aggregator("imploc", in_shape=(WIDTH,), readout=readout, **options)
-    w, bags = Weights(shaken(model)), draw()
+    w, bags = weights_of(shaken(model)), random_bags(SIZES, WIDTH)
     result = model(bags)
     assert (result.attention, model.out_dim) == (None, EMBED)
-    for bag in range(len(SIZES)):
-        x = w.linear("embed", bags.bag(bag).double().numpy())
+    for bag, x in enumerate(instances_of(bags)):
+        x = linear(w, "embed", x)
         if readout == "cls":
-            x = np.concatenate((w.of["cls"][None], x))
+            x = np.concatenate((w["cls"][None], x))
         for layer in range(layers):
             name = f"layers.{layer}"
-            q, k, v = np.split(w.linear(f"{name}.qkv", x), 3, 1)
-            mixed = w.linear(f"{name}.o", attention(q, k, v, HEADS, HEAD_DIM**-0.5))
-            h = w.norm(f"{name}.norm1", x + mixed)
-            wide = np.maximum(w.linear(f"{name}.widen", h), 0)
+            q, k, v = np.split(linear(w, f"{name}.qkv", x), 3, 1)
+            mixed = linear(w, f"{name}.o", attention(q, k, v, HEADS, HEAD_DIM**-0.5))
+            h = norm(w, f"{name}.norm1", x + mixed)
+            wide = np.maximum(linear(w, f"{name}.widen", h), 0)
             assert wide.shape[1] == 4 * EMBED
-            x = w.norm(f"{name}.norm2", h + w.linear(f"{name}.narrow", wide))
+            x = norm(w, f"{name}.norm2", h + linear(w, f"{name}.narrow", wide))
         expected = x.mean(0) if readout == "mean" else x[0]
         np.testing.assert_allclose(result.embedding[bag].detach(), expected, rtol=1e-4, atol=1e-5)
 
@@ -51,7 +53,7 @@ def test_it_is_what_the_paper_says(readout: str, layers: int) -> None:
 def test_a_layer_is_pytorchs_where_heads_share_the_width() -> None:
     torch.manual_seed(2)
     model = create_aggregator("imploc", in_shape=(WIDTH,), embed=12, heads=3, head_dim=4, layers=1)
-    state, bags = shaken(model).state_dict(), draw()
+    state, bags = shaken(model).state_dict(), random_bags(SIZES, WIDTH)
     theirs = nn.TransformerEncoderLayer(12, 3, 48, dropout=0.0, batch_first=True)
     names = {"linear1": "widen", "linear2": "narrow", "norm1": "norm1", "norm2": "norm2"}
     copied = {
@@ -74,7 +76,10 @@ def test_a_layer_is_pytorchs_where_heads_share_the_width() -> None:
 
 def test_reading_a_class_token_keeps_the_laws_too() -> None:
     torch.manual_seed(2)
-    model, bags = create_aggregator("imploc", in_shape=(WIDTH,), embed=12, readout="cls"), draw()
+    model, bags = (
+        create_aggregator("imploc", in_shape=(WIDTH,), embed=12, readout="cls"),
+        random_bags(SIZES, WIDTH),
+    )
     together = model(bags).embedding
     for bag in range(len(SIZES)):
         alone = model(bags.select([bag])).embedding[0]

@@ -9,7 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from arithmetic import Array, Weights, attention, heads_of, shaken, softmax
+from numpy_layers import (
+    Array,
+    Weights,
+    attention,
+    gated,
+    heads_of,
+    instances_of,
+    linear,
+    norm,
+    random_bags,
+    rows_of,
+    shaken,
+    softmax,
+    weights_of,
+)
 
 from dragn_cache.aggregators import Aggregator, create_aggregator
 from dragn_cache.aggregators.rrt import partition
@@ -21,17 +35,10 @@ WIDTH, EMBED, HEADS, KERNEL, MEANS = 19, 12, 3, 5, 2
 SIZES = [5, 1, 23, 2, 83, 17, 3]
 
 
-def draw() -> RaggedBags:
-    generator = torch.Generator().manual_seed(1)
-    return RaggedBags.from_list([torch.randn(n, WIDTH, generator=generator) for n in SIZES])
-
-
 def make(**options: Any) -> Aggregator:
     torch.manual_seed(2)
     options = {"embed": EMBED, "heads": HEADS, "kernel": KERNEL, "means": MEANS} | options
-    model = create_aggregator("rrt", in_shape=(WIDTH,), attn_dim=7, **options)
-    shaken(model)
-    return model
+    return shaken(create_aggregator("rrt", in_shape=(WIDTH,), attn_dim=7, **options))
 
 
 def regions_of(count: int, most: int) -> list[list[int]]:
@@ -51,25 +58,25 @@ def regions_of(count: int, most: int) -> list[list[int]]:
 
 def inside(w: Weights, x: Array) -> Array:
     """R of one region."""
-    q, k, v = (heads_of(part, HEADS) for part in np.split(w.linear("inside.qkv", x), 3, 1))
+    q, k, v = (heads_of(part, HEADS) for part in np.split(linear(w, "inside.qkv", x), 3, 1))
     mixed = []
     for head in range(HEADS):
         scores = q[head] @ k[head].T / np.sqrt(EMBED / HEADS)
         around = np.pad(scores, ((KERNEL // 2, KERNEL // 2), (0, 0)))
-        taps = w.of["inside.epeg.weight"][head, 0, :, 0]
+        taps = w["inside.epeg.weight"][head, 0, :, 0]
         added = np.stack([taps @ around[i : i + KERNEL] for i in range(len(x))])
         mixed.append(softmax(scores + added) @ v[head])
-    return w.linear("inside.o", np.concatenate(mixed, 1))
+    return linear(w, "inside.o", np.concatenate(mixed, 1))
 
 
 def across(w: Weights, x: Array, regions: list[list[int]]) -> Array:
     """C of one bag."""
-    scores = w.linear("across.phi", x)
+    scores = linear(w, "across.phi", x)
     result = np.zeros_like(x)
     for mean in range(MEANS):
         rows = np.stack([softmax(scores[r, mean]) @ x[r] for r in regions])
-        q, k, v = np.split(w.linear("across.qkv", rows), 3, 1)
-        rows = w.linear("across.o", attention(q, k, v, HEADS, (EMBED / HEADS) ** -0.5))
+        q, k, v = np.split(linear(w, "across.qkv", rows), 3, 1)
+        rows = linear(w, "across.o", attention(q, k, v, HEADS, (EMBED / HEADS) ** -0.5))
         for region, row in zip(regions, rows, strict=True):
             own = scores[region, mean]
             scaled = (own - own.min()) / max(own.max() - own.min(), 1e-3)
@@ -79,20 +86,20 @@ def across(w: Weights, x: Array, regions: list[list[int]]) -> Array:
 
 @pytest.mark.parametrize("most", [8, 2, 1])
 def test_it_is_what_the_paper_says(most: int) -> None:
-    model, bags = make(regions=most), draw()
-    w, result = Weights(model), model(bags)
+    model, bags = make(regions=most), random_bags(SIZES, WIDTH)
+    w, result = weights_of(model), model(bags)
     assert model.out_dim == EMBED
-    for bag, size in enumerate(SIZES):
-        regions = regions_of(size, most)
-        x = np.maximum(w.linear("embed", bags.bag(bag).double().numpy()), 0)
-        normed = w.norm("norm1", x)
+    for bag, x in enumerate(instances_of(bags)):
+        regions = regions_of(len(x), most)
+        x = np.maximum(linear(w, "embed", x), 0)
+        normed = norm(w, "norm1", x)
         for region in regions:
             x[region] += inside(w, normed[region])
-        x = w.norm("norm3", x + across(w, w.norm("norm2", x), regions))
-        gate = 1 / (1 + np.exp(-w.linear("pool.U", x)))
-        weights = softmax(w.linear("pool.w", np.tanh(w.linear("pool.V", x)) * gate)[:, 0])
-        rows = slice(*bags.offsets[bag : bag + 2].tolist())
-        np.testing.assert_allclose(result.attention[rows].detach(), weights, rtol=1e-3, atol=1e-6)
+        x = norm(w, "norm3", x + across(w, norm(w, "norm2", x), regions))
+        weights = softmax(gated(w, "pool", x)[:, 0])
+        np.testing.assert_allclose(
+            result.attention[rows_of(bags, bag)].detach(), weights, rtol=1e-3, atol=1e-6
+        )
         np.testing.assert_allclose(
             result.embedding[bag].detach(), weights @ x, rtol=1e-3, atol=1e-4
         )

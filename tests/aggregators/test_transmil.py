@@ -9,14 +9,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from arithmetic import Array, Weights, attention, heads_of, shaken, softmax
+from numpy_layers import (
+    Array,
+    Weights,
+    attention,
+    heads_of,
+    instances_of,
+    linear,
+    norm,
+    random_bags,
+    shaken,
+    softmax,
+    weights_of,
+)
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dragn_cache.aggregators import Aggregator, create_aggregator
 from dragn_cache.aggregators.transmil import squared
 from dragn_cache.errors import InputError
-from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import offsets_of
 from dragn_cache.ragged.nystroem import nystroem, pseudo_inverse
 from dragn_cache.ragged.padded import Padding
@@ -25,17 +36,10 @@ WIDTH, EMBED, HEADS = 19, 12, 3
 SIZES = [5, 1, 23, 2, 17, 37, 3]
 
 
-def draw(sizes: list[int] = SIZES) -> RaggedBags:
-    generator = torch.Generator().manual_seed(1)
-    return RaggedBags.from_list([torch.randn(n, WIDTH, generator=generator) for n in sizes])
-
-
 def make(**options: Any) -> Aggregator:
     torch.manual_seed(2)
     options = {"embed": EMBED, "heads": HEADS} | options
-    model = create_aggregator("transmil", in_shape=(WIDTH,), **options)
-    shaken(model)
-    return model
+    return shaken(create_aggregator("transmil", in_shape=(WIDTH,), **options))
 
 
 def landmarks_of(x: Array, count: int) -> Array:
@@ -62,17 +66,17 @@ def approximate(q: Array, k: Array, v: Array, heads: int, landmarks: int) -> Arr
 
 
 def layer(w: Weights, name: str, x: Array, landmarks: int) -> Array:
-    q, k, v = np.split(w.linear(f"{name}.qkv", w.norm(f"{name}.norm", x)), 3, 1)
+    q, k, v = np.split(linear(w, f"{name}.qkv", norm(w, f"{name}.norm", x)), 3, 1)
     if len(x) <= landmarks:
         mixed = attention(q, k, v, HEADS, (EMBED / HEADS) ** -0.5)
     else:
         mixed = approximate(q, k, v, HEADS, landmarks)
     local = []
     for head, values in enumerate(heads_of(v, HEADS)):
-        kernel = w.of[f"{name}.local.weight"][head, 0, :, 0]
+        kernel = w[f"{name}.local.weight"][head, 0, :, 0]
         around = np.pad(values, ((16, 16), (0, 0)))
         local.append(np.stack([kernel @ around[i : i + 33] for i in range(len(x))]))
-    return x + w.linear(f"{name}.o", mixed + np.concatenate(local, 1))
+    return x + linear(w, f"{name}.o", mixed + np.concatenate(local, 1))
 
 
 def positioned(w: Weights, x: Array) -> Array:
@@ -80,7 +84,7 @@ def positioned(w: Weights, x: Array) -> Array:
     square = x[1:].reshape(side, side, EMBED)
     result = square.copy()
     for size in (7, 5, 3):
-        kernel, bias = (w.of[f"positions.conv{size}.{part}"] for part in ("weight", "bias"))
+        kernel, bias = (w[f"positions.conv{size}.{part}"] for part in ("weight", "bias"))
         around = np.pad(square, ((size // 2, size // 2), (size // 2, size // 2), (0, 0)))
         for i, j in np.ndindex(side, side):
             window = around[i : i + size, j : j + size]
@@ -90,15 +94,15 @@ def positioned(w: Weights, x: Array) -> Array:
 
 @pytest.mark.parametrize("landmarks", [256, 11, 5])
 def test_it_is_what_the_paper_says(landmarks: int) -> None:
-    model, bags = make(landmarks=landmarks), draw()
-    w, result = Weights(model), model(bags)
+    model, bags = make(landmarks=landmarks), random_bags(SIZES, WIDTH)
+    w, result = weights_of(model), model(bags)
     assert (result.attention, model.out_dim) == (None, EMBED)
-    for bag in range(len(SIZES)):
-        x = np.maximum(w.linear("embed", bags.bag(bag).double().numpy()), 0)
+    for bag, x in enumerate(instances_of(bags)):
+        x = np.maximum(linear(w, "embed", x), 0)
         missing = math.ceil(len(x) ** 0.5) ** 2 - len(x)
-        x = np.concatenate((w.of["cls"][None], x, x[:missing]))
+        x = np.concatenate((w["cls"][None], x, x[:missing]))
         x = positioned(w, layer(w, "before", x, landmarks))
-        expected = w.norm("norm", layer(w, "after", x, landmarks)[0])
+        expected = norm(w, "norm", layer(w, "after", x, landmarks)[0])
         np.testing.assert_allclose(result.embedding[bag].detach(), expected, rtol=1e-3, atol=1e-4)
 
 
@@ -109,7 +113,7 @@ def test_the_square_is_filled_up_with_the_first_instances() -> None:
 
 
 def test_with_landmarks_no_bag_depends_on_its_batch_mates_and_all_parameters_learn() -> None:
-    model, bags = make(landmarks=7), draw()
+    model, bags = make(landmarks=7), random_bags(SIZES, WIDTH)
     together = model(bags).embedding
     for bag in range(len(SIZES)):
         alone = model(bags.select([bag])).embedding[0]
@@ -154,7 +158,7 @@ class Largest(TorchDispatchMode):
 
 def test_a_long_bag_needs_no_matrix_of_its_square() -> None:
     model = make(embed=8, heads=2, landmarks=16)
-    bags = draw([2_500, 3, 2])
+    bags = random_bags([2_500, 3, 2], WIDTH)
     with torch.no_grad(), Largest() as largest:
         embedding = model(bags).embedding
     assert embedding.isfinite().all()
@@ -194,7 +198,7 @@ def theirs_with_our_weights(ours: Aggregator, **options: Any) -> nn.Module:
 
 
 def difference(ours: Aggregator, theirs: nn.Module, size: int) -> float:
-    bags = draw([size]).to(dtype=torch.float64)
+    bags = random_bags([size], WIDTH).to(dtype=torch.float64)
     with torch.no_grad():
         gap = ours.double()(bags).embedding - theirs(bags.values[None])
     return float(gap.abs().max())

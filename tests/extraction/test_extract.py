@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw_image, write_dataset
+from folder_bytes import tree
 from PIL import Image
-from small_extractions import CONFIG, config, tree
+from small_extractions import CONFIG, config
 from torchvision.models import shufflenet_v2_x0_5
 
 from dragn_cache.backbones import Backbone, load_backbone

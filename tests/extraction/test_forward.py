@@ -10,8 +10,9 @@ import pytest
 import torch
 from conftest import draw_image, write_dataset
 from dragn_cache_cli.app import app
+from folder_bytes import tree
 from PIL import Image
-from small_extractions import CONFIG, config, tree
+from small_extractions import CONFIG, config
 from typer.testing import CliRunner
 
 from dragn_cache.errors import DragnCacheError, ImageError, InputError, StoreMismatchError

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import draw_image, write_dataset
-from small_extractions import CONFIG, config, tree
+from folder_bytes import tree
+from small_extractions import CONFIG, config
 
 from dragn_cache.errors import StoreError, StoreMismatchError
 from dragn_cache.extraction.extract import extract

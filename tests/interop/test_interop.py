@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from folder_bytes import tree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -142,12 +143,6 @@ def same_features(a: Store, b: Store, taps: dict[str, str], views: tuple[str, ..
 def labelling(store: Store) -> list[Any]:
     columns = [(b.bag_id, b.labels, b.split, b.group, b.extra["stage"]) for b in store.bags]
     return [store.name, store.task, store.labels, columns]
-
-
-def tree(path: Path) -> dict[str, bytes]:
-    return {
-        str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()
-    }
 
 
 # --- round trips -------------------------------------------------------------------------------

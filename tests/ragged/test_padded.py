@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from arithmetic import attention
+from numpy_layers import attention
 from torch import Tensor
 
 from dragn_cache.errors import InputError

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 import zarr
+from folder_bytes import tree
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -109,12 +110,6 @@ def write(
 
 def _lost(row: Instance) -> bool:
     return (row.bag_id, row.order) in LOST
-
-
-def tree(path: Path) -> dict[str, bytes]:
-    return {
-        str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()
-    }
 
 
 def expected(bag: int, tap: Tap) -> np.ndarray:

@@ -7,6 +7,8 @@ from typing import Any, cast
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy_layers import shaken
+from plain_recursion import draw
 from torch import Tensor
 
 from dragn_cache.aggregators import create_aggregator
@@ -16,7 +18,6 @@ from dragn_cache.aggregators.recursion.linear import first_row, kappa_table
 from dragn_cache.aggregators.recursion.weighted_sum import weighted_pool
 from dragn_cache.devices import one_thread
 from dragn_cache.ragged import RaggedBags
-from dragn_cache.ragged.bags import offsets_of
 
 
 @pytest.fixture(autouse=True)
@@ -31,19 +32,7 @@ ALL_SIZES = [4, 33, 1, 9, 2, 3, 32, *range(5, 9), *range(10, 32)]  # each of 1..
 def dragn(in_shape: tuple[int, ...], **options: Any) -> Dragn:
     """L1Agg, its weights a little off the recursive mean, so that long bags stay bounded."""
     aggregator = create_aggregator("dragn", in_shape=in_shape, unit="L1Agg", **options)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in aggregator.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return cast(Dragn, aggregator)
-
-
-def draw(
-    in_shape: tuple[int, ...], sizes: list[int] = ALL_SIZES, dtype: torch.dtype = torch.float32
-) -> RaggedBags:
-    generator = torch.Generator().manual_seed(1)
-    rows = torch.randn(sum(sizes), *in_shape, generator=generator, dtype=torch.float64)
-    return RaggedBags(rows.to(dtype), offsets_of(torch.tensor(sizes)))
+    return cast(Dragn, shaken(aggregator, by=0.05, seed=5))
 
 
 def triple_loop(bags: RaggedBags, weight: Tensor, bias: Tensor) -> Tensor:
@@ -108,7 +97,10 @@ def test_l1agg_is_the_triple_loop(
     shape = (channels, *size)
     values, gradients = (1e-5, 1e-4) if computed == torch.float32 else (1e-10, 1e-10)
     assert_like_the_loop(
-        dragn(shape).to(computed), draw(shape, dtype=stored), values=values, gradients=gradients
+        dragn(shape).to(computed),
+        draw(shape, ALL_SIZES, stored),
+        values=values,
+        gradients=gradients,
     )
 
 

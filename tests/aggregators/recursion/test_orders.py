@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import accumulate
 from itertools import permutations as all_orders
 from typing import Any
 
 import numpy as np
+import plain_recursion
 import pytest
 import torch
 from run_stores import LABELS, make_bags, make_features, with_splits
@@ -48,9 +48,7 @@ def dragn(unit: str, in_shape: tuple[int, ...] = SHAPE, **options: Any) -> Dragn
 
 
 def draw(in_shape: tuple[int, ...] = SHAPE, sizes: list[int] = SIZES) -> RaggedBags:
-    generator = torch.Generator().manual_seed(1)
-    rows = torch.randn(sum(sizes), *in_shape, generator=generator, dtype=torch.float64)
-    return RaggedBags(rows, torch.tensor([0, *accumulate(sizes)]))
+    return plain_recursion.draw(in_shape, sizes, torch.float64)
 
 
 def gradients(aggregator: Dragn, embedding: Tensor, values: Tensor) -> list[Tensor]:
