@@ -4,11 +4,15 @@ Training asks for ``epoch``, every presentation of the training bags once in a r
 evaluation for ``in_order``, some bags in the manifest's order. Both give whole bags.
 
 - **Resident**: one array; a batch of training is one gather, a batch of evaluation a view where its
-  bags are neighbours.
+  bags are neighbours and lie as a copy would.
 - **Streamed**: a block of bags is read in the background while the one before is used, so that two
   blocks, the byte budget, are all that is in memory (a bag that is larger than that is a block of
   its own). A block is made of runs of neighbouring bags, drawn from everywhere, and its bags are
-  shuffled among each other. If one block holds all bags, the batches are those of resident bags.
+  shuffled among each other.
+
+Streamed batches are those of resident bags, bit for bit, where one block holds all training bags
+and, at evaluation, a third of the budget holds `EVALUATION_ROWS` instances. Otherwise evaluation's
+are smaller: products of matrices of another shape, whose last digits differ on some processors.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import joined, offsets_of
 
 EVALUATION_ROWS = 4096  # instances of a batch at evaluation; a bag is never cut
+ALIGNMENT = 64  # bytes: where PyTorch's allocator begins an array, and a store's reader as well
 
 RUNS_PER_BLOCK = 16  # at the least, unless a bag is longer than that
 
@@ -145,7 +150,9 @@ def in_order(bags: RaggedBags | StoredBags, numbers: Tensor | None = None) -> It
     for chosen in _evenly(numbers, bags.offsets.diff(), EVALUATION_ROWS):
         first, last = int(chosen[0]), int(chosen[-1])
         neighbours = last - first + 1 == len(chosen) and bool((chosen.diff() == 1).all())
-        yield bags.between(first, last + 1) if neighbours else bags.select(chosen)
+        # Some BLAS (MKL on AMD) give a product other last digits where its rows begin elsewhere.
+        aligned = bags.bag(first).data_ptr() % ALIGNMENT == 0
+        yield bags.between(first, last + 1) if neighbours and aligned else bags.select(chosen)
 
 
 def _evenly(numbers: Tensor, sizes: Tensor, rows: int) -> list[Tensor]:

@@ -209,12 +209,13 @@ def test_exact_attention_equals_torchmils_with_a_landmark_for_each_token(size: i
     ours = make()
     tokens = math.ceil(size**0.5) ** 2 + 1
     # A landmark for each token leaves only the pseudo-inverse between the two, here run to its end.
-    theirs = theirs_with_our_weights(ours, n_heads=HEADS, n_landmarks=tokens, pinv_iterations=60)
-    # Instances that are repeated make the matrix singular, and its inverse less exact.
-    assert difference(ours, theirs, size) < (1e-6 if size in (1, 4, 9) else 1e-3)
+    # Sizes 7 and 14 repeat instances: their matrix is singular, and rounding errors, others on each
+    # processor, grow again after 40 steps (at 60 up to 2e-3, at 80 no finite number is left).
+    theirs = theirs_with_our_weights(ours, n_heads=HEADS, n_landmarks=tokens, pinv_iterations=40)
+    assert difference(ours, theirs, size) < 1e-9
     # With six steps it has not arrived, and with more landmarks than tokens their zeros count.
     if size > 1:
-        for landmarks, steps in ((tokens, 6), (tokens + 3, 60)):
+        for landmarks, steps in ((tokens, 6), (tokens + 3, 40)):
             theirs = theirs_with_our_weights(
                 ours, n_heads=HEADS, n_landmarks=landmarks, pinv_iterations=steps
             )

@@ -113,8 +113,9 @@ def test_after_one_step_each_model_is_its_own(data: LabelledBags, method: str) -
 @every_method
 def test_after_the_whole_training_each_model_is_its_own(data: LabelledBags, method: str) -> None:
     # Before BN, Adam's steps follow the rounding errors of gradients that are 0 (docs/log.md): in
-    # single precision two equal trainings part. The law in double precision is below.
-    most = 4e-3 if method == "l2agg_bn" else 1e-3
+    # single precision two equal trainings part, by 1e-3 to 6e-3 depending on the processor's
+    # instructions. The law in double precision is below.
+    most = 2e-2 if method == "l2agg_bn" else 1e-3
     for ours, single, gap in both(data, group(method)):
         assert gap.max() < most
         assert ours.best_epoch == single.best_epoch
