@@ -149,6 +149,45 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         visit(module, ())
 
 
+def drawn_arrows() -> set[tuple[str, str]]:
+    text = (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8")
+    return set(re.findall(r'data-from="(\w+)" data-to="(\w+)"', text))
+
+
+def test_the_drawing_shows_the_imports() -> None:
+    """Every arrow is an import, and every import between packages lies along the arrows."""
+    known = modules()
+    ground = GROUND | {"devices"}
+    found = {
+        (room(module), room(name))
+        for module, path in known.items()
+        for name, _ in imports(path, set(known))
+        if name.startswith("dragn_cache.")
+    }
+    between = {(a, b) for a, b in found if a and a != b and a not in ground and b not in ground}
+    arrows = drawn_arrows()
+    assert arrows <= between, arrows - between
+    reached = arrows
+    while longer := {(a, d) for a, b in reached for c, d in arrows if b == c} - reached:
+        reached = reached | longer
+    assert between <= reached, between - reached
+
+
+def test_the_architectures_names_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([a-z_/]+\.py): (\w+)`", text)
+    assert len(named) > 30
+    for file, name in named:
+        tree = ast.parse((LIBRARY / file).read_text(encoding="utf-8"))
+        names = {getattr(node, "name", "") for node in tree.body}
+        targets = (t for n in tree.body if isinstance(n, ast.Assign) for t in n.targets)
+        names |= {getattr(target, "id", "") for target in targets}
+        names |= {getattr(n.target, "id", "") for n in tree.body if isinstance(n, ast.AnnAssign)}
+        assert name in names, (file, name)
+    for folder in re.findall(r"`((?:tests|docs|cli|dragn_cache|data_manifests)/[\w/.-]*)`", text):
+        assert (ROOT / folder).exists(), folder
+
+
 @pytest.mark.parametrize("module", list(NOT_LOADED))
 def test_a_fresh_import_loads_nothing_it_must_not(module: str) -> None:
     code = f"import sys, {module}; print(*sys.modules)"
