@@ -230,7 +230,7 @@ def test_neighbours_in_memory_are_a_view_if_they_begin_where_a_copy_would(store:
 def test_both_ways_evaluate_the_same_batches_in_memory_that_begins_alike(
     store: Store, monkeypatch: pytest.MonkeyPatch, numbers: list[int] | None
 ) -> None:
-    monkeypatch.setattr("dragn_cache.feeding.EVALUATION_ROWS", 37)
+    monkeypatch.setattr("dragn_cache.loading.feeds.EVALUATION_ROWS", 37)
     chosen = None if numbers is None else torch.tensor(numbers)
     streamed = stored(store, 56)  # rows of half the budget: a third is 37
     pairs = list(zip(in_order(resident(store), chosen), in_order(streamed, chosen), strict=True))
@@ -293,7 +293,7 @@ def test_a_run_that_streams_in_one_block_equals_a_resident_one(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """The budget holds three batches of evaluation as well: then both ways compute the same."""
-    monkeypatch.setattr("dragn_cache.feeding.EVALUATION_ROWS", 37)
+    monkeypatch.setattr("dragn_cache.loading.feeds.EVALUATION_ROWS", 37)
     ways = both_ways(store, method, tmp_path)
     for name in ("history.csv", "metrics.json", "predictions.csv", "splits.csv"):
         first, second = (way / name for way in ways)
