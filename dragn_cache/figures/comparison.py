@@ -23,13 +23,13 @@ def plot_comparison(
     bag: Sequence[NDArray[np.uint8]],
     bag_title: str,
 ) -> None:
-    """One picture of a comparison: a bag's images, the test scores, the validation losses.
+    """Draw a comparison of methods: a bag's images, the test scores, the validation losses.
 
     Args:
         path: the PNG to write.
         metrics: by method, its metrics.json.
         histories: by method, the rows of its history.
-        bag: the images (H, W, 3) of one bag, to show what the data look like.
+        bag: the images (H, W, 3) of one bag, as an example of the data.
         bag_title: text above them.
     """
     figure = Figure(figsize=(11, 6.2), layout="constrained")

@@ -1,4 +1,4 @@
-"""Pictures of results, drawn without a display and written as PNG."""
+"""Figure of a cross-validation, drawn without a display and written as PNG."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dragn_cache.figures.style import COLOURS, SCORE_NAMES
 def plot_crossval(
     path: Path, summary: Sequence[Mapping[str, Any]], folds: Sequence[Mapping[str, Any]]
 ) -> None:
-    """One picture of a cross-validation: each method's main scores, with intervals and tests.
+    """Draw a cross-validation: each method's main scores, with intervals and the single tests.
 
     Args:
         path: the PNG to write.
@@ -48,7 +48,7 @@ def plot_crossval(
 
 
 def _show_tests(axes: Axes, place: int, values: Sequence[float]) -> None:
-    """Each test's score, below the mean, spread a little so that equal ones are seen."""
+    """Draw each test's score below the mean, at slightly different heights to show equal ones."""
     height = place + 0.26 + 0.09 * np.cos(2.4 * np.arange(len(values)))
     axes.plot(values, height, ".", color="#aaaaaa", markersize=3.5, zorder=1)
 
