@@ -1,4 +1,4 @@
-"""Random changes to crops: an augmented view of an instance is the same bytes wherever it is made.
+"""Random changes to crops; an augmented view of an instance has the same bytes in every run.
 
 Every random number of a view comes from one generator. Its key is the seed, the bag, the image, the
 box and the view's name, so neither other draws, nor the order of the work, nor the process matter.

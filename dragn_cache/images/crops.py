@@ -97,7 +97,7 @@ class Crops:
 
 
 def read_crops(request: ImageRequest) -> Crops:
-    """Decode an image once, scale it, and cut, resize and stack all crops wanted from it.
+    """Decode an image once, scale it, and cut, resize and stack all its crops.
 
     Raises:
         ImageError: a file is missing, damaged, too large or no image; it lacks channels that are

@@ -65,7 +65,7 @@ def export_features(
 
 
 def choose_tap(store: Store, target: Target, name: str | None) -> Tap:
-    """The tap asked for, else the first vector, else the first map.
+    """The tap called ``name``; None is the first vector, else the first map.
 
     Raises:
         InputError: one tap was asked for of a layout that holds all, or a map of one without maps.
