@@ -109,9 +109,8 @@ def _grey(crop: Pixels, draw: np.random.Generator, probability: float) -> Pixels
 
 
 def _each_plane(crop: Pixels, change: Callable[[Image.Image], Image.Image]) -> Pixels:
-    from PIL import (
-        Image,
-    )  # here, as settings import this module and training must load no image library
+    # Imported here: settings import this module, and training must load no image library.
+    from PIL import Image
 
     planes = [change(Image.fromarray(np.ascontiguousarray(plane))) for plane in crop]
     return np.stack([np.asarray(plane) for plane in planes])
