@@ -29,7 +29,7 @@ from dragn_cache.files import require_new, write_csv, write_text
 from dragn_cache.loading.labelling import Labelling, hex_digests, read_labelling, require_labels
 from dragn_cache.manifest import Bag
 from dragn_cache.manifest.tables import Row
-from dragn_cache.runs.checkpoint import decision_of, load_checkpoint, require_same_features
+from dragn_cache.runs.checkpoint import Checkpoint, load_checkpoint, require_same_features
 from dragn_cache.runs.folder import run_table, write_predictions
 from dragn_cache.runs.predict import apply_model
 from dragn_cache.scoring.calibration import reliability
@@ -42,7 +42,6 @@ from dragn_cache.scoring.decisions import (
 )
 from dragn_cache.scoring.metrics import evaluate
 from dragn_cache.store import Store
-from dragn_cache.training.config import TrainConfig
 from dragn_cache.types import SPLITS, Warn
 
 Split = Literal["train", "validation", "test", "all"]
@@ -98,17 +97,17 @@ def evaluate_run(
     """
     require_new(out)
     target = find_device(device)
-    model, record = load_checkpoint(run)
-    labels, config = tuple(record["labels"]), TrainConfig(**record["config"])
-    decision = _decision(run, record, rule, warn)
+    model, checkpoint = load_checkpoint(run)
+    config = checkpoint.config
+    decision = _decision(run, checkpoint, rule, warn)
     if store is None:
         _require_no_bags_table(bags_csv)
-        labelling, p = _own_predictions(run, record, split or "test")
+        labelling, p = _own_predictions(run, checkpoint, split or "test")
     else:
-        require_same_features(run, record, store, warn)
+        require_same_features(run, checkpoint, store, warn)
         store.require_complete()
-        labelling = _labelled_bags(run, record, store, bags_csv, split, warn)
-        labelling, p = apply_model(model, record, store, labelling, target, warn)
+        labelling = _labelled_bags(run, checkpoint, store, bags_csv, split, warn)
+        labelling, p = apply_model(model, checkpoint, store, labelling, target, warn)
     scores = evaluate(
         labelling.targets(),
         p,
@@ -118,18 +117,18 @@ def evaluate_run(
         seed=config.seed,
     )
     name = split or ("test" if store is None else "new")
-    found = Evaluation(name, labels, scores)
+    found = Evaluation(name, checkpoint.labels, scores)
     _write(out, found, labelling, p, decision, f"{run.name} on {name} bags")
     return found
 
 
-def _decision(run: Path, record: dict[str, Any], rule: str | None, warn: Warn) -> Decision:
+def _decision(run: Path, checkpoint: Checkpoint, rule: str | None, warn: Warn) -> Decision:
     """The run's decision, or another by name."""
-    own = decision_of(record)
+    own = checkpoint.decision
     if rule is None or rule == own.rule:
         return own
-    require_rule_for(rule, record["task"], len(record["labels"]))
-    labelling, p = _own_predictions(run, record, "validation")
+    require_rule_for(rule, checkpoint.task, len(checkpoint.labels))
+    labelling, p = _own_predictions(run, checkpoint, "validation")
     decision = choose_decision(rule, labelling.task, labelling.targets(), p)
     warn_kept_thresholds(decision, labelling.labels, warn)
     return decision
@@ -149,10 +148,10 @@ def _require_no_bags_table(bags_csv: Path | None) -> None:
 
 
 def _own_predictions(
-    run: Path, record: dict[str, Any], split: Split
+    run: Path, checkpoint: Checkpoint, split: Split
 ) -> tuple[Labelling, NDArray[np.float64]]:
     """Labels and probabilities (B, L) of a split, from the run's predictions.csv."""
-    labels = record["labels"]
+    labels = checkpoint.labels
     columns = [f"{kind}_{label}" for kind in "yp" for label in labels]
     rows = run_table(run, "predictions.csv", ["bag_id", "split", *columns])
     rows = [row for row in rows if split in ("all", row.cells["split"])]
@@ -162,7 +161,7 @@ def _own_predictions(
         p[k] = [_number(run, row, f"p_{label}") for label in labels]
         own = tuple(label for label in labels if _number(run, row, f"y_{label}") == 1)
         bags.append(Bag(row.cells["bag_id"], own, row.cells["split"], "", {}, row.file, row.line))
-    return Labelling(tuple(bags), tuple(labels), record["task"]), p
+    return Labelling(tuple(bags), labels, checkpoint.task), p
 
 
 def _number(run: Path, row: Row, column: str) -> float:
@@ -183,24 +182,24 @@ def _number(run: Path, row: Row, column: str) -> float:
 
 def _labelled_bags(
     run: Path,
-    record: dict[str, Any],
+    checkpoint: Checkpoint,
     store: Store,
     bags_csv: Path | None,
     split: Split | None,
     warn: Warn,
 ) -> Labelling:
     """The bags of a store to score: new ones, or those of a split of the run."""
-    labelling = read_labelling(store, bags_csv, labels=record["labels"], task=record["task"])
+    labelling = read_labelling(store, bags_csv, labels=checkpoint.labels, task=checkpoint.task)
     placed = {row.cells["bag_id"]: row.cells for row in run_table(run, "splits.csv", SPLIT_COLUMNS)}
     trained = {bag_id: row for bag_id, row in placed.items() if row["split"] != "test"}
-    if "seen" not in record:
+    if checkpoint.seen is None:
         warn(f"{run.name} is of before digests of bags were kept: they are known by id and group")
-    digests: dict[str, str] = record.get("seen", {})
+    digests = checkpoint.seen or {}
     if split is None:
         _require_unseen(run, store, labelling, trained, digests)
     else:
         written = {bag_id: row["digest"] for bag_id, row in placed.items() if "digest" in row}
-        own = digests | written
+        own = {**digests, **written}
         _require_own(run, store, placed, own, split)
         wanted = SPLITS if split == "all" else (split,)
         bags = [bag for bag in labelling.bags if bag.bag_id in placed]
@@ -221,8 +220,8 @@ def _require_unseen(
     run: Path,
     store: Store,
     labelling: Labelling,
-    trained: dict[str, dict[str, str]],
-    digests: dict[str, str],
+    trained: Mapping[str, Mapping[str, str]],
+    digests: Mapping[str, str],
 ) -> None:
     """Raise `InputError` if the run was trained on one of the bags, by whatever it is known."""
     of_group = {row["group"]: bag_id for bag_id, row in trained.items() if row["group"]}
@@ -253,7 +252,7 @@ def _require_own(
     run: Path,
     store: Store,
     placed: Mapping[str, object],
-    digests: dict[str, str],
+    digests: Mapping[str, str],
     split: Split,
 ) -> None:
     """Raise unless a store holds all bags of a run, with the same features."""

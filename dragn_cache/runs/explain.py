@@ -104,8 +104,8 @@ def explain_run(
     """
     require_new(out)
     device = find_device(config.device)
-    model, record = load_checkpoint(run)
-    require_same_features(run, record, store, warn)
+    model, checkpoint = load_checkpoint(run)
+    require_same_features(run, checkpoint, store, warn)
     store.require_complete()
     method = choose_method(model, config.method)
     chosen = choose_bags(store, run, bags, config.split)
@@ -113,8 +113,8 @@ def explain_run(
         require_file_names(
             [bag.bag_id for bag in chosen], remedy="leave out the .h5 with `h5=False`"
         )
-    labelling = Labelling(tuple(chosen), tuple(record["labels"]), record["task"])
-    tap, memory = store.tap(record["tap"]), memory_for_features("auto", device)
+    labelling = Labelling(tuple(chosen), checkpoint.labels, checkpoint.task)
+    tap, memory = store.tap(checkpoint.tap), memory_for_features("auto", device)
     labelling, features = load_bags(store, tap, labelling, memory, warn)
     if not labelling.bags:
         raise _no_bags("a usable instance", "none in the chosen bags", "choose others")

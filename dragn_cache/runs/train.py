@@ -24,7 +24,7 @@ from dragn_cache.loading.labelling import (
     warn_same_features,
 )
 from dragn_cache.loading.stored import StoredBags
-from dragn_cache.runs.checkpoint import write_checkpoint
+from dragn_cache.runs.checkpoint import Checkpoint, write_checkpoint
 from dragn_cache.runs.folder import config_toml, score_split, write_history, write_predictions
 from dragn_cache.scoring.decisions import choose_decision, require_rule_for, warn_kept_thresholds
 from dragn_cache.store import Store
@@ -95,6 +95,7 @@ def train_run(
     write_predictions(out / "predictions.csv", labelling, splits, p, decision)
     of_bags = zip(labelling.ids, digests, splits, strict=True)
     seen = {bag_id: digest for bag_id, digest, split in of_bags if split != "test"}
-    write_checkpoint(out / "checkpoint.pt", trained, config, labelling, store, decision, seen)
+    checkpoint = Checkpoint.of(trained, config, labelling, store, decision, seen)
+    write_checkpoint(out / "checkpoint.pt", checkpoint)
     write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics

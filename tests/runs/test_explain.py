@@ -267,8 +267,8 @@ def test_leaving_out_works_for_classical_methods(
 ) -> None:
     explained = explain_run(runs["svm"], store, tmp_path / "out", ExplainConfig(), bags=("004",))
     assert explained.method == "leave-one-out"
-    model, record = load_checkpoint(runs["svm"])
-    values = torch.from_numpy(store.bag("004", record["tap"]))
+    model, checkpoint = load_checkpoint(runs["svm"])
+    values = torch.from_numpy(store.bag("004", checkpoint.tap))
     without = torch.cat((values[:1], values[2:]))
     device = torch.device("cpu")
     whole, less = (
