@@ -14,7 +14,13 @@ import numpy as np
 from dragn_cache.errors import ImageError, InputError
 from dragn_cache.extraction.config import ExtractConfig
 from dragn_cache.extraction.forward import Forward, choose_compute
-from dragn_cache.extraction.plan import Wanted, describe, open_backbone, plan_images, with_channels
+from dragn_cache.extraction.plan import (
+    PlannedImage,
+    describe,
+    open_backbone,
+    plan_images,
+    with_channels,
+)
 from dragn_cache.extraction.report import Phase, advice_for
 from dragn_cache.extraction.workers import attempt
 from dragn_cache.machine import usable_cores
@@ -128,7 +134,7 @@ def estimate(
     )
 
 
-def _decode_seconds(images: Sequence[Wanted]) -> tuple[float, int]:
+def _decode_seconds(images: Sequence[PlannedImage]) -> tuple[float, int]:
     """Seconds an image on one core, over images spread across the data set; and how many failed."""
     order = np.random.default_rng(0).permutation(len(images))
     seconds: list[float] = []

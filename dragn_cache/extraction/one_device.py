@@ -13,7 +13,7 @@ from dragn_cache.extraction.config import ExtractConfig
 from dragn_cache.extraction.engine import Engine, Policy
 from dragn_cache.extraction.forward import Forward
 from dragn_cache.extraction.plan import (
-    Wanted,
+    PlannedImage,
     choose_precision,
     decide_compute,
     describe,
@@ -50,7 +50,7 @@ def extract_on_one_device(
     description = describe(manifest, config, backbone, compute)
     parts = plan_parts(sizes, description.row_bytes, config.part_instances)
 
-    def wanted(part: PartPlan) -> list[Wanted]:
+    def wanted(part: PartPlan) -> list[PlannedImage]:
         return plan_images(manifest, part, backbone, config.augmentation)
 
     require_channels(manifest, backbone)

@@ -33,7 +33,7 @@ from dragn_cache.types import CLEAN_VIEW
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PlannedImage:
     """One image to decode, and the rows of its part that its crops become."""
 
     request: ImageRequest
@@ -129,7 +129,7 @@ def describe(
 
 def plan_images(
     manifest: Manifest, part: PartPlan, backbone: Backbone, augmentation: Augmentation | None
-) -> list[Wanted]:
+) -> list[PlannedImage]:
     """A part's images in order of first appearance, and which rows each one feeds."""
     by_image: dict[str, list[tuple[int, Instance]]] = {}
     row = 0
@@ -156,7 +156,7 @@ def plan_images(
             augmentation,
             tuple(instance.bag_id for _, instance in group),
         )
-        found.append(Wanted(request, tuple(group)))
+        found.append(PlannedImage(request, tuple(group)))
     return found
 
 

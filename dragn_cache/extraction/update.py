@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dragn_cache.errors import ImageError
 from dragn_cache.extraction.config import ExtractConfig
-from dragn_cache.extraction.plan import Wanted
+from dragn_cache.extraction.plan import PlannedImage
 from dragn_cache.extraction.workers import attempt
 from dragn_cache.manifest import Manifest
 from dragn_cache.store import PartPlan, StoreDescription, instances_of
@@ -25,7 +25,7 @@ def update_plan(
     out: Path,
     description: StoreDescription,
     manifest: Manifest,
-    wanted: Callable[[PartPlan], Sequence[Wanted]],
+    wanted: Callable[[PartPlan], Sequence[PlannedImage]],
     config: ExtractConfig,
 ) -> UpdateReport:
     """Change a store's plan to the manifest's and its images' present state.
@@ -51,7 +51,7 @@ def _is_current(
     manifest: Manifest,
     bag: int,
     stored: StoredBag,
-    wanted: Callable[[PartPlan], Sequence[Wanted]],
+    wanted: Callable[[PartPlan], Sequence[PlannedImage]],
 ) -> bool:
     if stored.plan != bag_plan(manifest, bag):
         return False
@@ -70,7 +70,7 @@ def _is_current(
     return len(failed) == len(instances_of(manifest, bag)) - len(used)
 
 
-def _reasons(image: Wanted, result: object) -> list[str]:
+def _reasons(image: PlannedImage, result: object) -> list[str]:
     """One text for each instance of an image that cannot be used."""
     if isinstance(result, ImageError):
         return [str(result)] * len(image.instances)
