@@ -14,7 +14,7 @@ thread: `Begin`, `Batch` and `Failed` as they come, `End`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from dragn_cache.errors import ImageError
 from dragn_cache.extraction.forward import Forward
-from dragn_cache.extraction.plan import PlannedImage
+from dragn_cache.extraction.plan import ExtractionPlan, PlannedImage
 from dragn_cache.extraction.report import ExtractReport
 from dragn_cache.extraction.workers import Decoded, Decoder, FromDecoder, Mark, ToDecode
 from dragn_cache.extraction.writing import Batch, Begin, End, Failed, WritingThread
@@ -30,19 +30,6 @@ from dragn_cache.images.crops import Crops
 from dragn_cache.manifest import Instance
 from dragn_cache.store import Failure, InstanceRecord, PartPlan, StoreWriter
 from dragn_cache.types import Pixels
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What to do with inputs that cannot be used.
-
-    Attributes:
-        on_error: ``stop`` or ``skip``.
-        max_errors: with ``skip``, stop when more than so many inputs were not used; None is any.
-    """
-
-    on_error: str
-    max_errors: int | None
 
 
 @dataclass
@@ -68,7 +55,7 @@ class Engine:
     """Writes parts of a store.
 
     Args:
-        images_of: gives a part's images, in the order in which they are decoded.
+        plan: its images, and what to do with those that cannot be used.
         forward: the network.
         writer: the store; its views decide how many crops an instance has.
         decoder: the pool of workers.
@@ -77,18 +64,18 @@ class Engine:
 
     def __init__(
         self,
-        images_of: Callable[[PartPlan], Sequence[PlannedImage]],
+        plan: ExtractionPlan,
         forward: Forward,
         writer: StoreWriter,
         decoder: Decoder,
-        policy: Policy,
         report: ExtractReport,
         advance: Callable[[int], None],
     ) -> None:
-        self.images_of, self.forward, self.writer = images_of, forward, writer
-        self.decoder, self.policy, self.report, self.advance = decoder, policy, report, advance
+        self.plan, self.forward, self.writer = plan, forward, writer
+        self.decoder, self.report, self.advance = decoder, report, advance
         self.takes_turns = forward.device.type == "cpu"
-        self.failed = 0
+        # Those of earlier calls count as well.
+        self.failed = len(writer.failures()) if plan.config.max_errors is not None else 0
 
     def write(self, parts: Iterator[PartPlan]) -> int:
         """Write the parts given (each is taken when its images are about to be decoded).
@@ -128,7 +115,7 @@ class Engine:
     ) -> Iterator[ToDecode[PlannedImage] | Mark[Begin | End]]:
         for part in parts:
             yield Mark(Begin(part))
-            for image in self.images_of(part):
+            for image in self.plan.images_of(part):
                 yield ToDecode(image, image.request)
             yield Mark(End())
 
@@ -163,12 +150,12 @@ class Engine:
     def _fail(
         self, writing: WritingThread, row: int, instance: Instance, error: ImageError
     ) -> None:
-        """Record an input that cannot be used, or raise where the policy says so."""
+        """Record an input that cannot be used, or raise if the settings say to stop."""
         self.failed += 1
-        limit = self.policy.max_errors
-        if self.policy.on_error == "stop" or (limit is not None and self.failed > limit):
+        on_error, limit = self.plan.config.on_error, self.plan.config.max_errors
+        if on_error == "stop" or (limit is not None and self.failed > limit):
             remedy = f"{error.remedy}, or extract with --on-error skip"
-            if self.policy.on_error == "skip":
+            if on_error == "skip":
                 remedy = f"{self.failed} inputs failed: {error.remedy}, or raise --max-errors"
             raise ImageError(
                 f"bag {instance.bag_id!r}, {error.where}",

@@ -14,12 +14,11 @@ from dragn_cache.devices import find_device
 from dragn_cache.errors import DragnCacheError
 from dragn_cache.extraction.config import ExtractConfig
 from dragn_cache.extraction.one_device import Say, disk_error, extract_on_one_device
-from dragn_cache.extraction.plan import decide_compute, describe, open_backbone, plan_images
+from dragn_cache.extraction.plan import plan_extraction
 from dragn_cache.extraction.report import ExtractReport
-from dragn_cache.extraction.update import update_plan
+from dragn_cache.extraction.update import update_store
 from dragn_cache.manifest import Manifest
 from dragn_cache.parallel.local import follow_parent
-from dragn_cache.store import instances_of
 from dragn_cache.types import Progress
 
 
@@ -27,6 +26,7 @@ def extract_on_devices(
     manifest: Manifest,
     config: ExtractConfig,
     out: Path,
+    *,
     update: bool,
     progress: Progress | None,
     say: Say,
@@ -34,21 +34,11 @@ def extract_on_devices(
     """One process for each device, all on one store."""
     for device in config.devices:
         find_device(device)
+    changes = None
     if update and (out / "store.json").exists():  # the plan is changed once, by this process
-        backbone = open_backbone(replace(config, device="cpu"))
         first = replace(config, device=config.devices[0])
-        sizes = [len(instances_of(manifest, bag)) for bag in range(len(manifest.bags))]
-        compute = decide_compute(out, first, backbone, sum(sizes))
-        description = describe(manifest, first, backbone, compute)
-        changes = update_plan(
-            out,
-            description,
-            manifest,
-            lambda part: plan_images(manifest, part, backbone, config.augmentation),
-            config,
-        )
-    else:
-        changes = None
+        plan = plan_extraction(manifest, first, out, backbone_device="cpu")
+        changes = update_store(out, plan)
     context = multiprocessing.get_context("spawn")
     each = max(1, config.workers // len(config.devices)) if config.workers else 0
     children = {}
@@ -81,7 +71,10 @@ def _on_device(manifest: Manifest, config: ExtractConfig, out: Path, parent: Con
         parent.send((done, total))
 
     try:
-        parent.send(extract_on_one_device(manifest, config, out, False, count, parent.send))
+        report = extract_on_one_device(
+            manifest, config, out, update=False, progress=count, say=parent.send
+        )
+        parent.send(report)
     except DragnCacheError as error:
         parent.send(error)
     except OSError as error:
