@@ -81,7 +81,7 @@ def _open_forward(plan: ExtractionPlan, say: Say) -> Forward:
 
 
 class _Run:
-    """Passes over the missing parts until there are none, with the progress of all processes."""
+    """Passes over the missing parts until there are none; counts what other processes write too."""
 
     def __init__(
         self, writer: StoreWriter, bag_sizes: Sequence[int], progress: Progress | None
