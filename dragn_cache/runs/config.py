@@ -14,7 +14,8 @@ class ExplainConfig:
 
     Attributes:
         method: ``attention``, ``cosine``, ``leave-one-out``, or ``auto``: attention where the
-            aggregator has one, else cosine for DRAGN and HAMIL, else leave-one-out.
+            aggregator has one, else cosine where its embedding lies among the features (DRAGN,
+            HAMIL), else leave-one-out.
         split: only bags that were on this side when the run was trained; None is all.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         h5: whether one .h5 per bag is written beside the table.

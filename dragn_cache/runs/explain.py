@@ -6,8 +6,8 @@ Three methods, one score for an instance or one for each label:
 - **cosine**: the cosine of the angle between an instance's vector and its bag's embedding, "DRAGN",
   figure 9: the more alike, the more the aggregation kept of the instance. Both are averaged over h
   and w, as the embedding is; the paper does not say so. It needs an embedding that lies in the
-  space of the features, as DRAGN's and HAMIL's do; of another one of the same width it says
-  nothing.
+  space of the features, as an aggregator declares (``embedding_among_features``) and DRAGN's and
+  HAMIL's do; of another one of the same width it says nothing.
 - **leave-one-out**: for each label the bag's probability less that of the bag without the
   instance, so positive where the instance speaks for the label. It asks nothing of the model, so
   classical methods have it as well, and costs n passes over n - 1 instances for a bag of n. A bag
@@ -31,8 +31,6 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from dragn_cache.aggregators.dragn import Dragn
-from dragn_cache.aggregators.hamil import Hamil
 from dragn_cache.devices import find_device, memory_for_features
 from dragn_cache.errors import InputError, UnknownNameError
 from dragn_cache.files import require_file_names, require_new, write_csv
@@ -139,7 +137,10 @@ def explain_run(
 
 
 def choose_method(model: Model, method: str) -> str:
-    """The method asked for; ``auto`` is attention, else cosine for DRAGN and HAMIL, else the last.
+    """The method asked for; ``auto`` is the first of the three that goes with the model.
+
+    Cosine goes by itself where the embedding lies among the features; asked for by name, it goes
+    with every embedding as wide as they are.
 
     Raises:
         InputError: the model has no attention, or an embedding that no feature compares with.
@@ -150,7 +151,8 @@ def choose_method(model: Model, method: str) -> str:
     if method == "auto":
         if attends:
             return "attention"
-        return "cosine" if isinstance(aggregator, Dragn | Hamil) else "leave-one-out"
+        among = aggregator is not None and aggregator.embedding_among_features
+        return "cosine" if among else "leave-one-out"
     if method == "attention" and not attends:
         raise InputError(
             "--method attention",

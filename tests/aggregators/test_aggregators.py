@@ -31,6 +31,7 @@ def test_declarations(name: str) -> None:
     assert cls.needs in ("map", "vector", "any")
     assert isinstance(cls.order_sensitive, bool)
     assert isinstance(cls.has_attention, bool)
+    assert isinstance(cls.embedding_among_features, bool)
 
 
 @every_shape
@@ -51,6 +52,18 @@ def test_shapes_and_finite_values(name: str, in_shape: tuple[int, ...]) -> None:
     if learning.loss is not None:
         assert learning.loss.shape == ()
         assert learning.loss.isfinite()
+
+
+@every_shape
+@pytest.mark.parametrize(
+    "name", [name for name, cls in AGGREGATORS.items() if cls.embedding_among_features]
+)
+def test_an_embedding_among_the_features_is_that_of_a_lone_instance(
+    name: str, in_shape: tuple[int, ...]
+) -> None:
+    aggregator, bags = make(name, in_shape), draw(in_shape, [1, 1, 1])
+    assert aggregator.out_dim == in_shape[0]
+    assert relative(aggregator(bags).embedding, aggregator.vectors(bags)) < 1e-6
 
 
 @every_shape
