@@ -57,6 +57,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "recipes": recipes.recipes,
     "simulate": simulate.simulate,
 }
+# Where an aggregator may be a class of one's own, by its name or by a run that was trained with it.
+NAME_CLASSES = ("train-agg", "crossval", "evaluate", "predict", "explain", "aggregators")
 
 app = typer.Typer(
     help="Run a frozen CNN once over bags of images, keep its features, and train "
@@ -131,11 +133,21 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Options that come before the command."""
+    if context.invoked_subcommand in NAME_CLASSES:
+        _find_own_classes()
+
+
+def _find_own_classes() -> None:
+    """Let modules in the working directory be imported, after all others."""
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

@@ -204,12 +204,12 @@ def test_classes_that_cannot_be_used_are_refused(name: str, message: str) -> Non
         aggregator_class(name)
 
 
-def test_a_class_of_ones_own_in_the_working_directory(
+def test_a_class_of_ones_own_on_pythons_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "my_pooling.py").write_text(
         "from dragn_cache.aggregators import Aggregated, Aggregator\n"
-        "from dragn_cache.aggregators.segments import segment_sum\n"
+        "from dragn_cache.ragged.segments import segment_sum\n"
         "class Sum(Aggregator):\n"
         "    needs, order_sensitive = 'vector', False\n"
         "    def __init__(self, in_shape, *, factor=1.0):\n"
@@ -220,7 +220,11 @@ def test_a_class_of_ones_own_in_the_working_directory(
         "        return Aggregated(self.factor * summed, None)\n"
     )
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = list(sys.path)
+    with pytest.raises(InputError, match="No module named 'my_pooling'; correct it, or run where"):
+        create_aggregator("my_pooling:Sum", in_shape=VECTOR)
+    assert sys.path == before
+    monkeypatch.syspath_prepend(tmp_path)
     made = create_aggregator("my_pooling:Sum", in_shape=VECTOR, factor=2.0)
     bags = draw(VECTOR, [3, 5])
     expected = 2 * torch.stack([bags.bag(0).sum(0), bags.bag(1).sum(0)])
@@ -234,8 +238,7 @@ def test_the_documents_class_of_ones_own(tmp_path: Path, monkeypatch: pytest.Mon
     code = re.findall(r"```python\n(# (\w+)\.py\n.*?)```", text, re.DOTALL)
     ((source, module),) = code
     (tmp_path / f"{module}.py").write_text(source)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.syspath_prepend(tmp_path)
     made = create_aggregator(f"{module}:Mean2", in_shape=MAP, width=5)
     assert made(draw(MAP, [3, 1, 7])).embedding.shape == (3, 5)
 
@@ -253,8 +256,7 @@ def test_classes_that_leave_something_out_are_told(
     source = f"from dragn_cache.aggregators import Aggregator\nclass A(Aggregator):\n {body}\n"
     name = f"half_{len(body)}"
     (tmp_path / f"{name}.py").write_text(source)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=message):
         aggregator_class(f"{name}:A")
 

@@ -166,6 +166,19 @@ def test_two_processes_give_what_one_gives(store: Store, out: Path, tmp_path: Pa
     assert tables(tmp_path / "two") == tables(out)
 
 
+def test_processes_find_a_class_on_pythons_path(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shipped_mean.py").write_text("from dragn_cache.aggregators.mean import Mean\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    methods: tuple[tuple[str, dict[str, Any]], ...] = (("shipped_mean:Mean", {}), ("mean", {}))
+    config = replace(CONFIG, aggregators=methods, seeds=1, jobs=2)
+    result = crossval(store, config, tmp_path / "cv")
+    assert result.failed == ()
+    first, second = ({**row, "aggregator": ""} for row in result.summary)
+    assert first["auc_macro_mean"] == second["auc_macro_mean"]
+
+
 def test_an_interrupted_cross_validation_goes_on(store: Store, out: Path, tmp_path: Path) -> None:
     seen = []
 
