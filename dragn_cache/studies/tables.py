@@ -21,15 +21,17 @@ from numpy.typing import NDArray
 from dragn_cache.scoring.comparison import corrected_t_test, mean_and_sd
 from dragn_cache.scoring.decisions import choose_decision, warn_kept_thresholds
 from dragn_cache.scoring.metrics import ScoredBags, evaluate, mean_intervals
-from dragn_cache.scoring.score_table import SCORES
+from dragn_cache.scoring.scores import ACCURACY, AUC_MACRO, COMPARED_SCORES, SCORES
 from dragn_cache.types import Task
 
 ResultRow = dict[str, Any]
 Place = tuple[str, int, int]
 """A method's label, a seed, a fold."""
 
-SCORE_ORDER = ("accuracy", "auc_macro", *(s for s in SCORES if s not in ("accuracy", "auc_macro")))
-COMPARED_SCORES = ("accuracy", "auc_macro", "f1_macro", "map")
+FIRST_SCORES = (ACCURACY, AUC_MACRO)
+SCORE_COLUMNS = tuple(
+    score.name for score in (*FIRST_SCORES, *(s for s in SCORES if s not in FIRST_SCORES))
+)
 ENDS = ("low", "high")
 COMPARISON = (
     "first",
@@ -128,7 +130,7 @@ def fold_row(training: Training, truth: Truth) -> ResultRow:
         "fold": training.fold,
         **{f"{split}_bags": bags[split] for split in ("train", "validation", "test")},
         "best_epoch": training.best_epoch,
-        **{name: scores.get(name) for name in SCORE_ORDER},
+        **{name: scores.get(name) for name in SCORE_COLUMNS},
         "labels_undefined": scores.get("labels_undefined"),
         "seconds": round(training.seconds, 3) if done else None,
         "error": training.error,
@@ -154,9 +156,9 @@ def summary_row(
     tests = [truth.tested(training) for training in done]
     bounds = mean_intervals(tests, len(truth.targets), task=truth.task, intervals=intervals)
     row: ResultRow = {"aggregator": trainings[0].aggregator}
-    for name in SCORE_ORDER:
+    for name in SCORE_COLUMNS:
         row[f"{name}_mean"], row[f"{name}_sd"] = mean_and_sd(r[name] for r in rows)
-    for name in SCORE_ORDER:
+    for name in SCORE_COLUMNS:
         for end, value in zip(ENDS, bounds[name] or (None, None), strict=True):
             row[f"{name}_{end}"] = value
     row["trainings"], row["failed"] = len(done), len(trainings) - len(done)
@@ -167,7 +169,7 @@ def summary_row(
 
 
 def comparison_rows(rows: Sequence[ResultRow]) -> list[ResultRow]:
-    """The rows of comparison.csv: every two aggregators, in each of `COMPARED`.
+    """The rows of comparison.csv: every two aggregators, in each of `COMPARED_SCORES`.
 
     Args:
         rows: those of folds.csv.
@@ -176,7 +178,7 @@ def comparison_rows(rows: Sequence[ResultRow]) -> list[ResultRow]:
     for row in rows:
         by_method.setdefault(row["aggregator"], {})[row["seed"], row["fold"]] = row
     return [
-        _compared(first, second, by_method, score)
+        _compared(first, second, by_method, score.name)
         for first, second in combinations(by_method, 2)
         for score in COMPARED_SCORES
     ]

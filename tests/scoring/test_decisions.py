@@ -9,9 +9,10 @@ import pytest
 from sklearn.metrics import f1_score
 
 from dragn_cache.errors import InputError
-from dragn_cache.scoring import metrics
 from dragn_cache.scoring.decisions import GRID, Decision, choose_decision, decide
 from dragn_cache.scoring.metrics import evaluate
+from dragn_cache.scoring.score_table import ScoreTable
+from dragn_cache.scoring.scores import F1_MICRO
 from dragn_cache.training.config import TrainConfig
 
 P = [[0.9, 0.2, 0.1], [0.6, 0.7, 0.2], [0.4, 0.3, 0.1], [0.1, 0.3, 0.2], [0.2, 0.1, 0.4]]
@@ -133,12 +134,12 @@ def test_scores_use_the_decision_and_resamples_do_not_choose_again() -> None:
     assert (result["decision"], result["thresholds"]) == ("thresholds", [0.31, 0.62, 0.5])
     assert result["thresholds_kept"] == [2]
     counts = rng.integers(0, 4, size=(5, 61))
-    scores, _, _ = metrics._Table.of(y.astype(float), p, "multilabel", decision).scores(
+    scores, _, _ = ScoreTable.of(y.astype(float), p, "multilabel", decision).scores(
         counts.astype(float)
     )
     for row, count in enumerate(counts):
         again = [a.repeat(count, axis=0) for a in (y, decided)]
-        assert scores["f1_micro"][row] == pytest.approx(f1_score(*again, average="micro"))
+        assert scores[F1_MICRO][row] == pytest.approx(f1_score(*again, average="micro"))
 
 
 # --- refused -------------------------------------------------------------------------------------

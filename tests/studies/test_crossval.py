@@ -28,7 +28,7 @@ from dragn_cache.manifest import write_bags
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.scoring.comparison import corrected_t_test
 from dragn_cache.scoring.decisions import GRID, decide
-from dragn_cache.scoring.score_table import SCORES
+from dragn_cache.scoring.scores import SCORES
 from dragn_cache.store import Store
 from dragn_cache.studies.config import CrossvalConfig
 from dragn_cache.studies.crossval import CrossvalResult, crossval
@@ -359,7 +359,7 @@ def test_the_summary_is_the_mean_over_folds_and_seeds(out: Path) -> None:
     for row in summary:
         own = [r for r in folds if r["aggregator"] == row["aggregator"]]
         assert (row["trainings"], row["failed"]) == ("6", "0")
-        for score in SCORES:
+        for score in (s.name for s in SCORES):
             values = numbers(own, score)
             assert float(row[f"{score}_mean"]) == pytest.approx(values.mean(), abs=1e-12)
             assert float(row[f"{score}_sd"]) == pytest.approx(values.std(ddof=1), abs=1e-12)
