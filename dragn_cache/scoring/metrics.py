@@ -85,13 +85,13 @@ def evaluate(
     order = np.lexsort(np.hstack([y, p]).T)
     table = ScoreTable.of(y[order], p[order], task, decision)
     bags = len(p)
-    point, auc, precision = table.scores(np.ones((1, bags)))
+    point, auc, average_precision = table.scores(np.ones((1, bags)))
     result: dict[str, Any] = {s.name: _or_none(point[s][0]) for s in SCORES}
     ece, ece_macro = calibration_errors(table.targets, table.probabilities, task)
     result[ECE.name], result[ECE_MACRO.name] = _or_none(ece), _or_none(ece_macro)
     result["labels_undefined"] = int(np.isnan(auc).sum())
     result["bags"] = bags
-    result["average_precision"] = [_or_none(value) for value in precision[0]]
+    result["average_precision"] = [_or_none(value) for value in average_precision[0]]
     result["auc"] = [_or_none(value) for value in auc[0]]
     result |= table.label_scores()
     result["decision"] = decision.rule
@@ -167,7 +167,7 @@ def mean_intervals(
 
 
 def _centred(draws: list[Floats], point: Floats, highest: float) -> list[float] | None:
-    """The draws' interval moved by what they lie beside the score, in the score's own range."""
+    """The draws' interval less their bias against the score, clipped to the score's range."""
     interval = bootstrap_interval(draws)
     if interval is None:
         return None

@@ -79,17 +79,17 @@ class ScoreTable:
         if not len(self.targets):
             undefined = np.full((len(weights), self.targets.shape[1]), np.nan)
             return dict.fromkeys(SCORES, undefined[:, 0]), undefined, undefined
-        auc, precision = _rank_scores(self.targets, self.probabilities, weights)
-        right = (self.targets == self.decided).all(axis=1).astype(np.float64)
+        auc, average_precision = _rank_scores(self.targets, self.probabilities, weights)
+        exact = (self.targets == self.decided).all(axis=1).astype(np.float64)
         scores = self._decision_scores(weights) | {
             AUC_MACRO: mean_defined(auc),
-            MAP: mean_defined(precision),
+            MAP: mean_defined(average_precision),
             F1_SAMPLES: _weighted_mean(self.f1_of_bag, weights),
             AUC_SAMPLES: _weighted_mean(self.auc_of_bag, weights),
-            ACCURACY: _weighted_mean(right, weights),
+            ACCURACY: _weighted_mean(exact, weights),
             BRIER: _weighted_mean(self.brier_of_bag, weights),
         }
-        return scores, auc, precision
+        return scores, auc, average_precision
 
     def _decision_scores(self, weights: Floats) -> dict[Score, Floats]:
         """The scores that follow from counts of right and wrong decisions, each (R,)."""
@@ -137,7 +137,7 @@ def _rank_scores(targets: Floats, scores: Floats, weights: Floats) -> tuple[Floa
         has no positive.
     """
     shape = (len(weights), targets.shape[1])
-    auc, precision = np.full(shape, np.nan), np.full(shape, np.nan)
+    auc, average_precision = np.full(shape, np.nan), np.full(shape, np.nan)
     by_row = np.ascontiguousarray(weights.T)  # (n, R): sorting rows then moves whole lines
     for label in range(shape[1]):
         order = np.argsort(-scores[:, label])
@@ -149,22 +149,23 @@ def _rank_scores(targets: Floats, scores: Floats, weights: Floats) -> tuple[Floa
             positive = np.add.reduceat(positive, first_of_tie, axis=0)
             negative = np.add.reduceat(negative, first_of_tie, axis=0)
         # Rows are thresholds, highest first; the sums count what lies at or above each.
-        found, alarms = positive.cumsum(axis=0), negative.cumsum(axis=0)
-        beaten = np.einsum("tr,tr->r", found - positive / 2, negative)
-        auc[:, label] = _ratio(beaten, found[-1] * alarms[-1])
-        gained = np.einsum("tr,tr->r", positive, _ratio(found, found + alarms, undefined=0.0))
-        precision[:, label] = _ratio(gained, found[-1])
-    return auc, precision
+        true_positives, false_positives = positive.cumsum(axis=0), negative.cumsum(axis=0)
+        concordant = np.einsum("tr,tr->r", true_positives - positive / 2, negative)
+        auc[:, label] = _ratio(concordant, true_positives[-1] * false_positives[-1])
+        precisions = _ratio(true_positives, true_positives + false_positives, undefined=0.0)
+        precision_gain = np.einsum("tr,tr->r", positive, precisions)
+        average_precision[:, label] = _ratio(precision_gain, true_positives[-1])
+    return auc, average_precision
 
 
 def _auc_of_bags(targets: Floats, scores: Floats) -> Floats:
-    """AUC (B,) of each bag over its labels: pairs won of targets and scores (B, L)."""
-    won = np.zeros(len(targets))
+    """AUC (B,) of each bag over its labels: its share of concordant pairs, from arrays (B, L)."""
+    concordant = np.zeros(len(targets))
     for label in range(targets.shape[1]):
         score = scores[:, label, None]
-        beaten = (1 - targets) * ((score > scores) + (score == scores) / 2)
-        won += targets[:, label] * beaten.sum(axis=1)
-    return _ratio(won, targets.sum(axis=1) * (1 - targets).sum(axis=1))
+        below = (1 - targets) * ((score > scores) + (score == scores) / 2)
+        concordant += targets[:, label] * below.sum(axis=1)
+    return _ratio(concordant, targets.sum(axis=1) * (1 - targets).sum(axis=1))
 
 
 def _ratio(numerator: Floats, denominator: Floats, *, undefined: float = np.nan) -> Floats:

@@ -1,4 +1,4 @@
-"""What a cross-validation's trainings add up to: scores of each fold, means, paired comparisons.
+"""Tables of a cross-validation: scores of each fold, their means, paired comparisons.
 
 - Rows are dictionaries by column; a score that is undefined is None, an empty cell in the file.
 - Means and deviations are over the tests, seeds times folds, in which a score is defined.
@@ -48,7 +48,7 @@ COMPARISON = (
 
 @dataclass(frozen=True)
 class Training:
-    """One training's place in the cross-validation, and what came out.
+    """One training's place in the cross-validation, and its outcome.
 
     Attributes:
         aggregator: its label.
@@ -56,7 +56,7 @@ class Training:
         probabilities: (n, L) of the test bags, in the order of their numbers; empty after an error.
         validation: (m, L) of the validation bags likewise, to choose thresholds by.
         best_epoch: the one that validation chose; None without epochs.
-        parameters: how many numbers the model has learned.
+        parameters: number of values that the model has learned.
         seconds: of training.
         error: why there is no model; empty if there is one.
         notes: what did not go as usual.
@@ -81,7 +81,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Truth:
-    """What trainings are scored by.
+    """The truth that trainings are scored by: targets, folds, and the rule of decision.
 
     Attributes:
         targets: (B, L) of 0 and 1.
