@@ -155,7 +155,7 @@ def stratified_folds(
 
 
 def require_split(bag_ids: Sequence[str], splits: Sequence[str], groups: Sequence[str]) -> None:
-    """Make sure that a split can be trained and tested on without a leak.
+    """Raise unless a split can be trained and tested on without a leak.
 
     Args:
         bag_ids: B distinct ids.

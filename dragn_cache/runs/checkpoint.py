@@ -264,7 +264,15 @@ def _maps_to(kind: type) -> Callable[[object], bool]:
 
 def _is_provenance(value: object) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(value.get(kind), dict) for kind in CHECKPOINT_DIGESTS
+        isinstance(value.get(kind), dict) and _is_settings(value[kind])
+        for kind in CHECKPOINT_DIGESTS
+    )
+
+
+def _is_settings(value: object) -> bool:
+    """Whether all dictionaries in a value, itself included, are by name."""
+    return not isinstance(value, dict) or all(
+        isinstance(name, str) and _is_settings(inner) for name, inner in value.items()
     )
 
 

@@ -125,9 +125,9 @@ def mean_intervals(
     """95 % bootstrap intervals of scores that are means over several tests.
 
     Bags are resampled, not tests: in one draw a bag has the same weight in every test, so that
-    seeds that test the same bags again do not narrow the interval. The percentiles are moved by the
-    bootstrap's own bias, the mean of its draws less the score: in a test of few bags a resample
-    loses the positives of rare labels, which then leave the mean over labels, and mAP rises.
+    seeds that test the same bags again do not narrow the interval. The bootstrap's bias, the mean
+    of its draws less the score, is subtracted: in a test of few bags a resample loses the positives
+    of rare labels, which then leave the mean over labels, and mAP rises.
 
     Args:
         tests: for example the test folds of a repeated cross-validation.
