@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dragn_cache.figures.style import COLOURS, SCORE_NAMES
+from dragn_cache.figures.style import COLOURS
+from dragn_cache.scoring.scores import ACCURACY, MAIN_SCORES
 
 
 def plot_crossval(
@@ -24,17 +25,17 @@ def plot_crossval(
         summary: the rows of summary.csv.
         folds: the rows of folds.csv.
     """
-    names = {"accuracy": "accuracy", **SCORE_NAMES}
+    scores = (ACCURACY, *MAIN_SCORES)
     figure = Figure(figsize=(11, 1.6 + 0.42 * len(summary)), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = np.atleast_1d(figure.subplots(1, len(names), sharey=True))
-    for axes, (score, title) in zip(panels, names.items(), strict=True):
+    panels = np.atleast_1d(figure.subplots(1, len(scores), sharey=True))
+    for axes, score in zip(panels, scores, strict=True):
         for place, row in enumerate(summary):
-            tests = [f[score] for f in folds if f["aggregator"] == row["aggregator"]]
+            tests = [f[score.name] for f in folds if f["aggregator"] == row["aggregator"]]
             _show_tests(axes, place, [value for value in tests if value is not None])
-            _show_mean(axes, place, row, score)
-        axes.set_title(title, fontsize=10)
-        if all(row[f"{score}_mean"] is None for row in summary):
+            _show_mean(axes, place, row, score.name)
+        axes.set_title(score.label, fontsize=10)
+        if all(row[f"{score.name}_mean"] is None for row in summary):
             axes.set_xticks([])
             axes.text(0.5, 0.5, "undefined", ha="center", transform=axes.transAxes, fontsize=9)
         axes.grid(axis="x", color="#dddddd", linewidth=0.6)

@@ -106,8 +106,8 @@ def _best_threshold(y: Floats, p: Floats) -> float:
     """
     if not y.any():
         return HALF
-    said = (p >= GRID[:, None]) & (p > 0)  # (G, B)
-    f1 = 2 * (said @ y) / (said.sum(axis=1) + y.sum())
+    decided = (p >= GRID[:, None]) & (p > 0)  # (G, B)
+    f1 = 2 * (decided @ y) / (decided.sum(axis=1) + y.sum())
     distance = np.abs(np.arange(len(GRID)) - len(GRID) // 2)  # whole numbers: ties are exact
     return float(GRID[np.lexsort((distance, -f1))[0]])
 
@@ -146,7 +146,7 @@ def decide(probabilities: ArrayLike, task: Task, decision: Decision = DEFAULT) -
 
 
 def _limits(p: Floats, decision: Decision) -> Floats:
-    """What probabilities (B, L) must reach, as an array that broadcasts to them."""
+    """The limits that probabilities (B, L) must reach, as an array that broadcasts to them."""
     if decision.rule == "thresholds":
         limits: Floats = np.array(decision.thresholds or ())
         if limits.shape != p.shape[1:]:
@@ -165,8 +165,8 @@ def _limits(p: Floats, decision: Decision) -> Floats:
 
 def _top(rule: str) -> int | None:
     """K of ``top-K``, None for other texts."""
-    found = re.fullmatch(r"top-([1-9]\d{0,8})", rule)
-    return int(found[1]) if found else None
+    match = re.fullmatch(r"top-([1-9]\d{0,8})", rule)
+    return int(match[1]) if match else None
 
 
 def warn_kept_thresholds(decision: Decision, labels: Sequence[str], warn: Warn) -> None:

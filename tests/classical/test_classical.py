@@ -597,7 +597,7 @@ def test_streamed_bags_give_the_model_of_bags_in_memory(store: Store, tmp_path: 
         probabilities(tmp_path / run / "predictions.csv") for run in ("whole", "streamed")
     )
     np.testing.assert_allclose(first, second, rtol=1e-9)
-    model, record = load_checkpoint(tmp_path / "streamed")
+    model, checkpoint = load_checkpoint(tmp_path / "streamed")
     assert isinstance(model, ClassicalModel)
-    assert record["config"]["memory"] == "9000B"
-    assert record["best_epoch"] is None
+    assert checkpoint.config.memory == "9000B"
+    assert checkpoint.best_epoch is None

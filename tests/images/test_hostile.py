@@ -27,7 +27,7 @@ from dragn_cache.errors import ImageError
 from dragn_cache.extraction.check import check_dataset
 from dragn_cache.extraction.config import ExtractConfig
 from dragn_cache.extraction.extract import extract
-from dragn_cache.extraction.workers import Decoder
+from dragn_cache.extraction.workers import Decoder, FromDecoder, Mark, ToDecode
 from dragn_cache.images.crops import Crops, Geometry, ImageRequest
 from dragn_cache.manifest import Manifest, read_manifest
 from dragn_cache.store import open_store
@@ -278,7 +278,12 @@ def results(hostile: Manifest) -> dict[str, Crops | ImageError]:
         path = hostile.image_root / case.name
         requests.append(ImageRequest(case.name, (path,), (0, 1, 2), (None,), Geometry(size)))
     with Decoder(workers=2, ahead_crops=16) as decoder:
-        return {r.image: crops for r, crops in decoder.stream((r, r) for r in requests) if crops}
+        items: list[ToDecode[str] | Mark[None]] = [ToDecode(r.image, r) for r in requests]
+        return {
+            item.tag: item.decoded
+            for item in decoder.stream(items)
+            if isinstance(item, FromDecoder)
+        }
 
 
 def test_there_are_many() -> None:

@@ -22,7 +22,7 @@ from dragn_cache.loading.stored import StoredBags
 from dragn_cache.machine import free_memory, parse_memory
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import offsets_of
-from dragn_cache.runs.checkpoint import load_checkpoint
+from dragn_cache.runs.checkpoint import read_checkpoint
 from dragn_cache.runs.predict import predict_run
 from dragn_cache.runs.train import train_run
 from dragn_cache.store import Store
@@ -331,7 +331,7 @@ def test_a_run_that_streams_is_reproducible_and_predicts_what_it_did(
     train_run(store, config, tmp_path / "b")
     for path in sorted((tmp_path / "a").iterdir()):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
-    assert load_checkpoint(tmp_path / "a")[1]["config"]["memory"] == memory
+    assert read_checkpoint(tmp_path / "a").config.memory == memory
     predict_run(tmp_path / "a", store, tmp_path / "resident")
     fifth = needed(store, tap) // 5
     monkeypatch.setattr("dragn_cache.runs.predict.memory_for_features", lambda *_: fifth)

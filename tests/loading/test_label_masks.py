@@ -16,7 +16,7 @@ from dragn_cache.errors import InputError, UnknownNameError
 from dragn_cache.loading.label_masks import possible_labels, read_stage_table
 from dragn_cache.manifest import Bag
 from dragn_cache.ragged import RaggedBags
-from dragn_cache.runs.checkpoint import load_checkpoint
+from dragn_cache.runs.checkpoint import read_checkpoint
 from dragn_cache.runs.predict import predict_run
 from dragn_cache.runs.train import train_run
 from dragn_cache.store import Store
@@ -203,8 +203,7 @@ def test_a_run_remembers_its_mask(store: Store, tmp_path: Path) -> None:
     found = probabilities(tmp_path / "run" / "predictions.csv")
     for bag in BAGS:
         assert [p > 0 for p in found[bag.bag_id]] == [bool(k) for k in POSSIBLE[bag.extra["stage"]]]
-    _, record = load_checkpoint(tmp_path / "run")
-    assert TrainConfig(**record["config"]).stages == TABLE
+    assert read_checkpoint(tmp_path / "run").config.stages == TABLE
     predict_run(tmp_path / "run", store, tmp_path / "again")
     assert probabilities(tmp_path / "again" / "predictions.csv") == found
 

@@ -17,7 +17,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 
 from dragn_cache.errors import InputError, ManifestError, StoreMismatchError
 from dragn_cache.manifest import Bag
-from dragn_cache.runs.checkpoint import decision_of, load_checkpoint
+from dragn_cache.runs.checkpoint import read_checkpoint
 from dragn_cache.runs.evaluate import evaluate_run
 from dragn_cache.runs.predict import predict_run
 from dragn_cache.runs.train import train_run
@@ -140,7 +140,7 @@ def test_thresholds_are_the_best_of_validation(run: Path) -> None:
         said = [p[:, label] >= k / 100 for k in range(100)]
         f1 = [2 * (y[:, label] & d).sum() / (y[:, label].sum() + d.sum()) for d in said]
         assert f1[round(100 * threshold)] == max(f1)
-    assert decision_of(load_checkpoint(run)[1]) == Decision("thresholds", tuple(thresholds))
+    assert read_checkpoint(run).decision == Decision("thresholds", tuple(thresholds))
 
 
 def test_test_targets_choose_nothing(store: Store, run: Path, tmp_path: Path) -> None:

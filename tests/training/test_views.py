@@ -334,7 +334,7 @@ def test_a_run_with_views_is_reproducible_and_says_so(
     for path in sorted((tmp_path / "a").iterdir()):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
     assert tomllib.loads((tmp_path / "a" / "config.toml").read_text())["train"]["views"] == views
-    assert load_checkpoint(tmp_path / "a")[1]["config"]["views"] == views
+    assert load_checkpoint(tmp_path / "a")[1].config.views == views
     predict_run(tmp_path / "a", store, tmp_path / "again")
     first, again = (lines(tmp_path / name / "predictions.csv") for name in ("a", "again"))
     assert first == again

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dragn_cache.scoring.scores import COMPARED_SCORES
 from dragn_cache_cli.training_options import takes_train_config
 
 if TYPE_CHECKING:
     from dragn_cache.studies.crossval import CrossvalResult
     from dragn_cache.training.config import TrainConfig
 
-
-SHOWN = ("accuracy", "auc_macro", "f1_macro", "map")
+SHOWN = tuple(score.name for score in COMPARED_SCORES)
 
 
 @takes_train_config

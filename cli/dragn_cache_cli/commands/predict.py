@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dragn_cache.scoring.scores import AUC_MACRO
+
 
 def predict(
     run: Annotated[Path, typer.Argument(help="A run folder of train-agg.")],
@@ -28,5 +30,6 @@ def predict(
     )
     screen.out.print(f"predictions: {out / 'predictions.csv'}", markup=False, soft_wrap=True)
     if scores is not None:
-        text = screen.score_text(scores["auc_macro"], scores["intervals"]["auc_macro"])
-        screen.out.print(f"auc_macro over {scores['bags']} bags: {text}", markup=False)
+        name = AUC_MACRO.name
+        text = screen.score_text(scores[name], scores["intervals"][name])
+        screen.out.print(f"{name} over {scores['bags']} bags: {text}", markup=False)

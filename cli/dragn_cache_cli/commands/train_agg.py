@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from dragn_cache.scoring.scores import MAIN_SCORES
 from dragn_cache_cli.training_options import takes_train_config
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def train_agg(
     if as_json:
         screen.print_json(metrics)
         return
-    names = ["auc_macro", "map", "f1_macro"]
+    names = [score.name for score in MAIN_SCORES]
     rows = [
         (
             split,
