@@ -12,7 +12,6 @@ RUN/
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ from dragn_cache.loading.labelling import (
 from dragn_cache.loading.stored import StoredBags
 from dragn_cache.runs.checkpoint import Checkpoint, write_checkpoint
 from dragn_cache.runs.folder import config_toml, score_split, write_history, write_predictions
-from dragn_cache.scoring.decisions import choose_decision, require_rule_for, warn_kept_thresholds
+from dragn_cache.scoring.decisions import choose_decision, warn_kept_thresholds
+from dragn_cache.scoring.rules import require_rule_for
 from dragn_cache.store import Store
 from dragn_cache.training.config import TrainConfig
 from dragn_cache.training.data import choose_tap, load_labelled, no_views, warn_vectors
@@ -81,8 +81,8 @@ def train_run(
         for split in SPLITS
     }
     if isinstance(data.bags, StoredBags):  # the order of training depends on the blocks
-        config = replace(config, memory=f"{data.bags.budget}B")
-    config = replace(config, tap=tap.name)
+        config = config.replace(memory=f"{data.bags.budget}B")
+    config = config.replace(tap=tap.name)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "config.toml", config_toml(config, labelling, store))
     groups = [bag.group for bag in labelling.bags]

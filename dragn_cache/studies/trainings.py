@@ -71,7 +71,7 @@ def _loaded(work: StudyPlan, jobs: int) -> dict[str, RaggedBags | SharedArray]:
 def train_once(work: StudyPlan, task: Place) -> Training:
     """One training; an error of its own is its result, one of the store is raised."""
     label, seed, fold = task
-    config = replace(work.methods[label], seed=training_seed(seed, fold))
+    config = work.methods[label].replace(seed=training_seed(seed, fold))
     data = work.data(task)
     notes: list[str] = []
     started = time.perf_counter()
