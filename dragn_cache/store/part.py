@@ -174,9 +174,9 @@ RowTable = dict[tuple[str, str], Rows]
 """(tap name, view) → its rows."""
 
 
-def blocks(rows: int, row_bytes: int, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, int]]:
-    """Ranges of rows of about ``block_bytes``."""
-    step = max(1, block_bytes // row_bytes)
+def blocks(rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows of about `BLOCK_BYTES`."""
+    step = max(1, BLOCK_BYTES // row_bytes)
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
 
