@@ -80,7 +80,7 @@ def possible_labels(
         if not stage or not possible[row].any():
             raise InputError(
                 f"bag {bag_id!r}",
-                expected="for `stage_mask` a stage in which a label is possible",
+                expected="a stage in which a label is possible",
                 got=f"stage {stage!r}" if stage else "no stage",
                 remedy="give bags.csv a stage column with the names that the stage table uses",
             )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from dragn_cache.errors import SettingError
-from dragn_cache.types import Task
+
+if TYPE_CHECKING:  # settings are made without NumPy, which that loads
+    from dragn_cache.types import Task
 
 RULES = "default, half, thresholds or top-K, as top-2"
 

@@ -208,4 +208,9 @@ def _record(
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
-    return {k: v for k, v in settings_read(config).items() if k not in NOT_COMPARED}
+    # A loss or a schedule without options has no table, as in studies of before there was a choice.
+    return {
+        name: value
+        for name, value in settings_read(config).items()
+        if name not in NOT_COMPARED and (value != {} or name == "options")
+    }

@@ -352,7 +352,9 @@ def test_views_that_do_not_fit_are_refused_with_the_remedy(
     store = write_store(tmp_path / "s", bags, features, augmented=[features] * 2)
     for share in (0.5, 1.2):  # the clean view does not fit; it does, but not all
         memory = f"{int(share * needed(store, 'gap'))}B"
-        with pytest.raises(InputError, match=r"views: .* for all; train with `views=off`, or with `memory="):
+        with pytest.raises(
+            InputError, match=r"views: .* for all; train with `views=off`, or with `memory="
+        ):
             train_run(store, CONFIG.replace(views="all", memory=memory), tmp_path / "r")
     train_run(store, CONFIG.replace(views="all", memory="1MB"), tmp_path / "r")
 
@@ -366,7 +368,7 @@ def test_sizes_of_memory_are_read() -> None:
     assert parse_memory("auto") is None
     for text in ("", "much", "0", "0GB", "-1GB", "8GiB", "nan", "8"):
         with pytest.raises(
-            InputError, match=r"^--memory: expected auto or a size with its unit, as 8GB, got "
+            InputError, match=r"^memory: expected auto or a size with its unit, as 8GB, got "
         ):
             TrainConfig(memory=text)
 

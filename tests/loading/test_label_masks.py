@@ -171,17 +171,13 @@ def test_many_models_are_masked_alike(data: LabelledBags) -> None:
 
 
 def test_a_mask_without_stages_is_refused(data: LabelledBags) -> None:
-    with pytest.raises(InputError, match=r"^--stage-mask: expected bags with the labels that"):
+    with pytest.raises(InputError, match=r"^stage_mask: expected bags with the labels that"):
         train(replace(data, possible=None), MASKED)
-    with pytest.raises(
-        InputError, match=r"^--stage-mask: expected --stage-table as well, got none"
-    ):
+    with pytest.raises(InputError, match=r"^stage_mask: expected `stages` as well, got none"):
         CONFIG.replace(stage_mask="both")
-    with pytest.raises(
-        InputError, match=r"^--stage-table: expected --stage-mask as well, got none"
-    ):
+    with pytest.raises(InputError, match=r"^stages: expected `stage_mask` as well, got none"):
         CONFIG.replace(stages=TABLE)
-    with pytest.raises(InputError, match=r"^--stage-mask: expected train or predict or both, got"):
+    with pytest.raises(InputError, match=r"^stage_mask: expected train, predict or both, got"):
         MASKED.replace(stage_mask="test")  # type: ignore[arg-type]
 
 

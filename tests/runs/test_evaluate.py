@@ -251,7 +251,7 @@ def test_a_method_without_epochs(store: Store, other: Store, tmp_path: Path) -> 
 def test_trained_bags_are_no_new_bags(run: Path, store: Store, tmp_path: Path) -> None:
     message = (
         r"own\.features: expected bags that run was not trained on, got 32 of 53 that it was: "
-        r"'000', of its train bags; name the others .*score its test bags with --split test"
+        r"'000', of its train bags; name the others .*score its test bags with `split=test`"
     )
     with pytest.raises(InputError, match=message):
         evaluate_run(run, tmp_path / "out", store=store)
@@ -290,7 +290,7 @@ def test_a_trained_bag_is_known_by_its_group_and_its_features(
 def test_only_the_runs_own_store_has_its_splits(
     run: Path, store: Store, other: Store, tmp_path: Path
 ) -> None:
-    message = r"other\.features: expected for --split test the bags .*, got none named '000'; give"
+    message = r"other\.features: expected for `split=test` the bags .*, got none named '000'; give"
     with pytest.raises(StoreMismatchError, match=message):
         evaluate_run(run, tmp_path / "out", OWN, store=other)
     features = {bag.bag_id: store.bag(bag.bag_id, "layer4").copy() for bag in store.bags}
@@ -330,7 +330,9 @@ def test_other_features_labels_and_bags_without_labels_are_refused(
     unlabelled = write_store(tmp_path / "c", nameless, features)
     with pytest.raises(InputError, match="expected a labels column, got none for bag 'new000'"):
         evaluate_run(run, tmp_path / "out", store=unlabelled)
-    with pytest.raises(InputError, match="bags_csv: expected a `store` whose bags they are, got none"):
+    with pytest.raises(
+        InputError, match="bags_csv: expected a `store` whose bags they are, got none"
+    ):
         evaluate_run(run, tmp_path / "out", bags_csv=table)
     assert not (tmp_path / "out").exists()
 
@@ -374,7 +376,7 @@ def test_runs_of_before_decisions_still_work(
         ("predictions.csv", None, r"predictions\.csv: expected .* bag_id, got no such file"),
         ("predictions.csv", "bag_id,split\n1,test\n", "expected the run's table with y_actin, got"),
         ("splits.csv", "bag_id,split\n1,test\n", r"splits\.csv: .* table with group, got none"),
-        ("splits.csv", None, r"splits\.csv: expected .* got no such file; give the --out of a tr"),
+        ("splits.csv", None, r"splits\.csv: expected .* got no such file; give a run folder of tr"),
     ],
 )
 def test_a_run_that_lacks_something_is_refused(

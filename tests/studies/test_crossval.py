@@ -519,7 +519,7 @@ def test_classical_methods_are_cross_validated_beside_aggregators(
     result = crossval(store, config, tmp_path / "cv", warn=said.append)
     assert result.failed == ()
     assert len(said) == 1  # once, not for every training
-    assert re.search(r"bovw is not trained by gradients.*--epochs", said[0])
+    assert re.search(r"bovw is not trained by gradients.*`epochs`", said[0])
     first, second = (rows_of(tmp_path / "cv" / "folds.csv")[k] for k in (0, 3))
     assert (first["best_epoch"], second["best_epoch"] != "") == ("", True)
     summary = rows_of(tmp_path / "cv" / "summary.csv")

@@ -109,9 +109,7 @@ def test_heavier_positives_raise_probabilities(data: LabelledBags) -> None:
 
 
 def test_positives_have_no_weight_where_classes_exclude_each_other(data: LabelledBags) -> None:
-    with pytest.raises(
-        InputError, match=r"^--pos-weight: expected a multi-label task, got multicl"
-    ):
+    with pytest.raises(InputError, match=r"^pos_weight: expected a multi-label task, got multicl"):
         train(replace(data, task="multiclass"), CONFIG.replace(pos_weight=2.0))
 
 
@@ -209,7 +207,7 @@ def test_a_loss_that_is_not_finite_ends_training(data: LabelledBags) -> None:
     values = data.bags.values.clone()
     values[int(data.bags.offsets[data.rows("train")[0]])] = torch.inf
     broken = replace(data, bags=RaggedBags(values, data.bags.offsets))
-    message = r"^epoch 1: expected a finite loss, got training nan, .*lower --lr \(now 0\.01\)"
+    message = r"^epoch 1: expected a finite loss, got training nan, .*lower `lr` \(now 0\.01\)"
     with pytest.raises(DragnCacheError, match=message):
         train(broken, CONFIG)
 

@@ -226,8 +226,8 @@ def test_scaling_is_fitted_on_clean_training_instances(coded: LabelledBags) -> N
 
 def test_views_that_are_not_there_are_refused(coded: LabelledBags) -> None:
     message = (
-        r"features: expected augmented views for --views all, got the clean view only; "
-        r"extract with --views 4 --augment flip,rotate90, say, or train with --views off"
+        r"features: expected augmented views for `views=all`, got the clean view only; "
+        r"extract with augmented views, or train with `views=off`"
     )
     with pytest.raises(InputError, match=message):
         train(replace(coded, stacked=None), CONFIG.replace(views="all"))
@@ -395,8 +395,8 @@ def test_a_store_without_views_is_refused_before_anything_is_read(
     plain = write_store(tmp_path / "p.features", *made)
     monkeypatch.setattr(Store, "load", None)
     message = (
-        r"p\.features: expected augmented views for --views random, got the clean view only; "
-        r"extract with --views 4 --augment flip,rotate90, say, or train with --views off"
+        r"p\.features: expected augmented views for `views=random`, got the clean view only; "
+        r"extract with augmented views, or train with `views=off`"
     )
     with pytest.raises(InputError, match=message):
         train_run(plain, CONFIG.replace(views="random"), tmp_path / "run")
