@@ -15,7 +15,7 @@ import argparse
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ PROTOCOLS = {
     "hpa": IMAGES,
     "musk1": VECTORS,
     "elephant": VECTORS,
-    "miml_birds": replace(VECTORS, scores=(*MAIN_SCORES, F1_MICRO)),
+    "miml_birds": VECTORS.replace(scores=(*MAIN_SCORES, F1_MICRO)),
 }
 
 
@@ -156,7 +156,13 @@ def validate(
     def show(done: int, total: int) -> None:
         print(f"\r{out.name}: {done} of {total} trainings", end="", flush=True)
 
-    config = CrossvalConfig(protocol.train, protocol.methods, protocol.folds, seeds, jobs)
+    config = CrossvalConfig(
+        train=protocol.train,
+        aggregators=protocol.methods,
+        folds=protocol.folds,
+        seeds=seeds,
+        jobs=jobs,
+    )
     result = crossval(store, config, out, progress=show, warn=lambda text: print(f"\n{text}"))
     print()
     return result
@@ -174,12 +180,12 @@ def print_times(store: Store, protocol: Protocol) -> None:
     splits = tuple(np.choose(np.minimum(folds, 2), ["test", "validation", "train"]).tolist())
     print("| method | CPU s |\n| --- | --- |")
     for name, options in protocol.methods:
-        config = replace(protocol.train, aggregator=name, options=options)
+        config = protocol.train.replace(aggregator=name, options=options)
         values, offsets = store.load(choose_tap(store, config).name)
         bags = RaggedBags(torch.from_numpy(values), torch.from_numpy(offsets))
         data = LabelledBags(bags, targets, splits, labelling.task, groups=groups)
         with one_thread():
-            fit_method(data, replace(config, epochs=1), labels=labelling.labels)  # what is lazy
+            fit_method(data, config.replace(epochs=1), labels=labelling.labels)  # what is lazy
             started = time.process_time()
             fit_method(data, config, labels=labelling.labels)
         print(f"| {config.label} | {time.process_time() - started:.1f} |", flush=True)
@@ -192,7 +198,7 @@ def print_weights(store: Store, protocol: Protocol) -> None:
     and 1 / Σ w² equal ones would be as even.
     """
     for name in ("dragn", "hamil"):
-        config = replace(protocol.train, aggregator=name, options={"unit": "L1Agg"})
+        config = protocol.train.replace(aggregator=name, options={"unit": "L1Agg"})
         values, offsets = store.load(choose_tap(store, config).name)
         aggregator = create_aggregator(name, in_shape=values.shape[1:], unit="L1Agg")
         features = torch.from_numpy(values).float().requires_grad_()

@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from dragn_cache.errors import InputError
+from dragn_cache.errors import SettingError
 
 
 def usable_cores() -> int:
@@ -26,14 +26,14 @@ def parse_memory(text: str) -> int | None:
     """Bytes of ``8GB``, ``500MB`` or ``1000B``; None for ``auto``. A number needs its unit.
 
     Raises:
-        InputError: any other text.
+        SettingError: any other text.
     """
     if text == "auto":
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]B?|B)", text.upper())
     if match is None or float(match[1]) == 0:
-        raise InputError(
-            "--memory",
+        raise SettingError(
+            "memory",
             expected="auto or a size with its unit, as 8GB",
             got=repr(text),
             remedy="correct it",

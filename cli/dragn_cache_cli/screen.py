@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from dragn_cache_cli.options import shown_flags, spell_text
+
 PIPED_WIDTH = 160  # where stdout is no screen, so that tables need not fold
 
 out = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
@@ -53,7 +55,8 @@ def note(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Print a warning on stderr."""
+    """Print a warning on stderr, with settings named by their options."""
+    text = spell_text(text, shown_flags.get({}))
     err.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
 
 

@@ -100,7 +100,7 @@ def require_labels(labelling: Labelling) -> None:
             "labels",
             expected="a labels column",
             got=got,
-            remedy="give a table with bag_id,labels as --bags CSV",
+            remedy="give a table with bag_id,labels",
         )
     if not any(bag.labels for bag in labelling.bags):
         raise InputError(

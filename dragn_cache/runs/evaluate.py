@@ -17,19 +17,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dragn_cache.devices import find_device
-from dragn_cache.errors import InputError, StoreMismatchError
+from dragn_cache.errors import InputError, SettingError, StoreMismatchError
 from dragn_cache.figures.reliability import plot_reliability
 from dragn_cache.files import require_new, write_csv, write_text
 from dragn_cache.loading.labelling import Labelling, hex_digests, read_labelling, require_labels
 from dragn_cache.manifest import Bag
 from dragn_cache.manifest.tables import Row
 from dragn_cache.runs.checkpoint import Checkpoint, load_checkpoint, require_same_features
+from dragn_cache.runs.config import EvaluateConfig, Split
 from dragn_cache.runs.folder import run_table, write_predictions
 from dragn_cache.runs.predict import apply_model
 from dragn_cache.scoring.calibration import reliability
@@ -37,14 +38,14 @@ from dragn_cache.scoring.decisions import (
     HALF,
     Decision,
     choose_decision,
-    require_rule_for,
     warn_kept_thresholds,
 )
 from dragn_cache.scoring.metrics import evaluate
+from dragn_cache.scoring.rules import require_rule_for
 from dragn_cache.store import Store
 from dragn_cache.types import SPLITS, Warn
 
-Split = Literal["train", "validation", "test", "all"]
+DEFAULTS = EvaluateConfig()
 SPLIT_COLUMNS = ("bag_id", "split", "group")
 LABEL_COLUMNS = ("positives", "auc", "average_precision", "f1", "precision", "recall")
 
@@ -67,12 +68,10 @@ class Evaluation:
 def evaluate_run(
     run: Path,
     out: Path,
+    config: EvaluateConfig = DEFAULTS,
     *,
     store: Store | None = None,
     bags_csv: Path | None = None,
-    split: Split | None = None,
-    rule: str | None = None,
-    device: str = "cpu",
     warn: Warn = lambda text: None,
 ) -> Evaluation:
     """Score a run's model and write the scores to a folder.
@@ -80,13 +79,9 @@ def evaluate_run(
     Args:
         run: a run folder.
         out: the folder to write.
+        config: which bags, and how they are decided.
         store: labelled bags to predict; None scores the predictions that the run has written.
         bags_csv: only these bags of the store, with these labels.
-        split: the run's own bags of a split, or of ``all``; None is ``test`` without a store and
-            bags that are new to the run with one.
-        rule: another rule of decision than the run's. Thresholds that the run does not have are
-            chosen on its validation bags.
-        device: where to predict.
 
     Raises:
         InputError: there is no usable run, ``out`` holds files, a bag is not labelled or the run
@@ -96,10 +91,9 @@ def evaluate_run(
         StoreError: the store is incomplete or damaged.
     """
     require_new(out)
-    target = find_device(device)
+    target, split = find_device(config.device), config.split
     model, checkpoint = load_checkpoint(run)
-    config = checkpoint.config
-    decision = _decision(run, checkpoint, rule, warn)
+    decision = _decision(run, checkpoint, config.decision, warn)
     if store is None:
         _require_no_bags_table(bags_csv)
         labelling, p = _own_predictions(run, checkpoint, split or "test")
@@ -113,8 +107,8 @@ def evaluate_run(
         p,
         task=labelling.task,
         decision=decision,
-        intervals=config.intervals,
-        seed=config.seed,
+        intervals=checkpoint.config.intervals,
+        seed=checkpoint.config.seed,
     )
     name = split or ("test" if store is None else "new")
     evaluation = Evaluation(name, checkpoint.labels, scores)
@@ -136,11 +130,11 @@ def _decision(run: Path, checkpoint: Checkpoint, rule: str | None, warn: Warn) -
 
 def _require_no_bags_table(bags_csv: Path | None) -> None:
     if bags_csv is not None:
-        raise InputError(
-            "--bags",
-            expected="a store whose bags they are",
-            got="no --store",
-            remedy="add --store, or leave --bags out to score the run's own predictions",
+        raise SettingError(
+            "bags_csv",
+            expected="a `store` whose bags they are",
+            got="none",
+            remedy="add it, or leave `bags_csv` out to score the run's own predictions",
         )
 
 
@@ -214,7 +208,7 @@ def _labelled_bags(
             str(bags_csv or store.path),
             expected=f"bags of the {split} split of {run.name}" if split else "bags",
             got="none",
-            remedy="give other --bags",
+            remedy="give other `bags_csv`",
         )
     require_labels(labelling)
     return labelling
@@ -247,8 +241,8 @@ def _require_unseen(
             str(store.path),
             expected=f"bags that {run.name} was not trained on",
             got=f"{len(matches)} of {len(labelling.bags)} that it was: {matches[0]}",
-            remedy="name the others with --bags, or, if this is the run's own store, "
-            "score its test bags with --split test",
+            remedy="name the others with `bags_csv`, or, if this is the run's own store, "
+            "score its test bags with `split=test`",
         )
 
 
@@ -271,9 +265,9 @@ def _require_own(
     if got:
         raise StoreMismatchError(
             str(store.path),
-            expected=f"for --split {split} the bags of {run.name}",
+            expected=f"for `split={split}` the bags of {run.name}",
             got=got,
-            remedy="give the run's own store, or leave --split out to score new bags",
+            remedy="give the run's own store, or leave `split` out to score new bags",
         )
 
 

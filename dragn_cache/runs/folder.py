@@ -88,13 +88,8 @@ def write_history(out: Path, trained: Fitted, labels: Sequence[str]) -> None:
 
 def config_toml(config: TrainConfig, labelling: Labelling, store: Store) -> str:
     """The text of a run's config.toml: the settings that its method reads, and its data."""
-    read = settings_read(config)
-    settings = {k: v for k, v in read.items() if v is not None}
-    for name in ("options", "loss_options", "schedule_options"):
-        if name in read:
-            settings[name] = {k: v for k, v in (read[name] or {}).items() if v is not None}
     record = {
-        "train": settings,
+        "train": settings_read(config),
         "data": {
             "name": store.name,
             "task": labelling.task,
@@ -116,6 +111,6 @@ def run_table(run: Path, name: str, columns: Sequence[str]) -> list[Row]:
             str(path),
             expected=f"the run's table with {missing[0]}",
             got="none" if path.is_file() else "no such file",
-            remedy="give the --out of a train-agg, with all its files",
+            remedy="give a run folder of train-agg, with all its files",
         )
     return rows

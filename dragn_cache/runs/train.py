@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,8 @@ from dragn_cache.loading.labelling import (
 from dragn_cache.loading.stored import StoredBags
 from dragn_cache.runs.checkpoint import Checkpoint, write_checkpoint
 from dragn_cache.runs.folder import config_toml, score_split, write_history, write_predictions
-from dragn_cache.scoring.decisions import (
-    Decision,
-    choose_decision,
-    require_rule_for,
-    warn_kept_thresholds,
-)
+from dragn_cache.scoring.decisions import Decision, choose_decision, warn_kept_thresholds
+from dragn_cache.scoring.rules import require_rule_for
 from dragn_cache.store import Store
 from dragn_cache.training.config import TrainConfig
 from dragn_cache.training.data import choose_tap, load_labelled, no_views, warn_vectors
@@ -87,9 +83,9 @@ def train_run(
         split: score_split(data.targets, p, data.rows(split), data.task, decision, config)
         for split in SPLITS
     }
-    config = replace(config, tap=tap.name)
+    config = config.replace(tap=tap.name)
     if isinstance(data.bags, StoredBags):  # the order of training depends on the blocks
-        config = replace(config, memory=f"{data.bags.budget}B")
+        config = config.replace(memory=f"{data.bags.budget}B")
     _write_run(out, store, _Outcome(config, labelling, splits, digests, trained, decision), metrics)
     return metrics
 

@@ -30,14 +30,14 @@ def read_config(out: Path) -> dict[str, Any]:
         record = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(
-            str(path), expected="TOML", got=str(error), remedy="give another --out"
+            str(path), expected="TOML", got=str(error), remedy="give another `out`"
         ) from error
     if "crossval" not in record:
         raise InputError(
             str(out),
             expected="a new folder, or a cross-validation's",
             got="another one with a config.toml",
-            remedy="give another --out",
+            remedy="give another `out`",
         )
     return record
 
@@ -54,7 +54,7 @@ def begin(out: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
                 str(out),
                 expected="the settings that it was begun with",
                 got=" · ".join(changes),
-                remedy="give another --out, or remove this folder",
+                remedy="give another `out`, or remove this folder",
             )
         record["methods"] = {**before["methods"], **record["methods"]}
     out.mkdir(parents=True, exist_ok=True)

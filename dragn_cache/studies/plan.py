@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from dragn_cache.machine import usable_cores
 from dragn_cache.parallel.local import SharedArray
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import offsets_of
-from dragn_cache.scoring.decisions import require_rule_for
+from dragn_cache.scoring.rules import require_rule_for
 from dragn_cache.store import Store, json_digest
 from dragn_cache.store.schema import KINDS
 from dragn_cache.studies.config import CrossvalConfig
@@ -92,7 +92,7 @@ def plan_study(
         warn("the table's splits are not used: cross-validation makes its own")
     methods = {label: without_unread(m, warn) for label, m in config.methods.items()}
     taps = {label: choose_tap(store, method) for label, method in methods.items()}
-    methods = {label: replace(m, tap=taps[label].name) for label, m in methods.items()}
+    methods = {label: m.replace(tap=taps[label].name) for label, m in methods.items()}
     for label, method in methods.items():
         warn_vectors(taps[label], method, warn)
     digests = hex_digests(store, labelling.ids)
@@ -209,13 +209,9 @@ def _record(
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
     """The settings of a method that its trainings depend on."""
-    read = settings_read(config).items()
-    settings: dict[str, Any] = _without_none({k: v for k, v in read if k not in NOT_COMPARED})
-    return settings
-
-
-def _without_none(value: Any) -> Any:
-    """The value without the entries that are None, which TOML cannot hold."""
-    if not isinstance(value, Mapping):
-        return value
-    return {k: _without_none(v) for k, v in value.items() if v is not None}
+    # A loss or a schedule without options has no table, as in studies of before there was a choice.
+    return {
+        name: value
+        for name, value in settings_read(config).items()
+        if name not in NOT_COMPARED and (value != {} or name == "options")
+    }

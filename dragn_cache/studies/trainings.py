@@ -71,7 +71,7 @@ def _loaded(plan: StudyPlan, jobs: int) -> dict[str, RaggedBags | SharedArray]:
 def train_once(plan: StudyPlan, task: Place) -> Training:
     """One training; its own error becomes its result, an error of the store is raised."""
     label, seed, fold = task
-    config = replace(plan.methods[label], seed=training_seed(seed, fold))
+    config = plan.methods[label].replace(seed=training_seed(seed, fold))
     data = plan.data(task)
     notes: list[str] = []
     started = time.perf_counter()

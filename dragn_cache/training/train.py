@@ -165,5 +165,5 @@ def divergence(row: dict[str, float], config: TrainConfig) -> DragnCacheError | 
         f"epoch {row['epoch']:.0f}",
         expected="a finite loss",
         got=f"training {row['train_loss']:g}, validation {row['validation_loss']:g}",
-        remedy=f"lower --lr (now {config.lr:g})",
+        remedy=f"lower `lr` (now {config.lr:g})",
     )

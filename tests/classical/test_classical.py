@@ -429,7 +429,7 @@ def test_seeds_and_positive_weights_are_read() -> None:
     encoded = next(heavy.model.encode(data.bags))
     before = decision_values(first.model.machines, encoded)
     assert (decision_values(heavy.model.machines, encoded).mean(0) > before.mean(0)).all()
-    with pytest.raises(InputError, match="--pos-weight: expected a number above 0 for an SVM"):
+    with pytest.raises(InputError, match="pos_weight: expected a number above 0 for an SVM"):
         fit(data, "vlad", pos_weight=0.0)
     with pytest.raises(InputError, match="expected a multi-label task"):
         fit(labelled(task="multiclass"), "vlad", pos_weight=2.0)
@@ -592,7 +592,7 @@ def test_labels_without_a_machine_are_warned_of_by_name(tmp_path: Path) -> None:
 def test_streamed_bags_give_the_model_of_bags_in_memory(store: Store, tmp_path: Path) -> None:
     config = TrainConfig(aggregator="vlad", options=OPTIONS["vlad"], intervals=0, tap="layer4")
     for run, memory in (("whole", "auto"), ("streamed", "9KB")):
-        train_run(store, replace(config, memory=memory), tmp_path / run)
+        train_run(store, config.replace(memory=memory), tmp_path / run)
     first, second = (
         probabilities(tmp_path / run / "predictions.csv") for run in ("whole", "streamed")
     )

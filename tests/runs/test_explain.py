@@ -59,7 +59,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def runs(store: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs")
     for name, settings in METHODS.items():
-        train_run(store, replace(CONFIG, aggregator=name, **settings), folder / name)
+        train_run(store, CONFIG.replace(aggregator=name, **settings), folder / name)
     return {name: folder / name for name in METHODS}
 
 
@@ -324,7 +324,7 @@ def test_attention_per_label_has_a_column_for_each(
             return Aggregated(super().aggregate(bags).embedding, self.vectors(bags)[:, :3])
 
     monkeypatch.setitem(AGGREGATORS, "branches", Branches)
-    train_run(store, replace(CONFIG, aggregator="branches"), tmp_path / "run")
+    train_run(store, CONFIG.replace(aggregator="branches"), tmp_path / "run")
     out = tmp_path / "out"
     explain_run(tmp_path / "run", store, out, ExplainConfig(h5=False), bags=("004",))
     table = cells(out / "instances.csv", [f"attention_{label}" for label in LABELS])

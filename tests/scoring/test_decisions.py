@@ -147,9 +147,9 @@ def test_scores_use_the_decision_and_resamples_do_not_choose_again() -> None:
 
 @pytest.mark.parametrize("rule", ["best", "top-0", "top-", "top-2.5", "Half", "threshold", ""])
 def test_unknown_rules_are_refused(rule: str) -> None:
-    with pytest.raises(InputError, match="--decision: expected default, half, thresholds or top-K"):
+    with pytest.raises(InputError, match="decision: expected default, half, thresholds or top-K"):
         TrainConfig(decision=rule)
-    with pytest.raises(InputError, match="--decision: expected default, half, thresholds or top-K"):
+    with pytest.raises(InputError, match="decision: expected default, half, thresholds or top-K"):
         decide(P, "multilabel", Decision(rule))
 
 
