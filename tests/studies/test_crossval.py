@@ -172,7 +172,7 @@ def test_processes_find_a_class_on_pythons_path(
     (tmp_path / "shipped_mean.py").write_text("from dragn_cache.aggregators.mean import Mean\n")
     monkeypatch.syspath_prepend(tmp_path)
     methods: tuple[tuple[str, dict[str, Any]], ...] = (("shipped_mean:Mean", {}), ("mean", {}))
-    config = replace(CONFIG, aggregators=methods, seeds=1, jobs=2)
+    config = CONFIG.replace(aggregators=methods, seeds=1, jobs=2)
     result = crossval(store, config, tmp_path / "cv")
     assert result.failed == ()
     first, second = ({**row, "aggregator": ""} for row in result.summary)
