@@ -54,9 +54,8 @@ from dragn_cache.aggregators.recursion.tree import (
     Merges,
     bag_vectors,
     merge_levels,
-    merge_rounds,
     node_depths,
-    plan_merges,
+    plan_levels,
     single_link_tree,
 )
 from dragn_cache.aggregators.recursion.units import (
@@ -135,12 +134,13 @@ class Hamil(Aggregator):
         # A single value has no statistics, as PyTorch says.
         single = math.prod(self.in_shape) == 1 and any(norm.training for norm in self.unit.norms)
         if not single and compiled.applies([self.unit], bags):
-            rounds = merge_rounds(trees, both_orders=self.symmetric)
+            rounds = plan_levels(trees, both_orders=self.symmetric)
             orders = 2 if self.symmetric else 1
             pooled = compiled.fold(bags, [self.unit], rounds, norms, orders=orders, grows=True)
         else:
-            merged = partial(self._merge, norms=norms)
-            pooled = merge_levels(plan_merges(trees), self.maps(bags), merged).mean((2, 3))
+            rounds = plan_levels(trees, both_orders=False)
+            roots = merge_levels(rounds, self.maps(bags), partial(self._merge, norms=norms))
+            pooled = roots.mean((2, 3))
         norms.finish()
         return Aggregated(pooled, None)
 

@@ -8,10 +8,9 @@ the one with the lower number is first.
   features are, so that neither batch mates nor the order of the instances can change a tree by
   rounding. Distances that are equal are taken by index. No gradient goes through a tree.
 - **A batch is merged level by level**: a merge is on the level after the higher one of its
-  children, and all merges of a level, of all bags, are done at once. In C++ they are rounds of a
-  recursion on one array that grows (`merge_rounds`). In PyTorch (`plan_merges`) each level's
-  results lie in the order of the levels that they go to, so that they are passed on as slices:
-  every row is copied once where it arrives, however deep the trees are.
+  children, and all merges of a level, of all bags, are done at once. Levels are rounds of a
+  recursion (`plan_levels`) whose results are further rows behind the instances', in C++
+  (`compiled.fold`) as in PyTorch (`merge_levels`).
 - **The order of the leaves** (`leaf_order`) is the tree's where no row of instances can tell left
   from right: the child whose instances lie nearer to the bag's mean, on average, comes first.
 
@@ -22,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,24 +33,6 @@ from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import averaged
 
 Merges = NDArray[np.int64]
-Sends = list[tuple[int, int]]
-"""(entry, count): so many rows go to that entry of the levels, the next ones to the next."""
-
-
-class Level(NamedTuple):
-    """What is merged at once."""
-
-    pairs: Tensor  # (m, 2) int64: which of the rows that have arrived are merged
-    sends: Sends  # where the m results go
-
-
-class MergePlan(NamedTuple):
-    """How a batch's instances become one row per bag."""
-
-    leaves: Tensor  # (N,) int64: the instances' rows in the order in which they are sent
-    sends: Sends  # where these go; len(levels) is the end
-    levels: list[Level]
-    roots: Tensor  # (B,) int64: which of the rows at the end is each bag's
 
 
 def bag_vectors(bags: RaggedBags) -> list[NDArray[np.float64]]:
@@ -121,7 +101,7 @@ def leaf_order(vectors: NDArray[np.float64], merges: Merges) -> NDArray[np.int64
     return np.array(order, np.int64)
 
 
-def merge_rounds(trees: Sequence[Merges], *, both_orders: bool) -> list[Round]:
+def plan_levels(trees: Sequence[Merges], *, both_orders: bool) -> list[Round]:
     """The levels of a batch as rounds: first the instances' rows, then what the levels merge.
 
     A merge is a window of two rows, or with ``both_orders`` two windows, one the other's mirror
@@ -145,50 +125,24 @@ def merge_rounds(trees: Sequence[Merges], *, both_orders: bool) -> list[Round]:
     return [*(step for step in rounds if len(step.members)), last]
 
 
-def plan_merges(trees: Sequence[Merges]) -> MergePlan:
-    """The levels of a batch of bags with these trees, in the bags' order."""
-    children, roots, level = _joined(trees)
-    rows = len(level) - len(children)
-    home = np.empty_like(level)  # the entry that each node goes to: level k + 1 is entry k
-    home[children] = level[rows:, None] - 1
-    home[roots] = level.max()  # the end, behind the last level
-    last = int(level.max()) + 1
-    # Nodes in the order in which they are made, then that in which they arrive.
-    made = np.lexsort((np.arange(len(level)), home, level))
-    arriving = np.lexsort((np.arange(len(level)), level, home))
-    first = np.searchsorted(home[arriving], np.arange(last + 1))
-    place = np.empty(len(level), np.int64)
-    place[arriving] = np.arange(len(level)) - first[home[arriving]]
-    edges = np.searchsorted(level[made], np.arange(1, last + 1)).tolist()
-    levels = [
-        Level(torch.from_numpy(place[children[nodes - rows]]), _sends(home[nodes]))
-        for nodes in (made[start:end] for start, end in pairwise(edges))
-    ]
-    leaves = made[:rows]
-    return MergePlan(
-        torch.from_numpy(leaves), _sends(home[leaves]), levels, torch.from_numpy(place[roots])
-    )
+def merge_levels(
+    rounds: Sequence[Round], rows: Tensor, unit: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """(N, …) -> (B, …): every bag's root, by a ``unit`` (m, …), (m, …) -> (m, …).
 
-
-def merge_levels(plan: MergePlan, rows: Tensor, unit: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """(N, …) -> (B, …): every bag's root, by a ``unit`` (m, …), (m, …) -> (m, …)."""
-    arrived: list[list[Tensor]] = [[] for _ in range(len(plan.levels) + 1)]
-
-    def send(made: Tensor, sends: Sends) -> None:
-        pieces = torch.split(made, [count for _, count in sends])
-        for (level, _), piece in zip(sends, pieces, strict=True):
-            arrived[level].append(piece)
-
-    def take(level: int, places: Tensor) -> Tensor:
-        here = torch.cat(arrived[level])
-        arrived[level].clear()
-        return here.index_select(0, places.to(here.device))
-
-    send(rows.index_select(0, plan.leaves.to(rows.device)), plan.sends)
-    for number, (pairs, sends) in enumerate(plan.levels):
-        first, second = take(number, pairs.T.flatten()).chunk(2)
-        send(unit(first, second), sends)
-    return take(len(plan.levels), plan.roots)
+    Args:
+        rounds: `plan_levels` with each pair in one order.
+    """
+    # Each node has one parent. Taken one by one, its row is copied once, into its parent's level,
+    # and is let go there; arrays of rows would be read, or their gradients added up, again and
+    # again in trees that are chains.
+    nodes = dict(enumerate(rows.unbind()))
+    *levels, last = rounds
+    for level in levels:
+        children = level.members.T.tolist()
+        first, second = (torch.stack([nodes.pop(node) for node in side]) for side in children)
+        nodes.update(enumerate(unit(first, second).unbind(), level.first))
+    return torch.stack([nodes[root] for root in last.ends[:, 0].tolist()])
 
 
 def _joined(
@@ -214,9 +168,3 @@ def _joined(
     for a, b in children.tolist():
         level.append(1 + max(level[a], level[b]))
     return children, roots, np.array(level, np.int64)
-
-
-def _sends(home: NDArray[np.int64]) -> Sends:
-    """How many rows go where; they lie in that order."""
-    levels, counts = np.unique(home, return_counts=True)
-    return list(zip(levels.tolist(), counts.tolist(), strict=True))
