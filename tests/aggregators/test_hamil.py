@@ -247,14 +247,19 @@ def test_levels_are_planned_by_hand(both_orders: bool) -> None:
     """
     chain = np.array([[0, 1], [2, 4], [3, 5]])
     pairs = np.array([[0, 1], [2, 3], [4, 5]])
-    *rounds, last = plan_levels([chain, np.empty((0, 2), np.int64), pairs], both_orders=both_orders)
+    schedule = plan_levels([chain, np.empty((0, 2), np.int64), pairs], both_orders=both_orders)
+    assert (schedule.orders, schedule.one_array) == (2 if both_orders else 1, True)
+    *rounds, last = schedule.rounds
     expected = [[[0, 1], [5, 6], [7, 8]], [[2, 9], [10, 11]], [[3, 12]]]
     for step, pairs_of_level in zip(rounds, expected, strict=True):
         mirrored = [two for a, b in pairs_of_level for two in ([a, b], [b, a])]
         assert step.members.tolist() == (mirrored if both_orders else pairs_of_level)
-        assert len(step.done) == len(step.ends) == 0
-    assert [step.first for step in rounds] == [9, 12, 14]
-    assert (last.done.tolist(), last.ends.tolist()) == ([0, 1, 2], [[14, 14], [4, 4], [13, 13]])
+        assert len(step.finished) == len(step.last_rows) == 0
+    assert [step.first_result for step in rounds] == [9, 12, 14]
+    assert (last.finished.tolist(), last.last_rows.tolist()) == (
+        [0, 1, 2],
+        [[14, 14], [4, 4], [13, 13]],
+    )
     assert len(last.members) == 0
 
 
@@ -267,7 +272,7 @@ def test_every_instance_is_merged_once_and_each_level_is_one_call() -> None:
         calls.append(len(x))
         return x + y
 
-    levels = plan_levels(trees, both_orders=False)
+    levels = plan_levels(trees, both_orders=False).rounds
     sums = merge_levels(levels, bags.values, add)
     torch.testing.assert_close(sums, torch.stack([bags.bag(k).sum(0) for k in range(len(bags))]))
     assert sum(calls) == sum(SIZES) - len(SIZES)

@@ -53,7 +53,7 @@ def pool_linearly(
         pooled = weighted_pool(values, kappa, bags.offsets)
     else:
         pooled = weighted_pool_by_channel(values, table, bags.offsets, layout)
-    if layout.rounds == 0:  # no bag meets the unit
+    if layout.rounds == 0:  # no bag has a window
         return pooled
     factors = bias_factors(table, layout).index_select(1, sizes.to(values.device) - 1)
     return torch.addcmul(pooled, bias, factors.T)
