@@ -9,27 +9,27 @@ of two the mean. Global average pooling comes after the recursion, so the featur
   ``plan_rounds`` finds the windows' rows from the bag sizes alone. A bag of two rows or one is
   pooled to a vector and leaves, so that a round has the rows of its windows only.
 - **Three ways, one result.** L1Agg with one unit for all rounds is linear: its recursion and the
-  pooling after it are one weighted sum (`linear`), without any window. Otherwise, and for L1Agg
-  with a kernel per channel, the recursion is in C++ on a CPU with a compiler (`compiled`), else (a
-  GPU, ``full``, no compiler) it goes through the unit's own layers, round by round, here.
-- **The order** (``order``) is the caller's, unless the embedding is the mean over ``permutations``
-  seeded ones of each bag, or the order is the one in which HAMIL's tree has the instances, which
-  does not depend on the caller's (see `orders`). Rows are put in order once, before the recursion;
-  where L1Agg is one weighted sum not even that: its weights are.
+  pooling after it are one weighted sum (`linear`), without any window. The other units, and L1Agg
+  with a kernel per channel, run in C++ on a CPU with a compiler (`compiled`). Without it, on a GPU
+  and for ``full``, the other units' own layers are called, round by round, here.
+- **The order** (``order``) is the caller's, or that of the leaves of HAMIL's tree, which does not
+  depend on the caller's, or the embedding is the mean over seeded permutations of each bag (see
+  `orders`). Features are put in order once, before the recursion; where L1Agg is one weighted sum,
+  its weights are instead.
 - **Short and long bags** (``short``, ``cap``): one or two instances are taken as they are, or
   repeated to three; of very many, some may be taken, evenly spaced in the order above.
-- **The unit** sees windows as a batch of M maps, the three instances as channels. ``mixing``:
+- **The unit** has windows as a batch of M maps, the three instances as channels. ``mixing``:
   ``shared``, one kernel for all feature channels, M = windows x C, (M, 3, h, w) -> (M, 1, h, w);
   ``per_channel``, a kernel of its own for each feature channel, and ``full``, all channels into
   all, both M = windows, (M, 3C, h, w) -> (M, C, h, w). There, input channel ``3 c + k`` is
   feature channel c of the window's instance k: the three instances of channel 0 come first.
-- **Batch normalisation in training.** ``bn_scope="round"``: statistics over everything that one
-  BN channel sees in a round (all windows of all bags, h and w; with ``shared`` the C feature
+- **Batch normalisation in training.** ``bn_scope="round"``: statistics over all values of
+  one BN channel in a round (all windows of all bags, h and w; with ``shared`` the C feature
   channels as well); running statistics move once per forward pass, to the pooled moments of all
   rounds. ``"window"``: as in a loop that calls the unit on one window at a time: each window is
   normalised by its own statistics, and running statistics move once per window, bag by bag, round
   by round, window by window. Variances are unbiased in running statistics, as in PyTorch. In
-  evaluation mode both are plain batch normalisation. Where a channel sees one value of a window
+  evaluation mode both are plain batch normalisation. Where a channel has one value in a window
   (vectors, unless ``shared``; C = 1), a round of one window has no statistics: no BN there.
 """
 

@@ -9,8 +9,8 @@ two maps by one, u(x, y), with one unit for all channels and merges:
 - ``L2Agg``: W' * f(g(W * [x, y] + b)) + b', f a ReLU, g batch normalisation, two hidden maps
 - ``L3Agg``: one such stage more
 
-Global average pooling comes after the last merge. A bag of one instance is that instance; two meet
-the unit once. Where the paper leaves a choice, or this differs from it:
+Global average pooling comes after the last merge. A bag of one instance is that instance; two are
+merged once. Where the paper leaves a choice, or this differs from it:
 
 - **The kernel's size** is not in our sources: 3, as in DRAGN, unless ``kernel`` says otherwise.
 - **Distances** are between averaged maps, and the tree is taken as given: no gradient through it.

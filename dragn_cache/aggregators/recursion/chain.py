@@ -170,7 +170,7 @@ class _Chain(torch.autograd.Function):
         for r in range(layout.rounds, 0, -1):
             # The transpose of a transposed round is a round. The last inner row of an odd kappa's
             # block is no part of it and takes a gradient all the same; this reaches only such rows
-            # of the rounds before, and in the weights' gradient it meets windows of 0.
+            # of the rounds before, and in the weights' gradient its factors are windows of 0.
             layout.inner_rows(grad, r - 1).add_(unfold(layout.inner_windows(grad, r)))
         rounds = range(layout.rounds)
         windows = torch.cat([layout.windows(table, r).flatten(1, 2) for r in rounds], dim=1)

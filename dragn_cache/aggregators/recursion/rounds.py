@@ -1,4 +1,4 @@
-"""The plan of a recursion over a batch: which rows meet in which round, and by what unit."""
+"""The plan of a recursion over a batch: the windows of each round, and the unit that folds them."""
 
 from __future__ import annotations
 
