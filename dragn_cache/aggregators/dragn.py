@@ -4,32 +4,32 @@
 instances, ``o <- [u(o_j, o_j+1, o_j+2) for j = 1..n-2]``; then one instance is the result, and
 of two the mean. Global average pooling comes after the recursion, so the features are maps.
 
-- **One pass for the whole batch.** In each round all windows of all bags that still have more
-  than two instances are gathered and meet the unit in one call: no padding, no loop over windows
-  or bags. ``plan_rounds`` decides which rows those are, from the bag sizes alone. A bag that has
-  two or one left is pooled to a vector and leaves, so each round holds only what it works on.
+- **One pass for the whole batch.** In each round the unit is called once, on all windows of all
+  bags that still have more than two rows: no padding, no loop over windows or bags.
+  ``plan_rounds`` finds the windows' rows from the bag sizes alone. A bag of two rows or one is
+  pooled to a vector and leaves, so that a round has the rows of its windows only.
 - **Three ways, one result.** L1Agg with one unit for all rounds is linear: its recursion and the
-  pooling after it are one weighted sum (`adjoint`), and no window is ever made. On a CPU with a C++
-  compiler everything else, and L1Agg with kernels of its own per channel, runs in `recursion`. What
-  is left (a GPU, ``full``, no compiler) goes through the unit's own layers, round by round, here.
-- **The order** (``order``) is the caller's, unless the embedding is the mean over ``permutations``
-  seeded ones of each bag, or the order is the one in which HAMIL's tree has the instances, which
-  does not depend on the caller's (see `orders`). Rows are put in order once, before the recursion;
-  where L1Agg is one weighted sum not even that: its weights are.
+  pooling after it are one weighted sum (`linear`), without any window. The other units, and L1Agg
+  with a kernel per channel, run in C++ on a CPU with a compiler (`compiled`). Without it, on a GPU
+  and for ``full``, the other units' own layers are called, round by round, here.
+- **The order** (``order``) is the caller's, or that of the leaves of HAMIL's tree, which does not
+  depend on the caller's, or the embedding is the mean over seeded permutations of each bag (see
+  `orders`). Features are put in order once, before the recursion; where L1Agg is one weighted sum,
+  its weights are instead.
 - **Short and long bags** (``short``, ``cap``): one or two instances are taken as they are, or
   repeated to three; of very many, some may be taken, evenly spaced in the order above.
-- **The unit** sees windows as a batch of M maps, the three instances as channels. ``mixing``:
+- **The unit** has windows as a batch of M maps, the three instances as channels. ``mixing``:
   ``shared``, one kernel for all feature channels, M = windows x C, (M, 3, h, w) -> (M, 1, h, w);
   ``per_channel``, a kernel of its own for each feature channel, and ``full``, all channels into
   all, both M = windows, (M, 3C, h, w) -> (M, C, h, w). There, input channel ``3 c + k`` is
   feature channel c of the window's instance k: the three instances of channel 0 come first.
-- **Batch normalisation in training.** ``bn_scope="round"``: statistics over everything that one
-  BN channel sees in a round (all windows of all bags, h and w; with ``shared`` the C feature
+- **Batch normalisation in training.** ``bn_scope="round"``: statistics over all values of
+  one BN channel in a round (all windows of all bags, h and w; with ``shared`` the C feature
   channels as well); running statistics move once per forward pass, to the pooled moments of all
   rounds. ``"window"``: as in a loop that calls the unit on one window at a time: each window is
   normalised by its own statistics, and running statistics move once per window, bag by bag, round
   by round, window by window. Variances are unbiased in running statistics, as in PyTorch. In
-  evaluation mode both are plain batch normalisation. Where a channel sees one value of a window
+  evaluation mode both are plain batch normalisation. Where a channel has one value in a window
   (vectors, unless ``shared``; C = 1), a round of one window has no statistics: no BN there.
 """
 
@@ -51,7 +51,7 @@ from dragn_cache.aggregators.recursion.orders import (
     reordered,
     resized,
 )
-from dragn_cache.aggregators.recursion.rounds import Round, plan_rounds
+from dragn_cache.aggregators.recursion.rounds import Round, Schedule, plan_rounds
 from dragn_cache.aggregators.recursion.units import (
     CONVOLUTIONS,
     BatchNormScope,
@@ -194,46 +194,48 @@ class Dragn(Aggregator):
         return permuted_orders(bags.offsets, self._permutations)
 
     def _pool_linearly(self, bags: RaggedBags, orders: Tensor | None = None) -> Tensor:
-        """(B, C) by `adjoint`."""
+        """(B, C) by `linear`."""
         conv = cast(UnitConv, self.unit[0])
         return pool_linearly(bags, conv.weight, cast(Tensor, conv.bias), orders)
 
     def _fold_all(self, bags: RaggedBags) -> Tensor:
-        """(B, C): the recursion on bags in their order, in the fastest way that there is."""
+        """(B, C): the recursion on bags in their order, by the fastest way for them."""
         if self._linear and not (self._mixing == "per_channel" and self._compiled(bags)):
             return self._pool_linearly(bags)
-        steps = list(plan_rounds(bags.offsets.diff()))
+        rounds = list(plan_rounds(bags.offsets.diff()))
         norms = NormPass(self.bn_scope)
         if self._compiled(bags):
-            units, shared = self._all_units(), self._mixing == "shared"
-            by_window = self.bn_scope == "window"
-            pooled = compiled.fold(bags, units, steps, norms, shared=shared, by_window=by_window)
+            shared = self._mixing == "shared"
+            schedule = Schedule(rounds)
+            pooled = compiled.fold(bags, self._all_units(), schedule, norms, shared=shared)
         else:
-            pooled = self._fold_by_library(bags, steps, norms)
+            pooled = self._fold_by_library(bags, rounds, norms)
         norms.finish()
         return pooled
 
     def _compiled(self, bags: RaggedBags) -> bool:
-        """Whether the recursion in C++ can do it; ``full`` it cannot."""
+        """Whether the recursion in C++ applies; it has no mixing ``full``."""
         return self._mixing != "full" and compiled.applies(self._all_units(), bags)
 
     def _all_units(self) -> list[DragnUnit]:
         return [cast(DragnUnit, unit) for unit in self.units]
 
-    def _fold_by_library(self, bags: RaggedBags, steps: Sequence[Round], norms: NormPass) -> Tensor:
+    def _fold_by_library(
+        self, bags: RaggedBags, rounds: Sequence[Round], norms: NormPass
+    ) -> Tensor:
         """(B, C) by PyTorch: one call of the unit for all windows of a round."""
         maps = self.maps(bags)
         pooled: list[Tensor] = []
-        owners: list[Tensor] = []
-        for number, step in enumerate(steps):
-            if len(step.done):
-                owners.append(step.done)
-                pooled.append(_pool_ends(maps, step.ends))
+        finished: list[Tensor] = []
+        for number, step in enumerate(rounds):
+            if len(step.finished):
+                finished.append(step.finished)
+                pooled.append(_pool_last(maps, step.last_rows))
             if len(step.members):
-                norms.start_round(step.turns)
+                norms.start_round(step.loop_index)
                 maps = self._fold(maps, step.members, number, norms)
-        place = torch.cat(owners).argsort().to(maps.device)
-        return torch.cat(pooled).index_select(0, place)
+        order = torch.cat(finished).argsort().to(maps.device)
+        return torch.cat(pooled).index_select(0, order)
 
     def _fold(self, maps: Tensor, members: Tensor, number: int, norms: NormPass) -> Tensor:
         """One round: (rows, C, h, w) -> (W, C, h, w), one map per window."""
@@ -247,10 +249,10 @@ class Dragn(Aggregator):
         return folded.reshape(count, channels, height, width)
 
 
-def _pool_ends(maps: Tensor, ends: Tensor) -> Tensor:
-    """(b, C): the mean of a finished bag's two maps (one map twice where it has one), pooled."""
-    rows = maps.index_select(0, ends.flatten().to(maps.device))
-    return rows.mean((2, 3)).reshape(len(ends), 2, -1).mean(1)
+def _pool_last(maps: Tensor, rows: Tensor) -> Tensor:
+    """(b, C): the mean of a finished bag's two last maps, ``rows`` (b, 2), averaged over pixels."""
+    last = maps.index_select(0, rows.flatten().to(maps.device))
+    return last.mean((2, 3)).reshape(len(rows), 2, -1).mean(1)
 
 
 def _unit_count(rounds: int | None, *, share_rounds: bool) -> int:

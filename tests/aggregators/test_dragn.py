@@ -301,20 +301,20 @@ def test_mean_init_lets_hidden_channels_separate() -> None:
 def test_rounds_are_planned_by_hand() -> None:
     """Bags of 5, 2 and 4: rows 0-4, 5-6, 7-10; then 3 and 2 windows; then 1."""
     first, second, third = plan_rounds(torch.tensor([5, 2, 4]))
-    assert (first.done.tolist(), first.ends.tolist()) == ([1], [[5, 6]])
+    assert (first.finished.tolist(), first.last_rows.tolist()) == ([1], [[5, 6]])
     assert first.members.tolist() == [[k, k + 1, k + 2] for k in (0, 1, 2, 7, 8)]
-    assert first.turns.tolist() == [0, 1, 2, 4, 5]
-    assert (second.done.tolist(), second.ends.tolist()) == ([2], [[3, 4]])
-    assert (second.members.tolist(), second.turns.tolist()) == ([[0, 1, 2]], [3])
-    assert (third.done.tolist(), third.ends.tolist()) == ([0], [[0, 0]])
-    assert third.members.tolist() == third.turns.tolist() == []
+    assert first.loop_index.tolist() == [0, 1, 2, 4, 5]
+    assert (second.finished.tolist(), second.last_rows.tolist()) == ([2], [[3, 4]])
+    assert (second.members.tolist(), second.loop_index.tolist()) == ([[0, 1, 2]], [3])
+    assert (third.finished.tolist(), third.last_rows.tolist()) == ([0], [[0, 0]])
+    assert third.members.tolist() == third.loop_index.tolist() == []
 
 
-def test_each_window_has_one_turn() -> None:
+def test_each_window_has_its_place_in_the_loop() -> None:
     rounds = list(plan_rounds(torch.tensor(SIZES)))
-    turns = torch.cat([r.turns for r in rounds])
-    assert turns.sort().values.tolist() == list(range(sum((n - 1) ** 2 // 4 for n in SIZES)))
-    assert torch.cat([r.done for r in rounds]).sort().values.tolist() == list(range(len(SIZES)))
+    indices = torch.cat([r.loop_index for r in rounds])
+    assert indices.sort().values.tolist() == list(range(sum((n - 1) ** 2 // 4 for n in SIZES)))
+    assert torch.cat([r.finished for r in rounds]).sort().values.tolist() == list(range(len(SIZES)))
 
 
 def test_the_unit_is_called_once_per_round_on_windows_only(
