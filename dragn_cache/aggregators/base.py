@@ -49,6 +49,9 @@ class Aggregator(nn.Module, ABC):
         order_sensitive: whether the order of the instances changes the result. An object may
             differ from its class by an option.
         has_attention: whether ``Aggregated.attention`` is given.
+        embedding_among_features: whether the embedding lies in the space of the instances'
+            vectors, a bag of one instance having that instance's, so that the cosine between an
+            instance and its bag says how much of it the aggregation kept.
 
     Attributes:
         in_shape: (C, h, w) or (C,), the shape of one instance.
@@ -59,6 +62,7 @@ class Aggregator(nn.Module, ABC):
     needs: ClassVar[Literal["map", "vector", "any"]]
     order_sensitive: bool
     has_attention: ClassVar[bool] = False
+    embedding_among_features: ClassVar[bool] = False
     out_dim: int
     bag_weight: float = 1.0
 

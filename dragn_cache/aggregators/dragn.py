@@ -111,6 +111,7 @@ class Dragn(Aggregator):
 
     needs: ClassVar[Literal["map", "vector", "any"]] = "map"
     order_sensitive: bool = True
+    embedding_among_features: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -95,6 +95,7 @@ class Hamil(Aggregator):
 
     needs: ClassVar[Literal["map", "vector", "any"]] = "map"
     order_sensitive: bool = False
+    embedding_among_features: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import sys
-from pathlib import Path
 from typing import Any
 
 from dragn_cache.aggregators.abmil import Abmil, GatedAbmil
@@ -98,7 +96,8 @@ def options_of(cls: type[Aggregator]) -> dict[str, inspect.Parameter]:
 def aggregator_class(name: str) -> type[Aggregator]:
     """The class of a registered name, or of ``package.module:Class``.
 
-    The module is looked for where Python looks, and in the working directory.
+    The module is looked for where Python looks, ``sys.path``; the command line adds the working
+    directory to that.
 
     Raises:
         UnknownNameError: no aggregator has this name.
@@ -109,8 +108,6 @@ def aggregator_class(name: str) -> type[Aggregator]:
             raise UnknownNameError("aggregator", name, AGGREGATORS, remedy=SEE_LIST)
         return AGGREGATORS[name]
     module, _, attribute = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError, SyntaxError) as error:

@@ -1,7 +1,7 @@
 """Stage masks: labels that only bags of some stages can have (FRN, section IV.A and table II).
 
-A table says for some labels in which stages they exist; every other label exists in all. What a
-bag's stage is, its ``stage`` column says.
+A table lists the stages in which some labels exist; every other label exists in all. A bag's stage
+is in its ``stage`` column.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A run's checkpoint: what it records, how it is written, read, and refused for other features."""
+"""Checkpoints of runs: their record, written, read and checked; stores they can be applied to."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def _is_names(value: object) -> bool:
 
 
 def _maps_to(kind: type) -> Callable[[object], bool]:
-    """Whether a value is a dictionary of such values by name."""
+    """A test for dictionaries of such values by name."""
 
     def is_valid(value: object) -> bool:
         return isinstance(value, dict) and all(
@@ -265,7 +265,15 @@ def _maps_to(kind: type) -> Callable[[object], bool]:
 
 def _is_provenance(value: object) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(value.get(kind), dict) for kind in CHECKPOINT_DIGESTS
+        isinstance(value.get(kind), dict) and _is_settings(value[kind])
+        for kind in CHECKPOINT_DIGESTS
+    )
+
+
+def _is_settings(value: object) -> bool:
+    """Whether all dictionaries in a value, itself included, are by name."""
+    return not isinstance(value, dict) or all(
+        isinstance(name, str) and _is_settings(inner) for name, inner in value.items()
     )
 
 

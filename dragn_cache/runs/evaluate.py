@@ -55,7 +55,7 @@ class Evaluation:
     """Scores of some bags.
 
     Attributes:
-        name: of what was scored: a split of the run, ``all`` of them, or ``new`` bags.
+        name: which bags were scored: a split of the run, ``all`` of them, or ``new`` bags.
         labels: the labels' names.
         scores: as `evaluate` gives them.
     """
@@ -74,7 +74,7 @@ def evaluate_run(
     bags_csv: Path | None = None,
     warn: Warn = lambda text: None,
 ) -> Evaluation:
-    """Score a run's model and write what came out to a folder.
+    """Score a run's model and write the scores to a folder.
 
     Args:
         run: a run folder.
@@ -111,9 +111,9 @@ def evaluate_run(
         seed=checkpoint.config.seed,
     )
     name = split or ("test" if store is None else "new")
-    found = Evaluation(name, checkpoint.labels, scores)
-    _write(out, found, labelling, p, decision, f"{run.name} on {name} bags")
-    return found
+    evaluation = Evaluation(name, checkpoint.labels, scores)
+    _write(out, evaluation, labelling, p, decision, f"{run.name} on {name} bags")
+    return evaluation
 
 
 def _decision(run: Path, checkpoint: Checkpoint, rule: str | None, warn: Warn) -> Decision:
@@ -153,8 +153,10 @@ def _own_predictions(
     p = np.zeros((len(rows), len(labels)))
     for k, row in enumerate(rows):
         p[k] = [_number(run, row, f"p_{label}") for label in labels]
-        own = tuple(label for label in labels if _number(run, row, f"y_{label}") == 1)
-        bags.append(Bag(row.cells["bag_id"], own, row.cells["split"], "", {}, row.file, row.line))
+        positives = tuple(label for label in labels if _number(run, row, f"y_{label}") == 1)
+        bags.append(
+            Bag(row.cells["bag_id"], positives, row.cells["split"], "", {}, row.file, row.line)
+        )
     return Labelling(tuple(bags), labels, checkpoint.task), p
 
 
@@ -184,21 +186,23 @@ def _labelled_bags(
 ) -> Labelling:
     """The bags of a store to score: new ones, or those of a split of the run."""
     labelling = read_labelling(store, bags_csv, labels=checkpoint.labels, task=checkpoint.task)
-    placed = {row.cells["bag_id"]: row.cells for row in run_table(run, "splits.csv", SPLIT_COLUMNS)}
-    trained = {bag_id: row for bag_id, row in placed.items() if row["split"] != "test"}
+    split_rows = {
+        row.cells["bag_id"]: row.cells for row in run_table(run, "splits.csv", SPLIT_COLUMNS)
+    }
+    trained = {bag_id: row for bag_id, row in split_rows.items() if row["split"] != "test"}
     if checkpoint.seen is None:
         warn(f"{run.name} is of before digests of bags were kept: they are known by id and group")
     digests = checkpoint.seen or {}
     if split is None:
         _require_unseen(run, store, labelling, trained, digests)
     else:
-        written = {bag_id: row["digest"] for bag_id, row in placed.items() if "digest" in row}
-        own = {**digests, **written}
-        _require_own(run, store, placed, own, split)
-        wanted = SPLITS if split == "all" else (split,)
-        bags = [bag for bag in labelling.bags if bag.bag_id in placed]
-        bags = [replace(bag, split=placed[bag.bag_id]["split"]) for bag in bags]
-        labelling = replace(labelling, bags=tuple(bag for bag in bags if bag.split in wanted))
+        written = {bag_id: row["digest"] for bag_id, row in split_rows.items() if "digest" in row}
+        digests = {**digests, **written}
+        _require_own(run, store, split_rows, digests, split)
+        sides = SPLITS if split == "all" else (split,)
+        bags = [bag for bag in labelling.bags if bag.bag_id in split_rows]
+        bags = [replace(bag, split=split_rows[bag.bag_id]["split"]) for bag in bags]
+        labelling = replace(labelling, bags=tuple(bag for bag in bags if bag.split in sides))
     if not labelling.bags:
         raise InputError(
             str(bags_csv or store.path),
@@ -217,26 +221,26 @@ def _require_unseen(
     trained: Mapping[str, Mapping[str, str]],
     digests: Mapping[str, str],
 ) -> None:
-    """Raise `InputError` if the run was trained on one of the bags, by whatever it is known."""
+    """Raise `InputError` if the run was trained on a bag of the same id, group or digest."""
     of_group = {row["group"]: bag_id for bag_id, row in trained.items() if row["group"]}
     of_digest = {digest: bag_id for bag_id, digest in digests.items()}
     # Its own store knows a bag's group even where the table of bags leaves it out.
     own_group = {bag.bag_id: bag.group for bag in store.bags}
-    found = []
+    matches = []
     for bag, digest in zip(labelling.bags, hex_digests(store, labelling.ids), strict=True):
         group = bag.group if bag.group in of_group else own_group[bag.bag_id]
         if bag.bag_id in trained:
-            found.append(f"{bag.bag_id!r}, of its {trained[bag.bag_id]['split']} bags")
+            matches.append(f"{bag.bag_id!r}, of its {trained[bag.bag_id]['split']} bags")
         elif group in of_group:
             other = of_group[group]
-            found.append(f"{bag.bag_id!r}, of the same group {group!r} as its bag {other!r}")
+            matches.append(f"{bag.bag_id!r}, of the same group {group!r} as its bag {other!r}")
         elif digest in of_digest:
-            found.append(f"{bag.bag_id!r}, with the features of its bag {of_digest[digest]!r}")
-    if found:
+            matches.append(f"{bag.bag_id!r}, with the features of its bag {of_digest[digest]!r}")
+    if matches:
         raise InputError(
             str(store.path),
             expected=f"bags that {run.name} was not trained on",
-            got=f"{len(found)} of {len(labelling.bags)} that it was: {found[0]}",
+            got=f"{len(matches)} of {len(labelling.bags)} that it was: {matches[0]}",
             remedy="name the others with `bags_csv`, or, if this is the run's own store, "
             "score its test bags with `split=test`",
         )
@@ -245,18 +249,18 @@ def _require_unseen(
 def _require_own(
     run: Path,
     store: Store,
-    placed: Mapping[str, object],
+    split_rows: Mapping[str, object],
     digests: Mapping[str, str],
     split: Split,
 ) -> None:
     """Raise unless a store holds all bags of a run, with the same features."""
     known = set(store.bag_ids)
-    lost = [bag_id for bag_id in placed if bag_id not in known]
-    got = f"none named {lost[0]!r}" if lost else ""
-    if not lost:
+    missing = [bag_id for bag_id in split_rows if bag_id not in known]
+    got = f"none named {missing[0]!r}" if missing else ""
+    if not missing:
         ids = list(digests)
-        now = zip(ids, hex_digests(store, ids), strict=True)
-        changed = [bag_id for bag_id, digest in now if digest != digests[bag_id]]
+        stored = zip(ids, hex_digests(store, ids), strict=True)
+        changed = [bag_id for bag_id, digest in stored if digest != digests[bag_id]]
         got = f"other features for {changed[0]!r}" if changed else ""
     if got:
         raise StoreMismatchError(
@@ -272,7 +276,7 @@ def _require_own(
 
 def _write(
     out: Path,
-    found: Evaluation,
+    evaluation: Evaluation,
     labelling: Labelling,
     p: NDArray[np.float64],
     decision: Decision,
@@ -281,20 +285,22 @@ def _write(
     out.mkdir(parents=True, exist_ok=True)
     splits = [bag.split for bag in labelling.bags]
     write_predictions(out / "predictions.csv", labelling, splits, p, decision)
-    write_csv(out / "labels.csv", ["label", *LABEL_COLUMNS, "threshold"], label_rows(found))
+    write_csv(out / "labels.csv", ["label", *LABEL_COLUMNS, "threshold"], label_rows(evaluation))
     bins = reliability(labelling.targets(), p, labelling.task)
     plot_reliability(
-        out / "calibration.png", bins, f"{title}: {len(p)} bags, {len(found.labels)} labels"
+        out / "calibration.png", bins, f"{title}: {len(p)} bags, {len(evaluation.labels)} labels"
     )
-    write_text(out / "metrics.json", json.dumps({found.name: found.scores}, indent=2) + "\n")
+    write_text(
+        out / "metrics.json", json.dumps({evaluation.name: evaluation.scores}, indent=2) + "\n"
+    )
 
 
-def label_rows(found: Evaluation) -> list[list[Any]]:
+def label_rows(evaluation: Evaluation) -> list[list[Any]]:
     """A row for each label: its name, `LABEL_COLUMNS`, its threshold; None where undefined.
 
     Only the rules ``half`` and ``thresholds`` have a threshold that is the same for every bag.
     """
-    fixed = [HALF if found.scores["decision"] == "half" else None] * len(found.labels)
-    thresholds = found.scores["thresholds"] or fixed
-    columns = [found.scores[name] for name in LABEL_COLUMNS]
-    return [list(row) for row in zip(found.labels, *columns, thresholds, strict=True)]
+    fixed = [HALF if evaluation.scores["decision"] == "half" else None] * len(evaluation.labels)
+    thresholds = evaluation.scores["thresholds"] or fixed
+    columns = [evaluation.scores[name] for name in LABEL_COLUMNS]
+    return [list(row) for row in zip(evaluation.labels, *columns, thresholds, strict=True)]

@@ -40,6 +40,7 @@ def score_split(
     decision: Decision,
     config: TrainConfig,
 ) -> dict[str, Any]:
+    """The scores of some bags, as `evaluate` gives them."""
     return evaluate(
         targets[rows],
         probabilities[rows],
@@ -76,7 +77,7 @@ def write_predictions(
 
 
 def write_history(out: Path, trained: Fitted, labels: Sequence[str]) -> None:
-    """Write how training went: losses by epoch, or what was chosen for each label."""
+    """Write the losses by epoch, or without epochs the machine that was chosen for each label."""
     if isinstance(trained, ClassicalFitted):
         head = ["label", *(field.name for field in fields(MachineChoice))]
         rows = ([k, *astuple(choice)] for k, choice in zip(labels, trained.choices, strict=True))
@@ -86,6 +87,7 @@ def write_history(out: Path, trained: Fitted, labels: Sequence[str]) -> None:
 
 
 def config_toml(config: TrainConfig, labelling: Labelling, store: Store) -> str:
+    """The text of a run's config.toml: the settings that its method reads, and its data."""
     record = {
         "train": settings_read(config),
         "data": {

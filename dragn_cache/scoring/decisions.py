@@ -79,8 +79,8 @@ def _best_threshold(y: Floats, p: Floats) -> float:
     """
     if not y.any():
         return HALF
-    said = (p >= GRID[:, None]) & (p > 0)  # (G, B)
-    f1 = 2 * (said @ y) / (said.sum(axis=1) + y.sum())
+    decided = (p >= GRID[:, None]) & (p > 0)  # (G, B)
+    f1 = 2 * (decided @ y) / (decided.sum(axis=1) + y.sum())
     distance = np.abs(np.arange(len(GRID)) - len(GRID) // 2)  # whole numbers: ties are exact
     return float(GRID[np.lexsort((distance, -f1))[0]])
 
@@ -119,7 +119,7 @@ def decide(probabilities: ArrayLike, task: Task, decision: Decision = DEFAULT) -
 
 
 def _limits(p: Floats, decision: Decision) -> Floats:
-    """What probabilities (B, L) must reach, as an array that broadcasts to them."""
+    """The limits that probabilities (B, L) must reach, as an array that broadcasts to them."""
     if decision.rule == "thresholds":
         limits: Floats = np.array(decision.thresholds or ())
         if limits.shape != p.shape[1:]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -17,9 +17,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, ReduceLROnP
 
 from dragn_cache.errors import InputError
 from dragn_cache.old_options import check_number, check_whole, choose
+from dragn_cache.scoring.scores import BY_NAME
 from dragn_cache.training.config import TrainConfig
 
-Monitor = Literal["loss", "f1_macro"]
+Monitor = Literal["loss", "f1_macro"]  # besides the loss, names of scores
 EpochEnd = Callable[[float], None]
 """Called after every epoch with the validation score that the schedule monitors."""
 
@@ -76,10 +77,10 @@ class Plateau(Schedule):
     patience: int = 10
 
     def __post_init__(self) -> None:
-        if self.monitor not in ("loss", "f1_macro"):
+        if self.monitor not in get_args(Monitor):
             raise InputError(
                 "schedule plateau, option monitor",
-                expected="loss or f1_macro",
+                expected=" or ".join(get_args(Monitor)),
                 got=repr(self.monitor),
                 remedy="choose one of them",
             )
@@ -91,7 +92,8 @@ class Plateau(Schedule):
         return self.monitor
 
     def start(self, optimizer: Optimizer, epochs: int) -> EpochEnd:
-        mode: Literal["min", "max"] = "min" if self.monitor == "loss" else "max"
+        rises = self.monitor != "loss" and BY_NAME[self.monitor].higher_is_better
+        mode: Literal["min", "max"] = "max" if rises else "min"
         return ReduceLROnPlateau(optimizer, mode, self.factor, self.patience).step
 
 

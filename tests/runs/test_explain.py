@@ -200,6 +200,18 @@ def test_auto_takes_what_there_is(name: str, chosen: str) -> None:
     assert choose_method(model, "leave-one-out") == "leave-one-out"
 
 
+def test_auto_asks_a_class_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Among(Mean):
+        embedding_among_features = True
+
+    class Attending(Among):
+        has_attention = True
+
+    for name, cls, chosen in (("a", Among, "cosine"), ("b", Attending, "attention")):
+        monkeypatch.setitem(AGGREGATORS, name, cls)
+        assert choose_method(classifier(name, (7,)), "auto") == chosen
+
+
 def test_methods_that_do_not_go_with_the_model_are_refused(runs: dict[str, Path]) -> None:
     machines, _ = load_checkpoint(runs["svm"])
     assert choose_method(machines, "auto") == "leave-one-out"

@@ -693,6 +693,7 @@ def test_a_checkpoint_of_another_version_is_refused(run: Path, tmp_path: Path) -
         ("seen", {"000": 7}, "expected digests of bags by id, got {'000': 7}"),
         ("provenance", {"features": {}}, "expected settings of features and of numerics"),
         ("provenance", {"features": {}, "numerics": 4}, "expected settings of features and of"),
+        ("provenance", {"features": {"size": {1: 2}}, "numerics": {}}, "expected settings of feat"),
         ("state", {"head.weight": [1.0]}, "expected tensors by name, got {'head.weight'"),
     ],
 )

@@ -28,7 +28,7 @@ from dragn_cache.manifest import write_bags
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.scoring.comparison import corrected_t_test
 from dragn_cache.scoring.decisions import GRID, decide
-from dragn_cache.scoring.score_table import SCORES
+from dragn_cache.scoring.scores import SCORES
 from dragn_cache.store import Store
 from dragn_cache.studies.config import CrossvalConfig
 from dragn_cache.studies.crossval import CrossvalResult, crossval
@@ -164,6 +164,19 @@ def test_trainings_have_seeds_of_their_own() -> None:
 def test_two_processes_give_what_one_gives(store: Store, out: Path, tmp_path: Path) -> None:
     crossval(store, CONFIG.replace(jobs=2), tmp_path / "two")
     assert tables(tmp_path / "two") == tables(out)
+
+
+def test_processes_find_a_class_on_pythons_path(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shipped_mean.py").write_text("from dragn_cache.aggregators.mean import Mean\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    methods: tuple[tuple[str, dict[str, Any]], ...] = (("shipped_mean:Mean", {}), ("mean", {}))
+    config = replace(CONFIG, aggregators=methods, seeds=1, jobs=2)
+    result = crossval(store, config, tmp_path / "cv")
+    assert result.failed == ()
+    first, second = ({**row, "aggregator": ""} for row in result.summary)
+    assert first["auc_macro_mean"] == second["auc_macro_mean"]
 
 
 def test_an_interrupted_cross_validation_goes_on(store: Store, out: Path, tmp_path: Path) -> None:
@@ -346,7 +359,7 @@ def test_the_summary_is_the_mean_over_folds_and_seeds(out: Path) -> None:
     for row in summary:
         own = [r for r in folds if r["aggregator"] == row["aggregator"]]
         assert (row["trainings"], row["failed"]) == ("6", "0")
-        for score in SCORES:
+        for score in (s.name for s in SCORES):
             values = numbers(own, score)
             assert float(row[f"{score}_mean"]) == pytest.approx(values.mean(), abs=1e-12)
             assert float(row[f"{score}_sd"]) == pytest.approx(values.std(ddof=1), abs=1e-12)

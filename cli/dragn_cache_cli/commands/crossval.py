@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dragn_cache.options import merge
+from dragn_cache.scoring.scores import COMPARED_SCORES
 from dragn_cache.studies.config import CrossvalConfig, DivisionConfig
 from dragn_cache.training.config import TrainConfig
 from dragn_cache.training.recipes import settings_of
@@ -17,7 +18,7 @@ from dragn_cache_cli.options import takes
 if TYPE_CHECKING:
     from dragn_cache.studies.crossval import CrossvalResult
 
-SHOWN = ("accuracy", "auc_macro", "f1_macro", "map")
+SHOWN = tuple(score.name for score in COMPARED_SCORES)
 # Each method has its own aggregator and options, each training its own seed.
 NOT_SHARED = ("aggregator", "options", "seed", "shuffle_seed", "views")
 

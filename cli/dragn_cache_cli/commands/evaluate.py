@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dragn_cache.runs.config import EvaluateConfig
+from dragn_cache.scoring.scores import CALIBRATION_SCORES, SCORES
 from dragn_cache_cli.options import takes
 
 
@@ -31,7 +32,6 @@ def evaluate(
     Example: dragn-cache evaluate runs/hpa-l3 --store new.features --out new-scores
     """
     from dragn_cache.runs.evaluate import LABEL_COLUMNS, evaluate_run, label_rows
-    from dragn_cache.scoring.score_table import SCORES
     from dragn_cache.store import open_store
     from dragn_cache_cli import screen
 
@@ -47,8 +47,10 @@ def evaluate(
     if as_json:
         screen.print_json({found.name: scores})
         return
-    rows = [(name, screen.score_text(scores[name], scores["intervals"][name])) for name in SCORES]
-    rows += [(name, screen.score_text(scores[name])) for name in ("ece", "ece_macro")]
+    rows = [
+        (s.name, screen.score_text(scores[s.name], scores["intervals"][s.name])) for s in SCORES
+    ]
+    rows += [(s.name, screen.score_text(scores[s.name])) for s in CALIBRATION_SCORES]
     title = f"{found.name}: {scores['bags']} bags, decided by {scores['decision']}"
     screen.print_table(["score", "with 95 % interval"], rows, title)
     cells = [

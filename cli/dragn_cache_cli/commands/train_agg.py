@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dragn_cache.scoring.scores import MAIN_SCORES
 from dragn_cache.training.config import TrainConfig
 from dragn_cache.training.recipes import settings_of
 from dragn_cache_cli.options import takes
@@ -54,7 +55,7 @@ def train_agg(
     if as_json:
         screen.print_json(metrics)
         return
-    names = ["auc_macro", "map", "f1_macro"]
+    names = [score.name for score in MAIN_SCORES]
     rows = [
         (
             split,
