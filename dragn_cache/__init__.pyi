@@ -9,7 +9,7 @@ from .interop import export_features, import_features
 from .interop.config import ImportConfig
 from .manifest import Bag, Instance, Manifest, read_manifest, write_manifest
 from .ragged import RaggedBags
-from .runs.config import ExplainConfig
+from .runs.config import ApplyConfig, EvaluateConfig, ExplainConfig
 from .runs.evaluate import evaluate_run
 from .runs.explain import explain_run
 from .runs.predict import predict_run
@@ -24,9 +24,11 @@ __version__: str
 __all__ = [
     "Aggregated",
     "Aggregator",
+    "ApplyConfig",
     "Bag",
     "CrossvalConfig",
     "DragnCacheError",
+    "EvaluateConfig",
     "ExplainConfig",
     "ExtractConfig",
     "ImportConfig",

@@ -88,9 +88,11 @@ def _train(
     store = open_store(features)
     for method, config in METHODS.items():
         run = out / "runs" / method
-        how = "--unit L3Agg" if config.aggregator == "dragn" else f"--aggregator {method}"
-        how += f" --scale {config.scale} --lr {config.lr:g}"
-        announce(f"dragn-cache train-agg --store {features} {how} --out {run}")
+        chosen = "unit L3Agg" if config.aggregator == "dragn" else f"aggregator {method}"
+        announce(
+            f"dragn-cache train-agg --store {features} --{chosen} --scale {config.scale} "
+            f"--lr {config.lr:g} --out {run}"
+        )
         started = time.perf_counter()
         with bar(f"training {method}", "epochs") as progress:
             metrics[method] = train_run(

@@ -161,7 +161,9 @@ def own_flags(command: Command) -> dict[str, str]:
     flags = {}
     for name, own in _parameters(command).items():
         facts = [fact for fact in get_args(own.annotation) if isinstance(fact, OptionInfo)]
-        declared = [word for fact in facts for word in fact.param_decls or ()]
+        # In an annotation Typer takes the first name for the default, and sorts that out later.
+        names = [word for fact in facts for word in (fact.default, *(fact.param_decls or ()))]
+        declared = [word for word in names if isinstance(word, str)]
         positional = any(isinstance(fact, ArgumentInfo) for fact in get_args(own.annotation))
         if not positional:
             flags[name] = (declared or [f"--{name.replace('_', '-')}"])[0].split("/")[0]

@@ -53,14 +53,6 @@ def parse_floats(option: str, text: str | None) -> tuple[float, ...] | None:
     return numbers * 3 if len(numbers) == 1 else numbers
 
 
-def parse_weight(text: str | None) -> Any:
-    """A number if the text is one, else the text, which the settings check."""
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return text
-
-
 def parse_options(texts: Sequence[str], flag: str = "--option") -> dict[str, Any]:
     """``name=value`` pairs; true, false, none, numbers and lists of whole numbers get their types.
 

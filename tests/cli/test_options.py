@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 import pytest
 import typer
 from annotated_types import Ge
-from dragn_cache_cli.app import COMMANDS, guarded, load_command
-from dragn_cache_cli.options import spell, takes, value_of, words
+from dragn_cache_cli.app import COMMANDS, app, guarded, load_command
+from dragn_cache_cli.options import own_flags, spell, takes, value_of, words
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -305,7 +305,10 @@ def test_backquoted_settings_are_spelled_as_options() -> None:
 # --- the program -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [[], ["explain"], ["import"]], ids=" ".join)
+SHOWN = ("explain", "import", "train-agg", "crossval", "predict", "evaluate")
+
+
+@pytest.mark.parametrize("arguments", [[], *([name] for name in SHOWN)], ids=" ".join)
 def test_help_loads_neither_torch_nor_numpy(arguments: list[str]) -> None:
     code = (
         "import sys; from dragn_cache_cli.app import app\n"
@@ -318,6 +321,26 @@ def test_help_loads_neither_torch_nor_numpy(arguments: list[str]) -> None:
     assert ("pydantic" in loaded) == bool(arguments)
     assert ("dragn_cache_cli.commands.explain" in loaded) == (arguments == ["explain"])
     assert ("dragn_cache.interop.config" in loaded) == (arguments == ["import"])
+
+
+def test_listing_recipes_loads_no_torch() -> None:
+    code = (
+        "import sys; from dragn_cache_cli.app import app\n"
+        "try: app(['recipes'])\n"
+        "except SystemExit: print('modules:', *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    table, _, loaded = done.stdout.partition("modules:")
+    assert "dragn-fly" in table
+    assert not {"torch", "numpy", "h5py", "zarr"} & set(loaded.split())
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_commands_own_options_are_named_as_it_has_them(name: str) -> None:
+    """What errors of a command's own arguments say is what its help shows."""
+    shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "400"}).output
+    for flag in own_flags(load_command(name)).values():
+        assert re.search(rf"{flag}\b", shown), flag
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
