@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from dragn_cache.aggregators import AGGREGATORS
+from dragn_cache.aggregators import AGGREGATORS, aggregator_class
 from dragn_cache.errors import UnknownNameError
 from dragn_cache.training.config import TrainConfig
 from dragn_cache.training.losses import create_loss
 from dragn_cache.training.model import build_model
-from dragn_cache.training.optimisation import create_schedule
 from dragn_cache.training.recipes import RECIPES, override, resolve, settings_of
+from dragn_cache.training.schedules import create_schedule
 
 every_recipe = pytest.mark.parametrize("name", list(RECIPES))
 
@@ -25,7 +25,7 @@ def test_each_recipe_can_be_trained(name: str) -> None:
     create_schedule(config.schedule, config.schedule_options)
     if config.aggregator in AGGREGATORS:
         model = build_model(config, (17, 2, 3), 3)
-        assert isinstance(model.aggregator, AGGREGATORS[config.aggregator])
+        assert isinstance(model.aggregator, aggregator_class(config.aggregator))
 
 
 @every_recipe
