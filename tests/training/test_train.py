@@ -366,5 +366,5 @@ def test_an_aggregator_is_told_the_task(data: LabelledBags) -> None:
     config = TrainConfig(aggregator="si", epochs=2, dropout=0.0)
     trained = train(classes, config)
     assert cast(Si, trained.model.aggregator).options.task == "multiclass"
-    assert cast(Si, train(data, config).model.aggregator).task == "multilabel"
+    assert cast(Si, train(data, config).model.aggregator).options.task == "multilabel"
     np.testing.assert_allclose(trained.probabilities.sum(1), 1)
