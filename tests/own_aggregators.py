@@ -47,6 +47,18 @@ class Branches(Mean):
         return Aggregated(super().aggregate(bags).embedding, self.vectors(bags)[:, :3])
 
 
+class Among(Mean):
+    """Says that its embedding lies among the features."""
+
+    embedding_among_features = True
+
+
+class Attending(Among):
+    """Says that it weighs instances as well."""
+
+    has_attention = True
+
+
 class Demanding(Mean):
     """Has an option without a default."""
 

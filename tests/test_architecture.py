@@ -72,11 +72,26 @@ NOT_LOADED = {
     "dragn_cache.training.methods": ("torch", "numpy"),
     "dragn_cache.training.losses": ("torch", "numpy"),
     "dragn_cache.training.schedules": ("torch", "numpy"),
-    "dragn_cache.training.train": ("torchvision", "PIL", "dragn_cache.backbones"),
+    "dragn_cache.training.train": (
+        "torchvision",
+        "PIL",
+        "dragn_cache.backbones",
+        "dragn_cache.images",
+    ),
     "dragn_cache.training.fit": ("torchvision", "PIL", "dragn_cache.backbones", "sklearn"),
-    "dragn_cache.runs.train": ("torchvision", "PIL", "dragn_cache.backbones"),
-    "dragn_cache.runs.explain": ("torchvision", "PIL", "dragn_cache.backbones"),
-    "dragn_cache.studies.crossval": ("torchvision", "PIL", "dragn_cache.backbones"),
+    "dragn_cache.runs.train": ("torchvision", "PIL", "dragn_cache.backbones", "dragn_cache.images"),
+    "dragn_cache.runs.explain": (
+        "torchvision",
+        "PIL",
+        "dragn_cache.backbones",
+        "dragn_cache.images",
+    ),
+    "dragn_cache.studies.crossval": (
+        "torchvision",
+        "PIL",
+        "dragn_cache.backbones",
+        "dragn_cache.images",
+    ),
     "dragn_cache.backbones": ("h5py", "zarr", "dragn_cache.manifest"),
     "dragn_cache_cli.app": ("torch", "h5py", "zarr", "PIL", "matplotlib", "sklearn"),
 }
@@ -201,12 +216,34 @@ def test_a_fresh_import_loads_nothing_it_must_not(module: str) -> None:
     assert not loaded & set(NOT_LOADED[module])
 
 
-def test_the_readmes_tree_names_every_module() -> None:
+def modules_in_the_readme() -> set[str]:
+    """The library's modules as README's tree has them: ``store/plan.py``."""
     readme = (ROOT / "README.md").read_text()
-    tree = readme[readme.index("## The tree") :]
-    for path in [*sorted(LIBRARY.rglob("*.py")), *sorted(CLI.rglob("*.py"))]:
+    tree = readme[readme.index("dragn_cache/  ") : readme.index("cli/dragn_cache_cli/")]
+    named, folder = set(), ""
+    for line in tree.splitlines()[1:]:
+        indent, name = len(line) - len(line.lstrip()), line.split()[0]
+        if name.endswith("/"):
+            folder = name
+        elif indent == 2:
+            named.add(name)
+        elif indent == 4:
+            named.add(folder + name)
+    return named
+
+
+def test_the_readmes_tree_is_the_librarys() -> None:
+    files = [*LIBRARY.rglob("*.py"), *LIBRARY.rglob("*.cpp")]
+    have = {str(f.relative_to(LIBRARY)) for f in files if f.name != "__init__.py"}
+    assert modules_in_the_readme() == have
+
+
+def test_the_readmes_tree_names_every_command() -> None:
+    readme = (ROOT / "README.md").read_text()
+    tree = readme[readme.index("cli/dragn_cache_cli/    ") :]
+    for path in CLI.rglob("*.py"):
         if path.name != "__init__.py":
-            assert re.search(rf"\b{re.escape(path.stem)}\b", tree), path
+            assert re.search(rf"\b{path.stem}\b", tree), path
 
 
 def test_the_readme_calls_only_commands_and_options_that_exist() -> None:

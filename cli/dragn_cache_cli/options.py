@@ -12,11 +12,13 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
+from typer.models import ArgumentInfo, OptionInfo
 
 from dragn_cache.errors import DragnCacheError, InputError, SettingError
 from dragn_cache.options import (
@@ -35,6 +37,9 @@ Command = Callable[..., None]
 Values = Mapping[str, Any]
 
 CONFIG, RECIPE = "config_file", "recipe"
+
+shown_flags: ContextVar[Mapping[str, str]] = ContextVar("shown_flags")
+"""The options of the settings that the running command takes, by name, for warnings."""
 
 
 def takes(
@@ -73,7 +78,9 @@ def takes(
             if recipe is not None and recipes is not None:
                 below.append((f"recipe {recipe}", recipes(recipe)))
             if file is not None:
-                below.append((str(file), read_table(file, section)))
+                table = read_table(file, section)
+                _require_settings(cls, file, section, table)
+                below.append((str(file), table))
             for where, values in below:
                 require_known(where, values, declarations(cls))
             with _named_as_given(cls, given, below):
@@ -95,6 +102,7 @@ def _named_as_given(
 ) -> Iterator[None]:
     """Errors of settings name the option, the file or the recipe that gave the value."""
     flags = {name: flag(declared) for name, declared in declarations(cls).items()}
+    before = shown_flags.set({**shown_flags.get({}), **flags})
     try:
         yield
     except SettingError as error:
@@ -105,6 +113,20 @@ def _named_as_given(
         raise spell(error, flags) from error
     except DragnCacheError as error:
         raise spell(error, flags) from error
+    finally:
+        shown_flags.reset(before)
+
+
+def _require_settings(cls: type[Settings], file: Path, section: str | None, table: Values) -> None:
+    """Raise an InputError for a file of other sections: a cross-validation's, a data set's."""
+    others = [n for n, v in table.items() if isinstance(v, dict) and n not in declarations(cls)]
+    if others:
+        raise InputError(
+            str(file),
+            expected=f"settings alone, or in a section [{section}] as a run's config.toml has it",
+            got=", ".join(f"[{name}]" for name in others),
+            remedy="give a run's, or write the settings to a file of their own",
+        )
 
 
 def spell(error: DragnCacheError, flags: Mapping[str, str]) -> DragnCacheError:
@@ -115,6 +137,14 @@ def spell(error: DragnCacheError, flags: Mapping[str, str]) -> DragnCacheError:
             has in backquotes: `dtype=float32` becomes --dtype float32.
     """
 
+    if isinstance(error, SettingError) and error.where in flags:
+        error = error.at(flags[error.where])
+    return error.reworded(lambda text: spell_text(text, flags))
+
+
+def spell_text(text: str, flags: Mapping[str, str]) -> str:
+    """A text that names settings by their options, where it has them in backquotes."""
+
     def option(match: re.Match[str]) -> str:
         name, value = match.groups()
         if name not in flags:
@@ -123,15 +153,19 @@ def spell(error: DragnCacheError, flags: Mapping[str, str]) -> DragnCacheError:
             return flags[name]
         return f"--no-{flags[name][2:]}" if value == "False" else f"{flags[name]} {value}"
 
-    if isinstance(error, SettingError) and error.where in flags:
-        error = error.at(flags[error.where])
-    return error.reworded(lambda text: re.sub(r"`(\w+)(?:=([^`]*))?`", option, text))
+    return re.sub(r"`(\w+)(?:=([^`]*))?`", option, text)
 
 
 def own_flags(command: Command) -> dict[str, str]:
     """The options of a command's own arguments, by their names."""
-    names = inspect.signature(command).parameters
-    return {name: f"--{name.replace('_', '-')}" for name in names}
+    flags = {}
+    for name, own in _parameters(command).items():
+        facts = [fact for fact in get_args(own.annotation) if isinstance(fact, OptionInfo)]
+        declared = [word for fact in facts for word in fact.param_decls or ()]
+        positional = any(isinstance(fact, ArgumentInfo) for fact in get_args(own.annotation))
+        if not positional:
+            flags[name] = (declared or [f"--{name.replace('_', '-')}"])[0].split("/")[0]
+    return flags
 
 
 def flag(declared: Declared) -> str:
@@ -257,7 +291,9 @@ def _typed(text: str, members: Iterable[Any]) -> Any:
 
 def _config_option() -> inspect.Parameter:
     option = typer.Option(
-        "--config", metavar="FILE", help="TOML of settings, for what is not given; a run's as well."
+        "--config",
+        metavar="FILE",
+        help="TOML of settings, or a run's config.toml, for what is not given.",
     )
     return _unset(CONFIG, Annotated[Path | None, option])
 

@@ -57,6 +57,9 @@ class Aggregator(nn.Module, ABC):
         has_attention: whether ``Aggregated.attention`` is given.
         name: as it is registered; that of the class where it is not.
         options_class: the settings that its options are.
+        embedding_among_features: whether the embedding lies in the space of the instances'
+            vectors, a bag of one instance having that instance's, so that the cosine between an
+            instance and its bag says how much of it the aggregation kept.
 
     Attributes:
         in_shape: (C, h, w) or (C,), the shape of one instance.
@@ -71,6 +74,7 @@ class Aggregator(nn.Module, ABC):
     name: ClassVar[str]
     options_class: ClassVar[type[Settings]] = NoOptions
     options: Settings
+    embedding_among_features: ClassVar[bool] = False
     out_dim: int
     bag_weight: float = 1.0
 
@@ -81,6 +85,7 @@ class Aggregator(nn.Module, ABC):
             method = AGGREGATORS[declared]
             cls.options_class, cls.needs = method.options, method.needs
             cls.order_sensitive, cls.has_attention = method.order_sensitive, method.has_attention
+            cls.embedding_among_features = method.embedding_among_features
 
     def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
         super().__init__()

@@ -29,11 +29,13 @@ class Method(Registered):
         order_sensitive: whether the order of the instances changes the result; an object may
             differ from its class by an option.
         has_attention: whether it weighs instances.
+        embedding_among_features: whether the embedding lies in the space of the instances' vectors.
     """
 
     needs: Needs
     order_sensitive: bool = False
     has_attention: bool = False
+    embedding_among_features: bool = False
 
 
 # --- options -----------------------------------------------------------------------------------
@@ -382,6 +384,7 @@ AGGREGATORS: Mapping[str, Method] = {
         text="Each three neighbouring instances are folded into one, again and again (DRAGN).",
         needs="map",
         order_sensitive=True,
+        embedding_among_features=True,
     ),
     "dsmil": Method(
         target="dragn_cache.aggregators.dsmil:Dsmil",
@@ -410,6 +413,7 @@ AGGREGATORS: Mapping[str, Method] = {
         options=HamilOptions,
         text="Instances merge two by two along a tree, the most similar first (Tu et al., 2021).",
         needs="map",
+        embedding_among_features=True,
     ),
     "imploc": Method(
         target="dragn_cache.aggregators.imploc:Imploc",

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dragn_cache.aggregators.declared import AGGREGATORS
@@ -67,7 +65,8 @@ def _checked(name: str, cls: type[Aggregator], options: Mapping[str, Any]) -> di
 def aggregator_class(name: str) -> type[Aggregator]:
     """The class of a registered name, or of ``package.module:Class``.
 
-    The module is looked for where Python looks, and in the working directory.
+    The module is looked for where Python looks, ``sys.path``; the command line adds the working
+    directory to that.
 
     Raises:
         UnknownNameError: no aggregator has this name.
@@ -81,8 +80,6 @@ def aggregator_class(name: str) -> type[Aggregator]:
     from dragn_cache.aggregators.base import Aggregator
 
     module, _, attribute = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError, SyntaxError) as error:

@@ -1,9 +1,9 @@
 """Transfer by a support vector machine: a bag is the mean of its instances' vectors.
 
 The protocol of AAM's section 4.4: globally averaged features, normalised, an RBF machine for each
-label, C and γ by cross-validation on the training bags, average precision for each label. The paper
-has one image per example; a bag of images is their mean here. It does not say how features are
-normalised: ``l2`` here, or ``none`` together with `scale=standard`.
+label, C and γ by cross-validation on the training bags, average precision for each label. In the
+paper an example is one image; here it is the mean over a bag's images. The paper does not give the
+normalisation: here it is ``l2``, or ``none`` together with `scale=standard`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Average(AverageOptions, ClassicalMethod):
     learns: ClassVar[bool] = False
 
     def fit(self, instances: Floats, seed: int) -> Arrays:
-        """Nothing."""
+        """No arrays: a mean needs no training."""
         return {}
 
     def encode(self, arrays: Arrays, instances: Floats, offsets: Ints) -> Floats:

@@ -1,8 +1,8 @@
-"""What every classical method has: its options, and arrays in, arrays out.
+"""The base of classical methods: options, ``fit`` to instances, ``encode`` for bags.
 
 A method encodes a bag as one vector, on which support vector machines decide (`svm`). It is a
-frozen set of options and pure: ``fit`` turns training instances into arrays, ``encode`` turns
-arrays and instances into vectors, and nothing else is kept. Everything is float64.
+frozen set of options and has no state: ``fit`` gives arrays for training instances, ``encode``
+gives vectors for arrays and instances. All numbers are float64.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ INSTANCES_PER_WORD = 10  # at the least, where the number of words is not given
 
 
 class ClassicalMethod(ClassicalOptions, ABC):
-    """An encoding of bags and how its support vector machines are made.
+    """An encoding of bags, and the settings of its support vector machines.
 
     A subclass derives from its options in `declared` as well. Maps are averaged over h and w first.
 
@@ -43,14 +43,14 @@ class ClassicalMethod(ClassicalOptions, ABC):
 
     @abstractmethod
     def fit(self, instances: Floats, seed: int) -> Arrays:
-        """What is taken from training instances (N, D)."""
+        """The arrays of the encoding, from training instances (N, D)."""
 
     @abstractmethod
     def encode(self, arrays: Arrays, instances: Floats, offsets: Ints) -> Floats:
         """Bags as vectors (B, E).
 
         Args:
-            arrays: what ``fit`` gave.
+            arrays: the result of ``fit``.
             instances: (N, D).
             offsets: (B + 1,): bag b has the rows ``offsets[b] : offsets[b + 1]``, at least one.
         """
@@ -63,16 +63,16 @@ class WordMethod(WordOptions, ClassicalMethod):
         """K for these training instances (N, D).
 
         Raises:
-            InputError: fewer of them are distinct.
+            InputError: fewer instances than words are distinct.
         """
-        wanted = max(2, min(MOST_WORDS, len(instances) // INSTANCES_PER_WORD))
-        wanted = wanted if self.words is None else self.words
+        words = max(2, min(MOST_WORDS, len(instances) // INSTANCES_PER_WORD))
+        words = words if self.words is None else self.words
         rows = np.ascontiguousarray(instances)
         distinct = len(np.unique(rows.view(np.dtype((np.void, rows.strides[0])))))
-        if distinct < wanted:
+        if distinct < words:
             expected = f"at most the number of distinct training instances, {distinct}"
-            raise self.refused("words", expected, str(wanted), "give fewer, or more training bags")
-        return wanted
+            raise self.refused("words", expected, str(words), "give fewer, or more training bags")
+        return words
 
 
 def segment_sum(values: Floats, offsets: Ints) -> Floats:
@@ -90,7 +90,7 @@ def normalised(encoded: Floats, kind: Normalise) -> Floats:
     """Encoded bags (B, K, D) or (B, E) as rows (B, E), normalised.
 
     ``l1`` and ``l2`` divide by a bag's norm; ``power`` takes sign(x)√|x| before ``l2``; ``intra``
-    divides each word's part by its own norm before ``l2``. What is zero stays zero.
+    divides each word's part by its own norm before ``l2``. Vectors of zeros stay as they are.
     """
     if kind == "power":
         encoded = np.sign(encoded) * np.sqrt(np.abs(encoded))
@@ -110,7 +110,7 @@ def principal_axes(instances: Floats, count: int) -> Arrays:
     """Mean (D,) and the ``count`` axes (count, D) of largest variance of instances (N, D).
 
     Raises:
-        InputError: there are not so many.
+        InputError: the instances have fewer axes.
     """
     most = min(instances.shape[1], len(instances) - 1)
     if count > most:
@@ -124,7 +124,7 @@ def principal_axes(instances: Floats, count: int) -> Arrays:
     mean = instances.mean(0)
     centred = instances - mean
     axes = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :count].T
-    # An axis has no direction of its own: its largest entry is made positive.
+    # The sign of an axis is arbitrary: its largest entry is made positive.
     largest = np.abs(axes).argmax(1)
     signs = np.sign(np.take_along_axis(axes, largest[:, None], 1))
     return {"mean": mean, "axes": np.ascontiguousarray(axes * signs)}

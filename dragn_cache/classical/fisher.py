@@ -1,4 +1,4 @@
-"""Fisher vectors: how a bag's instances would move a Gaussian mixture's means and deviations.
+"""Fisher vectors: gradients of a bag's likelihood by a Gaussian mixture's means and deviations.
 
 With weights w, means μ and deviations σ (diagonal covariances) of a mixture fitted to the training
 instances and γ_t(k) the posterior of component k for instance x_t, the part of component k in the
@@ -31,7 +31,7 @@ from dragn_cache.classical.declared import FisherOptions
 from dragn_cache.types import Floats, Ints
 
 LEAST_VARIANCE = 1e-4  # added to each variance, as a share of the channels' mean variance
-MOST_STEPS = 200  # of expectation maximisation; a mixture that has not settled by then is used
+MOST_STEPS = 200  # of expectation maximisation; a mixture that has not converged by then is used
 
 
 class FisherVectors(FisherOptions, WordMethod):
@@ -51,7 +51,7 @@ class FisherVectors(FisherOptions, WordMethod):
             max_iter=MOST_STEPS,
             random_state=seed_of(seed),
         )
-        # One thread: several add up a centre in an order that changes from run to run.
+        # One thread: several would sum a centre in an order that changes from run to run.
         with threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             mixture.fit(instances)

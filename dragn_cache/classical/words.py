@@ -1,4 +1,4 @@
-"""Bag of visual words and VLAD: every instance goes to its nearest word of a k-means codebook.
+"""Bag of visual words and VLAD: an instance counts for its nearest word of a k-means codebook.
 
 - **Bag of visual words** (Csurka et al., 2004; Yang et al., 2007): entry k of a bag's vector is the
   share of its instances that are nearest to word k.
@@ -24,7 +24,7 @@ MOST_STEPS = 300
 
 
 class BagOfWords(BagOfWordsOptions, WordMethod):
-    """How often each word occurs in a bag; E = K."""
+    """Counts of each word in a bag; E = K."""
 
     name: ClassVar[str] = "bovw"
 
@@ -41,7 +41,7 @@ class BagOfWords(BagOfWordsOptions, WordMethod):
 
 
 class Vlad(VladOptions, WordMethod):
-    """Sums of what separates instances from their words; E = K·D."""
+    """Sums of the differences between instances and their words; E = K·D."""
 
     name: ClassVar[str] = "vlad"
 
@@ -55,9 +55,9 @@ class Vlad(VladOptions, WordMethod):
         assigned = nearest(instances, words)
         cell = owners(offsets) * len(words) + assigned
         order = np.argsort(cell, kind="stable")
-        held, starts = np.unique(cell[order], return_index=True)
+        cells, starts = np.unique(cell[order], return_index=True)
         sums = np.zeros((bags * len(words), words.shape[1]))
-        sums[held] = np.add.reduceat((instances - words[assigned])[order], starts, axis=0)
+        sums[cells] = np.add.reduceat((instances - words[assigned])[order], starts, axis=0)
         return normalised(sums.reshape(bags, *words.shape), self.normalise)
 
 
@@ -72,5 +72,5 @@ def _words(instances: Floats, count: int, seed: int) -> Arrays:
 def nearest(instances: Floats, words: Floats) -> Ints:
     """(N,): the word (K, D) nearest to each instance (N, D), the first if tied."""
     distances = (words**2).sum(1) - 2 * (instances @ words.T)  # less ‖x‖², the same for all words
-    found: Ints = distances.argmin(1)
-    return found
+    numbers: Ints = distances.argmin(1)
+    return numbers

@@ -1,4 +1,4 @@
-"""Manifests: which instances make up which bag, with labels, splits and groups."""
+"""Manifests: the instances of each bag, with labels, splits and groups."""
 
 from dragn_cache.manifest.reading import read_bags, read_manifest, read_with_faults
 from dragn_cache.manifest.records import Bag, Instance, Manifest

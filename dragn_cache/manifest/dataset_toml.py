@@ -43,7 +43,7 @@ DATASET_KEYS = {
     "citation": str,
     "extract": dict,
 }
-# What each key of [extract] must be: in words, how many values (0: any list), of which type.
+# The value of each key of [extract]: in words, the number of values (0: any list), their type.
 EXTRACT_KEYS: dict[str, tuple[str, int, type | tuple[type, ...]]] = {
     "backbone": ("a name", 1, str),
     "size": ("[height, width] in pixels", 2, int),

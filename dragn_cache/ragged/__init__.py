@@ -1,4 +1,4 @@
-"""Ragged bags: many bags as one array of rows and their offsets, and what is computed on them."""
+"""Ragged bags: many bags as one array of rows and their offsets, and operations on them."""
 
 from dragn_cache.ragged.bags import RaggedBags, offsets_of
 from dragn_cache.ragged.segments import (

@@ -1,4 +1,4 @@
-"""A run's checkpoint: what it records, how it is written, read, and refused for other features."""
+"""Checkpoints of runs: their record, written, read and checked; stores they can be applied to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from torch import Tensor
 from dragn_cache.errors import InputError, StoreMismatchError
 from dragn_cache.files import write_bytes
 from dragn_cache.loading.labelling import Labelling
-from dragn_cache.scoring.decisions import Decision, require_rule_for
+from dragn_cache.scoring.decisions import Decision
+from dragn_cache.scoring.rules import require_rule_for
 from dragn_cache.store import Store, differences
 from dragn_cache.training.config import TrainConfig
 from dragn_cache.training.fit import Fitted, Model, load_model
@@ -103,7 +104,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint, whole or not at all."""
     record = {
         "version": CHECKPOINT_VERSION,
-        "config": asdict(checkpoint.config),
+        "config": checkpoint.config.to_dict(),
         "in_shape": list(checkpoint.in_shape),
         "tap": checkpoint.tap,
         "labels": list(checkpoint.labels),
@@ -151,7 +152,7 @@ def read_checkpoint(run: Path) -> Checkpoint:
             str(run),
             expected="a run folder with checkpoint.pt",
             got="none" if run.is_dir() else "no such folder",
-            remedy="give the --out of a train-agg",
+            remedy="give a run folder of train-agg",
         )
     try:
         with zipfile.ZipFile(path) as file:  # torch.load does not compare the checksums
@@ -198,7 +199,7 @@ def _parse(path: Path, record: Mapping[str, Any]) -> Checkpoint:
         if name in record and not is_valid(record[name]):
             raise _wrong_field(path, name, expected, reprlib.repr(record[name]))
     try:
-        config = TrainConfig(**record["config"])
+        config = TrainConfig.from_record(record["config"])
     except (InputError, *CHECKPOINT_DAMAGE) as error:
         raise _wrong_field(path, "config", FIELDS["config"][0], str(error)) from error
     labels, task = tuple(record["labels"]), record["task"]
@@ -252,7 +253,7 @@ def _is_names(value: object) -> bool:
 
 
 def _maps_to(kind: type) -> Callable[[object], bool]:
-    """Whether a value is a dictionary of such values by name."""
+    """A test for dictionaries of such values by name."""
 
     def is_valid(value: object) -> bool:
         return isinstance(value, dict) and all(
@@ -264,7 +265,15 @@ def _maps_to(kind: type) -> Callable[[object], bool]:
 
 def _is_provenance(value: object) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(value.get(kind), dict) for kind in CHECKPOINT_DIGESTS
+        isinstance(value.get(kind), dict) and _is_settings(value[kind])
+        for kind in CHECKPOINT_DIGESTS
+    )
+
+
+def _is_settings(value: object) -> bool:
+    """Whether all dictionaries in a value, itself included, are by name."""
+    return not isinstance(value, dict) or all(
+        isinstance(name, str) and _is_settings(inner) for name, inner in value.items()
     )
 
 

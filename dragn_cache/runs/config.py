@@ -1,13 +1,42 @@
-"""Settings of looking inside a run."""
+"""Settings of using a run: predicting, scoring, looking inside."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from dragn_cache.options import Settings, setting
+from dragn_cache.scoring.rules import require_rule
+from dragn_cache.training.config import device_setting
+
+Split = Literal["train", "validation", "test", "all"]
 
 
-class ExplainConfig(Settings):
+class ApplyConfig(Settings):
+    """Settings of applying a run's model."""
+
+    device: str = device_setting()
+
+
+class EvaluateConfig(ApplyConfig):
+    """Settings of scoring a run.
+
+    Thresholds that the run does not have are chosen on its validation bags.
+    """
+
+    split: Split | None = setting(
+        None,
+        help="The run's own bags of this split.",
+        shown_default="test; with a store: new bags",
+    )
+    decision: str | None = setting(
+        None,
+        help="default, half, thresholds or top-K.",
+        shown_default="the run's",
+        check=require_rule,
+    )
+
+
+class ExplainConfig(ApplyConfig):
     """Settings of looking inside a run."""
 
     method: Literal["auto", "attention", "cosine", "leave-one-out"] = setting(
@@ -17,5 +46,4 @@ class ExplainConfig(Settings):
     split: Literal["train", "validation", "test"] | None = setting(
         None, help="Only bags that were on this side when the run was trained.", shown_default="all"
     )
-    device: str = setting("cpu", help="cpu, cuda or cuda:N.")
     h5: bool = setting(True, help="Also one .h5 per bag, as CLAM names it.")

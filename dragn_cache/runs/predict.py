@@ -16,20 +16,23 @@ from dragn_cache.files import require_new, write_text
 from dragn_cache.loading.labelling import Labelling, hex_digests, read_labelling
 from dragn_cache.loading.stored import load_bags
 from dragn_cache.runs.checkpoint import Checkpoint, load_checkpoint, require_same_features
+from dragn_cache.runs.config import ApplyConfig
 from dragn_cache.runs.folder import score_split, write_predictions
 from dragn_cache.store import Store
 from dragn_cache.training.data import possible_in
 from dragn_cache.training.fit import Model, predict_method
 from dragn_cache.types import Warn
 
+DEFAULTS = ApplyConfig()
+
 
 def predict_run(
     run: Path,
     store: Store,
     out: Path,
+    config: ApplyConfig = DEFAULTS,
     *,
     bags_csv: Path | None = None,
-    device: str = "cpu",
     warn: Warn = lambda text: None,
 ) -> dict[str, Any] | None:
     """Apply a run's model to a store's bags; write predictions.csv and, with labels, metrics.json.
@@ -43,7 +46,7 @@ def predict_run(
         StoreError: the store is incomplete or damaged.
     """
     require_new(out)
-    target = find_device(device)
+    target = find_device(config.device)
     model, checkpoint = load_checkpoint(run)
     require_same_features(run, checkpoint, store, warn)
     store.require_complete()
@@ -62,8 +65,10 @@ def predict_run(
             f"{trained} of these {len(labelling.bags)} bags were in the run's training or "
             f"validation: score new ones, or dragn-cache evaluate {run}"
         )
-    rows, config = np.arange(len(labelling.bags)), checkpoint.config
-    scores = score_split(labelling.targets(), probabilities, rows, labelling.task, decision, config)
+    rows = np.arange(len(labelling.bags))
+    scores = score_split(
+        labelling.targets(), probabilities, rows, labelling.task, decision, checkpoint.config
+    )
     write_text(out / "metrics.json", json.dumps({"all": scores}, indent=2) + "\n")
     return scores
 

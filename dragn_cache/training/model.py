@@ -92,7 +92,7 @@ def build_model(
 
     An aggregator with an option ``labels`` or ``task`` is told these.
     """
-    options = dict(config.options or {})
+    options = dict(config.options)
     known = dict(zip(SUPPLIED, (n_labels, task), strict=True))
     for option in options.keys() & known.keys():
         raise InputError(

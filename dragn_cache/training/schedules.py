@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge
 
 from dragn_cache.options import Settings, choose, setting
+from dragn_cache.scoring.scores import BY_NAME
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-Monitor = Literal["loss", "f1_macro"]
+Monitor = Literal["loss", "f1_macro"]  # besides the loss, names of scores
 EpochEnd = Callable[[float], None]
 """Called after every epoch with the validation score that the schedule monitors."""
 
@@ -64,7 +65,8 @@ class Plateau(Schedule):
     def start(self, optimizer: Optimizer, epochs: int) -> EpochEnd:
         from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-        mode: Literal["min", "max"] = "min" if self.monitor == "loss" else "max"
+        rises = self.monitor != "loss" and BY_NAME[self.monitor].higher_is_better
+        mode: Literal["min", "max"] = "max" if rises else "min"
         return ReduceLROnPlateau(optimizer, mode, self.factor, self.patience).step
 
 

@@ -145,16 +145,16 @@ class _Fit:
 
     @torch.no_grad()
     def _validate(self, monitored: Monitor) -> dict[Monitor, float]:
-        """The loss of the validation bags, and macro F1 if that is monitored."""
+        """The loss of the validation bags, and the score that is monitored besides."""
         rows = self.data.rows("validation")
         logits = logits_of(self.model, in_order(self.bags, torch.from_numpy(rows)))
         wanted = self.objective.supervision(torch.from_numpy(rows), self.pos_weight)
         scores: dict[Monitor, float] = {"loss": float(wanted.loss(logits))}
-        if monitored == "f1_macro":
+        if monitored != "loss":
             task = self.data.task
             p = masked(probabilities(logits, task), self.data, self.config, rows)
-            found = evaluate(self.data.targets[rows], p, task=task, intervals=0)
-            scores["f1_macro"] = found["f1_macro"]
+            all_scores = evaluate(self.data.targets[rows], p, task=task, intervals=0)
+            scores[monitored] = all_scores[monitored]
         return scores
 
 
@@ -166,5 +166,5 @@ def divergence(row: dict[str, float], config: TrainConfig) -> DragnCacheError | 
         f"epoch {row['epoch']:.0f}",
         expected="a finite loss",
         got=f"training {row['train_loss']:g}, validation {row['validation_loss']:g}",
-        remedy=f"lower --lr (now {config.lr:g})",
+        remedy=f"lower `lr` (now {config.lr:g})",
     )

@@ -53,6 +53,18 @@ def test_shapes_and_finite_values(name: str, in_shape: tuple[int, ...]) -> None:
 
 
 @every_shape
+@pytest.mark.parametrize(
+    "name", [name for name, cls in AGGREGATORS.items() if cls.embedding_among_features]
+)
+def test_an_embedding_among_the_features_is_that_of_a_lone_instance(
+    name: str, in_shape: tuple[int, ...]
+) -> None:
+    aggregator, bags = make(name, in_shape), draw(in_shape, [1, 1, 1])
+    assert aggregator.out_dim == in_shape[0]
+    assert relative(aggregator(bags).embedding, aggregator.vectors(bags)) < 1e-6
+
+
+@every_shape
 @every_aggregator
 def test_a_bag_does_not_depend_on_its_batch_mates(name: str, in_shape: tuple[int, ...]) -> None:
     aggregator, bags = make(name, in_shape), draw(in_shape)
@@ -206,7 +218,7 @@ def test_classes_that_cannot_be_used_are_refused(name: str, message: str) -> Non
         aggregator_class(name)
 
 
-def test_a_class_of_ones_own_in_the_working_directory(
+def test_a_class_of_ones_own_on_pythons_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "my_pooling.py").write_text(
@@ -222,7 +234,11 @@ def test_a_class_of_ones_own_in_the_working_directory(
         "        return Aggregated(self.factor * summed, None)\n"
     )
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = list(sys.path)
+    with pytest.raises(InputError, match="No module named 'my_pooling'; correct it, or run where"):
+        create_aggregator("my_pooling:Sum", in_shape=VECTOR)
+    assert sys.path == before
+    monkeypatch.syspath_prepend(tmp_path)
     made = create_aggregator("my_pooling:Sum", in_shape=VECTOR, factor=2.0)
     bags = draw(VECTOR, [3, 5])
     expected = 2 * torch.stack([bags.bag(0).sum(0), bags.bag(1).sum(0)])
@@ -236,8 +252,7 @@ def test_the_documents_class_of_ones_own(tmp_path: Path, monkeypatch: pytest.Mon
     code = re.findall(r"```python\n(# (\w+)\.py\n.*?)```", text, re.DOTALL)
     ((source, module),) = code
     (tmp_path / f"{module}.py").write_text(source)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.syspath_prepend(tmp_path)
     made = create_aggregator(f"{module}:Mean2", in_shape=MAP, width=5)
     assert made(draw(MAP, [3, 1, 7])).embedding.shape == (3, 5)
 
@@ -255,8 +270,7 @@ def test_classes_that_leave_something_out_are_told(
     source = f"from dragn_cache.aggregators import Aggregator\nclass A(Aggregator):\n {body}\n"
     name = f"half_{len(body)}"
     (tmp_path / f"{name}.py").write_text(source)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=message):
         aggregator_class(f"{name}:A")
 

@@ -28,6 +28,7 @@ def test_a_class_has_the_facts_that_are_declared(name: str) -> None:
     assert cls.needs == method.needs
     assert cls.order_sensitive is method.order_sensitive
     assert cls.has_attention is method.has_attention
+    assert cls.embedding_among_features is method.embedding_among_features
     assert cls.options_class is method.options
     if method.options is not NoOptions:
         assert get_type_hints(cls)["options"] is method.options

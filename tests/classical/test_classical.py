@@ -1,4 +1,4 @@
-"""Classical methods: formulas by hand, words from training bags, machines as scikit-learn's."""
+"""Classical methods: formulas by hand, words from training bags, machines of scikit-learn."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def test_bag_of_words_counts_the_nearest_word() -> None:
     counts = []
     for bag in bags_of(INSTANCES):
         distances = [[((x - w) ** 2).sum() for w in WORDS["words"]] for x in bag]
-        found = [int(np.argmin(d)) for d in distances]
-        counts.append([found.count(k) for k in range(4)])
+        words = [int(np.argmin(d)) for d in distances]
+        counts.append([words.count(k) for k in range(4)])
     expected = np.array(counts, float)
     shares = expected / expected.sum(1, keepdims=True)
     np.testing.assert_allclose(encode("bovw"), shares, rtol=1e-12)
@@ -217,11 +217,11 @@ def examples(labels: int = 2, *, seed: int = 7, groups: tuple[str, ...] = ("",) 
 
 @pytest.mark.parametrize("svm", ["linear", "rbf"])
 def test_machines_are_scikit_learns(svm: str) -> None:
-    found = examples()
+    data = examples()
     gamma = {"gamma": 0.3} if svm == "rbf" else {}
     method = create_classical("vlad", {"svm": svm, "c": 2, **gamma})
-    arrays, choices = fit_machines(found, method, [1.0, 2.5], 0)
-    x, y = found.encoded, found.targets
+    arrays, choices = fit_machines(data, method, [1.0, 2.5], 0)
+    x, y = data.encoded, data.targets
     for k, weight in enumerate((1.0, 2.5)):
         machine = SVC(C=2, kernel=svm, gamma=0.3, class_weight={0: 1, 1: weight})
         expected = machine.fit(x[:T], y[:T, k]).decision_function(x)
@@ -235,9 +235,9 @@ def test_machines_are_scikit_learns(svm: str) -> None:
 
 
 def test_validation_chooses_c_and_gamma() -> None:
-    found = examples()
-    x, y = found.encoded, found.targets[:, 0]
-    _, choices = fit_machines(found, create_classical("svm", {"select": "validation"}), [1, 1], 0)
+    data = examples()
+    x, y = data.encoded, data.targets[:, 0]
+    _, choices = fit_machines(data, create_classical("svm", {"select": "validation"}), [1, 1], 0)
     unit = ((x[:T, None] - x[:T]) ** 2).sum(2).mean()
     scores = {}
     for gamma in GAMMA_GRID:
@@ -253,17 +253,17 @@ def test_validation_chooses_c_and_gamma() -> None:
 
 def test_folds_of_training_bags_choose_without_looking_at_validation() -> None:
     groups = tuple(f"g{k // 3}" if k % 5 else "" for k in range(T))
-    found = examples(groups=groups)
+    data = examples(groups=groups)
     method = create_classical("svm", {"svm": "linear"})
-    _, choices = fit_machines(found, method, [1, 1], 0)
-    other = replace(found, encoded=found.encoded.copy())
+    _, choices = fit_machines(data, method, [1, 1], 0)
+    other = replace(data, encoded=data.encoded.copy())
     other.encoded[T:] = drawn(9, V, 3)
     _, again = fit_machines(other, method, [1, 1], 0)
     for a, b in zip(choices, again, strict=True):
         assert a.judge == "folds"
         assert (a.c, a.average_precision) == (b.c, b.average_precision)
         assert a.slope != b.slope  # probabilities come from the validation bags
-    parts = _folds(found.targets[:T, 0], groups, 0)
+    parts = _folds(data.targets[:T, 0], groups, 0)
     assert sorted(np.concatenate([held for _, held in parts])) == list(range(T))
     for fitted, held in parts:
         assert not set(fitted) & set(held)
@@ -308,22 +308,22 @@ def test_probabilities_are_of_greatest_likelihood_wherever_scores_lie(
 
 
 def test_classes_share_one() -> None:
-    found = examples(3)
-    arrays, _ = fit_machines(found, create_classical("vlad", {"c": 1.0}), [1, 1, 1], 0)
-    each = machine_probabilities(arrays, found.encoded, "multilabel")
-    shared = machine_probabilities(arrays, found.encoded, "multiclass")
+    data = examples(3)
+    arrays, _ = fit_machines(data, create_classical("vlad", {"c": 1.0}), [1, 1, 1], 0)
+    each = machine_probabilities(arrays, data.encoded, "multilabel")
+    shared = machine_probabilities(arrays, data.encoded, "multiclass")
     np.testing.assert_allclose(shared, each / each.sum(1, keepdims=True), rtol=1e-10)
 
 
 def test_labels_that_cannot_be_judged_as_usual_say_so() -> None:
-    found = examples(5)
-    y = found.targets
+    data = examples(5)
+    y = data.targets
     y[:T, 0], y[:T, 1] = 0, 1  # one class in training
     y[T:, 2] = 0  # one class in validation
     y[:T, 3], y[T:, 3] = 0, 0  # one positive in training, none in validation
     y[5, 3] = 1
-    arrays, choices = fit_machines(found, create_classical("vlad", {"c": 1.0}), [1] * 5, 0)
-    p = machine_probabilities(arrays, found.encoded, "multilabel")
+    arrays, choices = fit_machines(data, create_classical("vlad", {"c": 1.0}), [1] * 5, 0)
+    p = machine_probabilities(arrays, data.encoded, "multilabel")
     for k, share in ((0, 1 / 39), (1, 38 / 39), (3, 2 / 39)):
         assert choices[k].judge == "none"
         np.testing.assert_allclose(p[:, k], share)
@@ -429,7 +429,7 @@ def test_seeds_and_positive_weights_are_read() -> None:
     encoded = next(heavy.model.encode(data.bags))
     before = decision_values(first.model.machines, encoded)
     assert (decision_values(heavy.model.machines, encoded).mean(0) > before.mean(0)).all()
-    with pytest.raises(InputError, match="--pos-weight: expected a number above 0 for an SVM"):
+    with pytest.raises(InputError, match="pos_weight: expected a number above 0 for an SVM"):
         fit(data, "vlad", pos_weight=0.0)
     with pytest.raises(InputError, match="expected a multi-label task"):
         fit(labelled(task="multiclass"), "vlad", pos_weight=2.0)
@@ -597,7 +597,7 @@ def test_labels_without_a_machine_are_warned_of_by_name(tmp_path: Path) -> None:
 def test_streamed_bags_give_the_model_of_bags_in_memory(store: Store, tmp_path: Path) -> None:
     config = TrainConfig(aggregator="vlad", options=OPTIONS["vlad"], intervals=0, tap="layer4")
     for run, memory in (("whole", "auto"), ("streamed", "9KB")):
-        train_run(store, replace(config, memory=memory), tmp_path / run)
+        train_run(store, config.replace(memory=memory), tmp_path / run)
     first, second = (
         probabilities(tmp_path / run / "predictions.csv") for run in ("whole", "streamed")
     )

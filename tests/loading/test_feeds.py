@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -261,12 +260,12 @@ def both_ways(store: Store, method: str, out: Path) -> tuple[Path, Path]:
     Half of them hold the training bags, 40 % of all, as one block.
     """
     tap, options = METHODS[method]
-    config = replace(CONFIG, aggregator=method, options=options, tap=tap)
+    config = CONFIG.replace(aggregator=method, options=options, tap=tap)
     memory = f"{int(0.9 * needed(store, tap))}B"
     told: list[str] = []
     train_run(store, config, out / "resident", warn=told.append)
     assert told == []
-    train_run(store, replace(config, memory=memory), out / "streamed", warn=told.append)
+    train_run(store, config.replace(memory=memory), out / "streamed", warn=told.append)
     (line,) = told
     assert line.startswith(f"the features of {tap} (")
     assert line.endswith("they are streamed from the store")
@@ -324,8 +323,8 @@ def test_a_run_that_streams_is_reproducible_and_predicts_what_it_did(
     tap = "layer4" if method == "dragn" else "gap"
     options = {"embed": (11, 7)} if method == "abmil" else {"unit": "L1Agg"}
     memory = f"{needed(store, tap) // 7}B"
-    config = replace(
-        CONFIG, aggregator=method, options=options, tap=tap, memory=memory, scale="standard"
+    config = CONFIG.replace(
+        aggregator=method, options=options, tap=tap, memory=memory, scale="standard"
     )
     train_run(store, config, tmp_path / "a")
     train_run(store, config, tmp_path / "b")
@@ -353,9 +352,11 @@ def test_views_that_do_not_fit_are_refused_with_the_remedy(
     store = write_store(tmp_path / "s", bags, features, augmented=[features] * 2)
     for share in (0.5, 1.2):  # the clean view does not fit; it does, but not all
         memory = f"{int(share * needed(store, 'gap'))}B"
-        with pytest.raises(InputError, match=r"--views all: .*; train with --views off, or with"):
-            train_run(store, replace(CONFIG, views="all", memory=memory), tmp_path / "r")
-    train_run(store, replace(CONFIG, views="all", memory="1MB"), tmp_path / "r")
+        with pytest.raises(
+            InputError, match=r"views: .* for all; train with `views=off`, or with `memory="
+        ):
+            train_run(store, CONFIG.replace(views="all", memory=memory), tmp_path / "r")
+    train_run(store, CONFIG.replace(views="all", memory="1MB"), tmp_path / "r")
 
 
 # --- how much there is -------------------------------------------------------------------------
@@ -367,7 +368,7 @@ def test_sizes_of_memory_are_read() -> None:
     assert parse_memory("auto") is None
     for text in ("", "much", "0", "0GB", "-1GB", "8GiB", "nan", "8"):
         with pytest.raises(
-            InputError, match=r"^--memory: expected auto or a size with its unit, as 8GB, got "
+            InputError, match=r"^memory: expected auto or a size with its unit, as 8GB, got "
         ):
             TrainConfig(memory=text)
 

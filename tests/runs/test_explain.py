@@ -58,7 +58,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def runs(store: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs")
     for name, settings in METHODS.items():
-        train_run(store, replace(CONFIG, aggregator=name, **settings), folder / name)
+        train_run(store, CONFIG.replace(aggregator=name, **settings), folder / name)
     return {name: folder / name for name in METHODS}
 
 
@@ -199,6 +199,11 @@ def test_auto_takes_what_there_is(name: str, chosen: str) -> None:
     assert choose_method(model, "leave-one-out") == "leave-one-out"
 
 
+@pytest.mark.parametrize(("name", "chosen"), [("Among", "cosine"), ("Attending", "attention")])
+def test_auto_asks_a_class_of_ones_own(name: str, chosen: str) -> None:
+    assert choose_method(classifier(f"own_aggregators:{name}", (7,)), "auto") == chosen
+
+
 def test_methods_that_do_not_go_with_the_model_are_refused(runs: dict[str, Path]) -> None:
     machines, _ = load_checkpoint(runs["svm"])
     assert choose_method(machines, "auto") == "leave-one-out"
@@ -302,7 +307,7 @@ def test_h5_files_are_named_as_clams(store: Store, runs: dict[str, Path], tmp_pa
 
 
 def test_attention_per_label_has_a_column_for_each(store: Store, tmp_path: Path) -> None:
-    config = replace(CONFIG, aggregator="own_aggregators:Branches")
+    config = CONFIG.replace(aggregator="own_aggregators:Branches")
     train_run(store, config, tmp_path / "run")
     out = tmp_path / "out"
     explain_run(tmp_path / "run", store, out, ExplainConfig(h5=False), bags=("004",))

@@ -58,10 +58,10 @@ def in_double() -> Iterator[None]:
 
 
 def group(method: str, **shared: Any) -> list[TrainConfig]:
-    configs = [replace(BASE, **METHODS[method], **shared, **own) for own in OWN]
+    configs = [BASE.replace(**METHODS[method], **shared, **own) for own in OWN]
     if method.startswith("l") and method != "l2agg_bn":  # initialisation is DRAGN's option
         options = {**cast("dict[str, Any]", configs[-1].options), "init": "default"}
-        configs[-1] = replace(configs[-1], options=options)
+        configs[-1] = configs[-1].replace(options=options)
     return configs
 
 
@@ -146,7 +146,7 @@ def test_classes_and_views(views: str) -> None:
     sizes = [*data.bags.offsets.diff().tolist(), *training.offsets.diff().tolist() * 2]
     stacked = RaggedBags(values, torch.tensor([0, *np.cumsum(sizes)]))
     data = replace(data, bags=stacked.first(41), stacked=stacked)
-    configs = [replace(c, pos_weight=None) for c in group("l1agg", views=views)]
+    configs = [c.replace(pos_weight=None) for c in group("l1agg", views=views)]
     for _, _, gap in both(data, configs):
         assert gap.max() < 1e-3
 
@@ -162,9 +162,9 @@ def test_losses(data: LabelledBags, method: str, loss: str) -> None:
 
 def test_one_that_diverges_is_marked_and_leaves_the_others_alone(data: LabelledBags) -> None:
     configs = [
-        replace(BASE, aggregator="mean", epochs=60),
-        replace(BASE, aggregator="mean", epochs=60, lr=1e3, weight_decay=1e3),
-        replace(BASE, aggregator="mean", epochs=60, seed=2),
+        BASE.replace(aggregator="mean", epochs=60),
+        BASE.replace(aggregator="mean", epochs=60, lr=1e3, weight_decay=1e3),
+        BASE.replace(aggregator="mean", epochs=60, seed=2),
     ]
     seen: list[list[bool]] = []
     results = train_many(
@@ -186,9 +186,9 @@ def test_one_that_diverges_is_marked_and_leaves_the_others_alone(data: LabelledB
 
 
 def test_a_group_that_failed_altogether_ends_early(data: LabelledBags) -> None:
-    broken = replace(BASE, aggregator="mean", epochs=500, lr=1e3, weight_decay=1e3)
+    broken = BASE.replace(aggregator="mean", epochs=500, lr=1e3, weight_decay=1e3)
     epochs: list[object] = []
-    results = train_many(data, [broken, replace(broken, seed=4)], progress=epochs.append)
+    results = train_many(data, [broken, broken.replace(seed=4)], progress=epochs.append)
     assert all(isinstance(r, Failed) for r in results)
     assert len(epochs) < 500
 
@@ -224,7 +224,7 @@ def test_the_global_generator_is_left_alone(data: LabelledBags) -> None:
 
 def test_methods_with_dropout_of_their_own_draw_as_they_would_alone(data: LabelledBags) -> None:
     own = "own_aggregators:Careless"
-    for _, _, gap in both(data, [replace(c, aggregator=own) for c in group("mean")]):
+    for _, _, gap in both(data, [c.replace(aggregator=own) for c in group("mean")]):
         assert gap.max() < 1e-5
 
 
@@ -258,7 +258,7 @@ def test_on_a_gpu_models_have_both_generators_to_themselves(
 )
 def test_what_may_not_differ_is_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^configuration 1 of a group: expected {message}"):
-        require_stackable([BASE, replace(BASE, **change)])
+        require_stackable([BASE, BASE.replace(**change)])
 
 
 @pytest.mark.parametrize(
@@ -271,11 +271,11 @@ def test_what_may_not_differ_is_named(change: dict[str, Any], message: str) -> N
 )
 def test_what_a_group_cannot_do_is_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^configuration 0 of a group: expected {message}"):
-        require_stackable([replace(BASE, **change)] * 2)
+        require_stackable([BASE.replace(**change)] * 2)
 
 
 def test_what_may_differ() -> None:
-    require_stackable([BASE, replace(BASE, seed=3, shuffle_seed=None, options={"init": "default"})])
+    require_stackable([BASE, BASE.replace(seed=3, shuffle_seed=None, options={"init": "default"})])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

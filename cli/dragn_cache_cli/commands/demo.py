@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dragn_cache.scoring.scores import MAIN_SCORES
+
 NEXT = """next, on your own images:
   dragn-cache check my_data/                        # a folder with dataset.toml, or one CSV
   dragn-cache extract --dataset my_data/ --backbone resnet50 --out my.features
@@ -34,7 +36,7 @@ def demo(
         announce=lambda command: screen.out.print(f"$ {command}", markup=False, soft_wrap=True),
         bar=screen.progress_bar,
     )
-    names = ["auc_macro", "map", "f1_macro"]
+    names = [score.name for score in MAIN_SCORES]
     rows = []
     for method, metrics in result.metrics.items():
         test = metrics["test"]

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from dragn_cache.runs.config import EvaluateConfig
+from dragn_cache.scoring.scores import CALIBRATION_SCORES, SCORES
+from dragn_cache_cli.options import takes
 
+
+@takes(EvaluateConfig)
 def evaluate(
+    config: EvaluateConfig,
     run: Annotated[Path, typer.Argument(help="A run folder of train-agg.")],
     out: Annotated[Path, typer.Option(help="Folder for scores, predictions and the diagram.")],
     store: Annotated[
         Path | None, typer.Option(help="Labelled bags to predict. [the run's predictions.csv]")
     ] = None,
-    bags: Annotated[
-        Path | None, typer.Option(help="Only these bags of the store, with these labels.")
+    bags_csv: Annotated[
+        Path | None, typer.Option("--bags", help="Only these bags of the store, with these labels.")
     ] = None,
-    split: Annotated[
-        Literal["train", "validation", "test", "all"] | None,
-        typer.Option(help="The run's own bags of this split. [test; with --store: new bags]"),
-    ] = None,
-    decision: Annotated[
-        str | None, typer.Option(help="default, half, thresholds or top-K. [the run's]")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
     """Score a run, with intervals, a table of labels and a reliability diagram.
@@ -34,26 +32,25 @@ def evaluate(
     Example: dragn-cache evaluate runs/hpa-l3 --store new.features --out new-scores
     """
     from dragn_cache.runs.evaluate import LABEL_COLUMNS, evaluate_run, label_rows
-    from dragn_cache.scoring.score_table import SCORES
     from dragn_cache.store import open_store
     from dragn_cache_cli import screen
 
     found = evaluate_run(
         run,
         out,
+        config,
         store=None if store is None else open_store(store),
-        bags_csv=bags,
-        split=split,
-        rule=decision,
-        device=device,
+        bags_csv=bags_csv,
         warn=screen.warn,
     )
     scores = found.scores
     if as_json:
         screen.print_json({found.name: scores})
         return
-    rows = [(name, screen.score_text(scores[name], scores["intervals"][name])) for name in SCORES]
-    rows += [(name, screen.score_text(scores[name])) for name in ("ece", "ece_macro")]
+    rows = [
+        (s.name, screen.score_text(scores[s.name], scores["intervals"][s.name])) for s in SCORES
+    ]
+    rows += [(s.name, screen.score_text(scores[s.name])) for s in CALIBRATION_SCORES]
     title = f"{found.name}: {scores['bags']} bags, decided by {scores['decision']}"
     screen.print_table(["score", "with 95 % interval"], rows, title)
     cells = [
