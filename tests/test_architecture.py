@@ -66,7 +66,12 @@ NOT_LOADED = {
     "dragn_cache.manifest": ("torch", "PIL"),
     "dragn_cache.extraction.workers": ("torch", "h5py", "zarr", "pandas"),
     "dragn_cache.images.augment": ("torch", "h5py", "zarr", "pandas", "dragn_cache.store"),
-    "dragn_cache.aggregators": ("torchvision", "PIL", "dragn_cache.backbones", "h5py"),
+    "dragn_cache.aggregators": ("torch", "numpy", "h5py"),
+    "dragn_cache.aggregators.base": ("torchvision", "PIL", "dragn_cache.backbones", "h5py"),
+    "dragn_cache.classical": ("torch", "numpy", "sklearn"),
+    "dragn_cache.training.methods": ("torch", "numpy"),
+    "dragn_cache.training.losses": ("torch", "numpy"),
+    "dragn_cache.training.schedules": ("torch", "numpy"),
     "dragn_cache.training.train": (
         "torchvision",
         "PIL",

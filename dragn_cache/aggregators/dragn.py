@@ -23,6 +23,8 @@ of two the mean. Global average pooling comes after the recursion, so the featur
   ``per_channel``, a kernel of its own for each feature channel, and ``full``, all channels into
   all, both M = windows, (M, 3C, h, w) -> (M, C, h, w). There, input channel ``3 c + k`` is
   feature channel c of the window's instance k: the three instances of channel 0 come first.
+- **The start** (``init``): "mean" starts as the recursive mean, exactly so without BN on
+  non-negative features; "default" is PyTorch's, which can explode on long bags.
 - **Batch normalisation in training.** ``bn_scope="round"``: statistics over all values of
   one BN channel in a round (all windows of all bags, h and w; with ``shared`` the C feature
   channels as well); running statistics move once per forward pass, to the pooled moments of all
@@ -37,12 +39,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.aggregators.declared import DragnOptions
 from dragn_cache.aggregators.recursion import compiled
 from dragn_cache.aggregators.recursion.linear import pool_linearly
 from dragn_cache.aggregators.recursion.orders import (
@@ -54,115 +57,64 @@ from dragn_cache.aggregators.recursion.orders import (
 from dragn_cache.aggregators.recursion.rounds import Round, Schedule, plan_rounds
 from dragn_cache.aggregators.recursion.units import (
     CONVOLUTIONS,
-    BatchNormScope,
     DragnUnit,
-    Init,
-    KernelSize,
     NormPass,
     UnitConv,
-    UnitName,
 )
-from dragn_cache.errors import InputError, UnknownNameError
-from dragn_cache.old_options import check_choice, check_count
+from dragn_cache.errors import InputError
 from dragn_cache.ragged import RaggedBags
-
-Mixing = Literal["shared", "per_channel", "full"]
-Order = Literal["given", "permuted", "clustered"]
-Short = Literal["kept", "repeated"]
 
 PERMUTATIONS = 8
 KEPT = (1, None)  # fewest and most instances of a bag that the recursion is given
 
 
-class Dragn(Aggregator):
+class Dragn(Aggregator, declared="dragn"):
     """Embedding (B, C): global average pooling of the recursion's result. No attention.
 
     Args:
         in_shape: (C, h, w), or (C,) for vectors, which are maps of one pixel (then only the
             kernel's centre works).
-        unit: how many convolutions the unit has: 1, 2 or 3.
-        mixing: what the convolutions mix besides the three instances; see the module.
-        kernel: side of the square kernel in pixels; zero padding keeps h and w.
-        bn: batch normalisation after each hidden convolution; None is off for L1Agg, which has no
-            hidden convolution, and where a window is one value (see the module), else on.
-        bn_scope: over what training statistics are taken; see the module. Unused without BN.
-        init: "mean" starts as the recursive mean (exactly so without BN on non-negative
-            features); "default" is PyTorch's, which can explode on long bags.
-        share_rounds: one unit for all rounds; False makes one per round.
-        rounds: with ``share_rounds=False`` only, how many units; later rounds reuse the last.
-        order: "given": as the rows come (training shuffles them unless told otherwise);
-            "permuted": the embedding is the mean over seeded permutations of the bag; "clustered":
-            the leaves of the bag's single-link tree, so the object is not ``order_sensitive``
-            (unless ``short`` is "repeated").
-        permutations: with ``order="permuted"`` only, how many; None is 8.
-        short: a bag of one or two instances is "kept", so that the result is the instance or the
-            mean of both, or "repeated" to three, the first one coming again.
-        cap: of bags of more instances so many are taken, evenly spaced; None is all.
+        options: `DragnOptions`.
 
     Attributes:
         units: the units by round, each a module (M, 3, h, w) -> (M, 1, h, w) (see ``mixing``);
             ``unit`` is the first, and the only one when rounds share it.
 
     Raises:
-        InputError: a value that is not allowed, BN for L1Agg or for windows of one value,
-            ``rounds`` without ``share_rounds=False`` or the other way round, or ``permutations``
-            in another order.
+        InputError: an option that is not allowed, or BN for windows of one value.
     """
 
-    needs: ClassVar[Literal["map", "vector", "any"]] = "map"
-    order_sensitive: bool = True
-    embedding_among_features: ClassVar[bool] = True
+    options: DragnOptions
 
-    def __init__(
-        self,
-        in_shape: Sequence[int],
-        *,
-        unit: UnitName = "L3Agg",
-        mixing: Mixing = "shared",
-        kernel: KernelSize = 3,
-        bn: bool | None = None,
-        bn_scope: BatchNormScope = "round",
-        init: Init = "mean",
-        share_rounds: bool = True,
-        rounds: int | None = None,
-        order: Order = "given",
-        permutations: int | None = None,
-        short: Short = "kept",
-        cap: int | None = None,
-    ) -> None:
-        super().__init__(in_shape)
-        if not isinstance(unit, str) or unit not in CONVOLUTIONS:
-            raise UnknownNameError("unit", str(unit), CONVOLUTIONS)
-        check_choice("dragn", "mixing", mixing, get_args(Mixing))
-        check_choice("dragn", "kernel", kernel, get_args(KernelSize))
+    def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
+        super().__init__(in_shape, **options)
+        chosen = self.options
         channels, values = self.in_shape[0], math.prod(self.in_shape[1:])
-        plain = unit == "L1Agg" or (values * channels if mixing == "shared" else values) == 1
-        check_choice("dragn", "bn", bn, (None, False) if plain else (None, True, False))
-        check_choice("dragn", "bn_scope", bn_scope, get_args(BatchNormScope))
-        check_choice("dragn", "init", init, get_args(Init))
-        check_choice("dragn", "share_rounds", share_rounds, (True, False))
-        check_choice("dragn", "order", order, get_args(Order))
-        check_choice("dragn", "short", short, get_args(Short))
-        if cap is not None:
-            check_count("dragn", "cap", cap)
-        self._sizes = (1 if short == "kept" else 3, cap)
-        self._order = order
-        self._permutations = _permutation_count(permutations, order)
+        single = (values * channels if chosen.mixing == "shared" else values) == 1
+        if chosen.bn and single:
+            raise InputError(
+                "aggregator dragn, option bn",
+                expected="none or false, as a window is one value",
+                got="True",
+                remedy="leave it out",
+            )
+        self._sizes = (1 if chosen.short == "kept" else 3, chosen.cap)
+        self._order = chosen.order
         # A tree does not tell which of two instances is the first to be repeated.
-        self.order_sensitive = order != "clustered" or short == "repeated"
-        self.bn_scope = bn_scope
-        self._mixing = mixing
-        self._linear = unit == "L1Agg" and share_rounds and mixing != "full"
+        self.order_sensitive = chosen.order != "clustered" or chosen.short == "repeated"
+        self.bn_scope = chosen.bn_scope
+        self._mixing = chosen.mixing
+        self._linear = chosen.unit == "L1Agg" and chosen.share_rounds and chosen.mixing != "full"
         self.units = nn.ModuleList(
             DragnUnit(
-                CONVOLUTIONS[unit],
-                channels=1 if mixing == "shared" else channels,
-                groups=channels if mixing == "per_channel" else 1,
-                kernel=kernel,
-                bn=not plain if bn is None else bn,
-                init=init,
+                CONVOLUTIONS[chosen.unit],
+                channels=1 if chosen.mixing == "shared" else channels,
+                groups=channels if chosen.mixing == "per_channel" else 1,
+                kernel=chosen.kernel,
+                bn=chosen.unit != "L1Agg" and not single if chosen.bn is None else chosen.bn,
+                init=chosen.init,
             )
-            for _ in range(_unit_count(rounds, share_rounds=share_rounds))
+            for _ in range(chosen.rounds or 1)
         )
 
     @property
@@ -191,7 +143,7 @@ class Dragn(Aggregator):
             return None
         if self._order == "clustered":
             return clustered_orders(bags)
-        return permuted_orders(bags.offsets, self._permutations)
+        return permuted_orders(bags.offsets, self.options.permutations or PERMUTATIONS)
 
     def _pool_linearly(self, bags: RaggedBags, orders: Tensor | None = None) -> Tensor:
         """(B, C) by `linear`."""
@@ -253,31 +205,3 @@ def _pool_last(maps: Tensor, rows: Tensor) -> Tensor:
     """(b, C): the mean of a finished bag's two last maps, ``rows`` (b, 2), averaged over pixels."""
     last = maps.index_select(0, rows.flatten().to(maps.device))
     return last.mean((2, 3)).reshape(len(rows), 2, -1).mean(1)
-
-
-def _unit_count(rounds: int | None, *, share_rounds: bool) -> int:
-    if share_rounds and rounds is None:
-        return 1
-    if not share_rounds and type(rounds) is int and rounds > 0:
-        return rounds
-    raise InputError(
-        "aggregator dragn, option rounds",
-        expected="no value with share_rounds=True" if share_rounds else "a whole number above 0",
-        got=repr(rounds),
-        remedy="share_rounds=False, rounds=R makes a unit for each of the first R rounds",
-    )
-
-
-def _permutation_count(permutations: int | None, order: Order) -> int:
-    if order == "permuted":
-        count = PERMUTATIONS if permutations is None else permutations
-        check_count("dragn", "permutations", count)
-        return count
-    if permutations is None:
-        return 1
-    raise InputError(
-        "aggregator dragn, option permutations",
-        expected=f"no value with order={order!r}",
-        got=repr(permutations),
-        remedy="order='permuted', permutations=K takes the mean over K orders of each bag",
-    )

@@ -41,7 +41,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar, Literal, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.aggregators.declared import HamilOptions
 from dragn_cache.aggregators.recursion import compiled
 from dragn_cache.aggregators.recursion.tree import (
     Merges,
@@ -61,70 +62,42 @@ from dragn_cache.aggregators.recursion.tree import (
 from dragn_cache.aggregators.recursion.units import (
     CONVOLUTIONS,
     DragnUnit,
-    Init,
-    KernelSize,
     NormPass,
     UnitConv,
-    UnitName,
 )
 from dragn_cache.aggregators.recursion.weighted_sum import weighted_pool
-from dragn_cache.errors import UnknownNameError
-from dragn_cache.old_options import check_choice
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import owners
 
 
-class Hamil(Aggregator):
+class Hamil(Aggregator, declared="hamil"):
     """Embedding (B, C): global average pooling of the tree's root. No attention.
 
     Args:
         in_shape: (C, h, w), or (C,) for vectors, which are maps of one pixel.
-        unit: how many convolutions the unit has: 1, 2 or 3.
-        kernel: side of the square kernel in pixels; zero padding keeps h and w.
-        bn: batch normalisation after each hidden convolution; None is off for L1Agg, which has no
-            hidden convolution, and on for the others.
-        symmetric: whether a merge is the mean over both orders of its two; if not, the object is
-            ``order_sensitive``.
-        init: "mean" starts as the mean at every merge (with ``symmetric`` off as well, without BN,
-            on non-negative features); "default" is PyTorch's.
+        options: `HamilOptions`.
 
     Raises:
-        InputError: a value that is not allowed, or BN for L1Agg.
+        InputError: an option that is not allowed.
     """
 
-    needs: ClassVar[Literal["map", "vector", "any"]] = "map"
-    order_sensitive: bool = False
-    embedding_among_features: ClassVar[bool] = True
+    options: HamilOptions
 
-    def __init__(
-        self,
-        in_shape: Sequence[int],
-        *,
-        unit: UnitName = "L3Agg",
-        kernel: KernelSize = 3,
-        bn: bool | None = None,
-        symmetric: bool = True,
-        init: Init = "mean",
-    ) -> None:
-        super().__init__(in_shape)
-        if not isinstance(unit, str) or unit not in CONVOLUTIONS:
-            raise UnknownNameError("unit", str(unit), CONVOLUTIONS)
-        check_choice("hamil", "kernel", kernel, get_args(KernelSize))
-        check_choice("hamil", "bn", bn, (None, False) if unit == "L1Agg" else (None, True, False))
-        check_choice("hamil", "symmetric", symmetric, (True, False))
-        check_choice("hamil", "init", init, get_args(Init))
-        self.symmetric = symmetric
-        self.order_sensitive = not symmetric
+    def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
+        super().__init__(in_shape, **options)
+        unit, init = self.options.unit, self.options.init
+        self.symmetric = self.options.symmetric
+        self.order_sensitive = not self.symmetric
         self.unit = DragnUnit(
             CONVOLUTIONS[unit],
             instances=2,
             channels=1,
             groups=1,
-            kernel=kernel,
-            bn=unit != "L1Agg" if bn is None else bn,
+            kernel=self.options.kernel,
+            bn=unit != "L1Agg" if self.options.bn is None else self.options.bn,
             init=init,
         )
-        if init == "mean" and symmetric and unit != "L1Agg":
+        if init == "mean" and self.symmetric and unit != "L1Agg":
             _separate_hidden_maps(self.unit.convolutions[0])
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:

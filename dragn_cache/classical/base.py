@@ -8,68 +8,32 @@ gives vectors for arrays and instances. All numbers are float64.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
+from dragn_cache.classical.declared import ClassicalOptions, Normalise, WordOptions
 from dragn_cache.errors import InputError
-from dragn_cache.old_options import check_choice, check_count
 from dragn_cache.types import Floats, Ints
 
 Arrays = dict[str, Floats]
-Normalise = Literal["none", "l1", "l2", "power", "intra"]
 
 MOST_WORDS = 64
 INSTANCES_PER_WORD = 10  # at the least, where the number of words is not given
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassicalMethod(ABC):
+class ClassicalMethod(ClassicalOptions, ABC):
     """An encoding of bags, and the settings of its support vector machines.
+
+    A subclass derives from its options in `declared` as well. Maps are averaged over h and w first.
 
     Class attributes:
         name: as it is registered.
-        needs: the tap it is meant for; maps are averaged over h and w first.
         learns: whether ``fit`` looks at instances.
-        normalisations: what ``normalise`` may be.
-
-    Args:
-        normalise: of the encoded bags; each method says which it takes.
-        pca: instances are first projected on so many principal axes of the training instances.
-        svm: kernel of the machines, ``linear`` or ``rbf``.
-        select: C and γ are those of the highest average precision, label by label, on the
-            ``validation`` bags or on held-out ``folds`` of the training bags.
-        c: the machines' C; ``search`` tries 0.1 to 1000 (linear: over the mean of ‖x‖²).
-        gamma: of exp(-γ‖x - y‖²); ``search`` tries 0.1 to 10 over the mean of ‖x - y‖².
-
-    Raises:
-        InputError: a value is not allowed.
     """
 
     name: ClassVar[str]
-    needs: ClassVar[Literal["map", "vector", "any"]] = "any"
     learns: ClassVar[bool] = True
-    normalisations: ClassVar[tuple[Normalise, ...]]
-
-    normalise: Normalise
-    pca: int | None = None
-    svm: Literal["linear", "rbf"] = "linear"
-    select: Literal["validation", "folds"] = "validation"
-    c: float | Literal["search"] = "search"
-    gamma: float | Literal["search"] = "search"
-
-    def __post_init__(self) -> None:
-        check_choice(self.name, "normalise", self.normalise, self.normalisations)
-        check_choice(self.name, "svm", self.svm, ("linear", "rbf"))
-        check_choice(self.name, "select", self.select, ("validation", "folds"))
-        if self.pca is not None:
-            check_count(self.name, "pca", self.pca)
-        for option, value in (("c", self.c), ("gamma", self.gamma)):
-            if value != "search" and not (type(value) in (int, float) and 0 < value < np.inf):
-                raise self.refused(option, "search or a number above 0", repr(value), "change it")
-        if self.svm == "linear" and self.gamma != "search":
-            raise self.refused("gamma", "none with svm=linear", repr(self.gamma), "leave it out")
 
     def refused(self, option: str, expected: str, got: str, remedy: str) -> InputError:
         """The error for a value of an option that cannot be used."""
@@ -92,20 +56,8 @@ class ClassicalMethod(ABC):
         """
 
 
-@dataclass(frozen=True, kw_only=True)
-class WordMethod(ClassicalMethod):
-    """A method with a vocabulary.
-
-    Args:
-        words: K, its size; None is a tenth of the training instances, from 2 to 64.
-    """
-
-    words: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.words is not None:
-            check_count(self.name, "words", self.words)
+class WordMethod(WordOptions, ClassicalMethod):
+    """A method with a vocabulary of ``words``, K."""
 
     def count(self, instances: Floats) -> int:
         """K for these training instances (N, D).

@@ -195,5 +195,5 @@ def _require_memory(model: ClassicalModel, bags: int, training: int) -> None:
             f"aggregator {model.method.name}",
             expected=f"vectors and kernels of {bags} bags in {free / 1e9:.3g} GB of memory",
             got=f"{needed / 1e9:.3g} GB for {width} numbers a bag",
-            remedy="give --option pca=64, say, fewer words, or fewer bags",
+            remedy="give the option pca=64, say, fewer words, or fewer bags",
         )

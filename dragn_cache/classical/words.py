@@ -10,12 +10,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
-from dragn_cache.classical.base import Arrays, Normalise, WordMethod, normalised, owners, seed_of
+from dragn_cache.classical.base import Arrays, WordMethod, normalised, owners, seed_of
+from dragn_cache.classical.declared import BagOfWordsOptions, VladOptions
 from dragn_cache.ragged.codebook import train_centres
 from dragn_cache.types import Floats, Ints
 
@@ -23,19 +23,10 @@ STARTS = 3  # of k-means
 MOST_STEPS = 300
 
 
-@dataclass(frozen=True, kw_only=True)
-class BagOfWords(WordMethod):
-    """Counts of each word in a bag; E = K.
-
-    Args:
-        normalise: ``l1`` gives shares, ``power`` their square roots, whose inner product is
-            Hellinger's kernel, ``l2`` counts of norm 1.
-    """
+class BagOfWords(BagOfWordsOptions, WordMethod):
+    """Counts of each word in a bag; E = K."""
 
     name: ClassVar[str] = "bovw"
-    normalisations: ClassVar[tuple[Normalise, ...]] = ("l1", "l2", "power")
-    normalise: Normalise = "l1"
-    svm: Literal["linear", "rbf"] = "rbf"
 
     def fit(self, instances: Floats, seed: int) -> Arrays:
         """``words`` (K, D): the centres that k-means finds."""
@@ -49,17 +40,10 @@ class BagOfWords(WordMethod):
         return normalised(counts.reshape(bags, len(words)), self.normalise)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Vlad(WordMethod):
-    """Sums of the differences between instances and their words; E = K·D.
-
-    Args:
-        normalise: ``l2``, ``power`` or ``intra``; see the module.
-    """
+class Vlad(VladOptions, WordMethod):
+    """Sums of the differences between instances and their words; E = K·D."""
 
     name: ClassVar[str] = "vlad"
-    normalisations: ClassVar[tuple[Normalise, ...]] = ("l2", "power", "intra")
-    normalise: Normalise = "power"
 
     def fit(self, instances: Floats, seed: int) -> Arrays:
         """``words`` (K, D): the centres that k-means finds."""

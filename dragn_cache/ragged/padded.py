@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dragn_cache.errors import InputError
 from dragn_cache.ragged.bags import owners
 
 # Lanes of the widest CPU vectors in float32: a row of scores is summed in such steps.
@@ -181,14 +180,3 @@ def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return scores.softmax(-1)
-
-
-def require_heads(owner: str, embed: int, heads: int) -> None:
-    """Raise an InputError unless ``heads`` divides ``embed``."""
-    if embed % heads:
-        raise InputError(
-            f"aggregator {owner}, options embed and heads",
-            expected="an embed that is a multiple of heads",
-            got=f"{embed} and {heads}",
-            remedy=f"give embed={heads * max(1, round(embed / heads))}",
-        )

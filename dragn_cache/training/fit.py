@@ -28,7 +28,7 @@ from dragn_cache.training.data import LabelledBags, fit_scaling
 from dragn_cache.training.methods import method_facts
 from dragn_cache.training.model import BagClassifier, build_model, predict
 from dragn_cache.training.objective import positive_weights
-from dragn_cache.training.optimisation import create_schedule
+from dragn_cache.training.schedules import create_schedule
 from dragn_cache.training.train import Progress, train
 from dragn_cache.types import Task, Warn
 

@@ -26,7 +26,8 @@ from dragn_cache.training.config import TrainConfig
 from dragn_cache.training.data import LabelledBags, fit_aggregator, fit_scaling, present
 from dragn_cache.training.model import BagClassifier, build_model, logits_of, predict, probabilities
 from dragn_cache.training.objective import Objective, masked, positive_weights
-from dragn_cache.training.optimisation import Monitor, create_optimizer, create_schedule
+from dragn_cache.training.optimisation import create_optimizer
+from dragn_cache.training.schedules import Monitor, create_schedule
 
 Progress = Callable[[dict[str, float]], None]
 """Called after every epoch with its row of the history."""

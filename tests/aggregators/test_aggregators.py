@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from own_aggregators import Demanding, Wider
 from small_aggregators import LABELS, MAP, REQUIRED, SIZES, VECTOR, draw, make, relative, supervise
 
 from dragn_cache.aggregators import (
@@ -16,6 +17,7 @@ from dragn_cache.aggregators import (
     Aggregated,
     aggregator_class,
     create_aggregator,
+    options_of,
 )
 from dragn_cache.aggregators.mean import Mean
 from dragn_cache.errors import InputError, UnknownNameError
@@ -28,15 +30,6 @@ ROUNDING_OF_RRT = 1e-4
 
 every_aggregator = pytest.mark.parametrize("name", sorted(AGGREGATORS))
 every_shape = pytest.mark.parametrize("in_shape", [MAP, VECTOR], ids=["map", "vector"])
-
-
-@every_aggregator
-def test_declarations(name: str) -> None:
-    cls = AGGREGATORS[name]
-    assert cls.needs in ("map", "vector", "any")
-    assert isinstance(cls.order_sensitive, bool)
-    assert isinstance(cls.has_attention, bool)
-    assert isinstance(cls.embedding_among_features, bool)
 
 
 @every_shape
@@ -199,7 +192,9 @@ def test_shapes_that_are_neither_map_nor_vector_are_refused(
 
 @every_aggregator
 def test_unknown_options_are_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(InputError, match=rf"aggregator {name}: .* got option 'colour'"):
+    with pytest.raises(
+        InputError, match=rf"aggregator {name}: expected a known option, got 'colour'"
+    ):
         create_aggregator(name, in_shape=MAP, **REQUIRED.get(name, {}), colour="green")
 
 
@@ -248,7 +243,7 @@ def test_a_class_of_ones_own_on_pythons_path(
     bags = draw(VECTOR, [3, 5])
     expected = 2 * torch.stack([bags.bag(0).sum(0), bags.bag(1).sum(0)])
     torch.testing.assert_close(made(bags).embedding, expected)
-    with pytest.raises(InputError, match=r"its options \(factor\), got option 'scale'"):
+    with pytest.raises(InputError, match=r"a known option, got 'scale'; .*one of: factor"):
         create_aggregator("my_pooling:Sum", in_shape=VECTOR, scale=2.0)
 
 
@@ -298,18 +293,28 @@ def test_results_that_are_not_one_embedding_per_bag_are_refused(
         Wrong(VECTOR)(draw(VECTOR, [3, 5]))
 
 
-def test_options_without_a_default_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Demanding(Mean):
-        def __init__(self, in_shape: tuple[int, ...], *, labels: int) -> None:
-            super().__init__(in_shape)
-            self.labels = labels
-
-    monkeypatch.setitem(AGGREGATORS, "demanding", Demanding)
-    with pytest.raises(InputError, match="option 'labels', which has no default"):
-        create_aggregator("demanding", in_shape=MAP)
-    made = create_aggregator("demanding", in_shape=MAP, labels=3)
+def test_options_of_classes_of_ones_own_are_checked_as_their_signature_says() -> None:
+    name = "own_aggregators:Demanding"
+    assert list(options_of(name)) == ["labels", "factor"]
+    with pytest.raises(InputError, match=r"option labels: .* got none; give labels=…"):
+        create_aggregator(name, in_shape=MAP)
+    with pytest.raises(InputError, match="option factor: expected a number, got 'x'"):
+        create_aggregator(name, in_shape=MAP, labels=3, factor="x")
+    made = create_aggregator(name, in_shape=MAP, labels=3)
     assert isinstance(made, Demanding)
-    assert made.labels == 3
+    assert (made.labels, made.factor) == (3, 1.0)
+
+
+def test_options_that_a_class_of_ones_own_passes_on_are_those_of_its_base() -> None:
+    name = "own_aggregators:Wider"
+    assert set(options_of(name)) == {"factor", "attn_dim", "embed"}
+    made = create_aggregator(name, in_shape=VECTOR, factor=5, attn_dim=7)
+    assert isinstance(made, Wider)
+    assert (made.factor, made.V.out_features) == (5, 7)
+    with pytest.raises(InputError, match=r"got 'width'; .*attn_dim, embed, factor"):
+        create_aggregator(name, in_shape=VECTOR, width=3)
+    with pytest.raises(InputError, match=r"option attn_dim: .* got 0"):
+        create_aggregator(name, in_shape=VECTOR, attn_dim=0)
 
 
 @every_shape

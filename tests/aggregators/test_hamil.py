@@ -409,10 +409,13 @@ def test_features_that_are_not_finite_have_no_distances() -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"unit": "L4Agg"}, "unit: expected a known unit, got 'L4Agg'; did you mean L3Agg"),
-        ({"kernel": 2}, "hamil, option kernel: expected one of 1, 3, 5, 7, got 2"),
-        ({"bn": True, "unit": "L1Agg"}, "option bn: expected one of None, False, got True"),
-        ({"symmetric": 1}, "option symmetric: expected one of True, False, got 1"),
+        ({"unit": "L4Agg"}, "option unit: expected L1Agg, L2Agg or L3Agg, got 'L4Agg'"),
+        ({"kernel": 2}, "hamil, option kernel: expected 1, 3, 5 or 7, got 2"),
+        (
+            {"bn": True, "unit": "L1Agg"},
+            "option bn: expected none or false with unit=L1Agg",
+        ),
+        ({"symmetric": 1}, "option symmetric: expected true or false, got 1"),
         ({"init": "zeros"}, "option init: .* got 'zeros'"),
     ],
 )

@@ -449,15 +449,19 @@ def test_many_instances_are_sampled_evenly(monkeypatch: pytest.MonkeyPatch) -> N
 # --- mistakes ----------------------------------------------------------------------------------
 
 MISTAKES: list[tuple[str, dict[str, Any], str]] = [
-    ("vlad", {"wrds": 3}, r"aggregator vlad: expected its options \(c, gamma, .*got option 'wrds'"),
-    ("vlad", {"words": 0}, "aggregator vlad, option words: expected a whole number above 0"),
-    ("vlad", {"normalise": "l1"}, "option normalise: expected one of 'l2', 'power', 'intra'"),
-    ("svm", {"svm": "poly"}, "aggregator svm, option svm: expected one of 'linear', 'rbf'"),
-    ("svm", {"select": "test"}, "option select: expected one of 'validation', 'folds'"),
-    ("svm", {"c": 0}, "option c: expected search or a number above 0, got 0"),
+    (
+        "vlad",
+        {"wrds": 3},
+        r"aggregator vlad: .* option, got 'wrds'; did you mean words\?",
+    ),
+    ("vlad", {"words": 0}, "aggregator vlad, option words: expected a whole number of at least 1"),
+    ("vlad", {"normalise": "l1"}, "option normalise: expected l2, power or intra"),
+    ("svm", {"svm": "poly"}, "aggregator svm, option svm: expected linear or rbf"),
+    ("svm", {"select": "test"}, "option select: expected validation or folds"),
+    ("svm", {"c": 0}, "option c: expected a number above 0 or search, got 0"),
     ("fisher", {"gamma": 2.0}, "option gamma: expected none with svm=linear, got 2.0"),
-    ("svm", {"pca": 1.5}, "option pca: expected a whole number above 0"),
-    ("svm", {"words": 3}, "got option 'words'"),
+    ("svm", {"pca": 1.5}, "option pca: expected a whole number of at least 1"),
+    ("svm", {"words": 3}, "a known option, got 'words'"),
 ]
 
 
@@ -484,7 +488,7 @@ def test_vectors_that_do_not_fit_into_memory_are_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(
         "dragn_cache.classical.model.memory_for_features", lambda text, device: 1000
     )
-    with pytest.raises(InputError, match=r"for 30 numbers a bag; give --option pca=64"):
+    with pytest.raises(InputError, match=r"for 30 numbers a bag; give the option pca=64"):
         fit(labelled(), "fisher", options={"words": 3})
 
 
@@ -555,6 +559,7 @@ def test_the_commands_train_predict_and_list_them(store: Store, tmp_path: Path) 
     facts = json.loads(command("aggregators", "--json").stdout)
     kind = {"order_sensitive": False, "attention": False, "classifier": "svm"}
     assert facts["vlad"].pop("options")["svm"] == "linear"
+    assert facts["vlad"].pop("described")["svm"]["expected"] == "linear or rbf"
     assert facts["vlad"] == {"needs": "any", **kind}
     assert facts["dragn"]["classifier"] == "head"
     assert re.search(r"fisher +any +no +no +svm", command("aggregators").stdout)

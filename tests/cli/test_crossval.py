@@ -45,7 +45,7 @@ def test_mistakes_in_cross_validating_are_one_line(store: Path, tmp_path: Path) 
     base = ["crossval", "--store", store, "--out", tmp_path / "cv", "--aggregator"]
     assert "did you mean abmil" in refused(*base, "abmul")
     assert "names, as abmil,dragn[unit=L3Agg]" in refused(*base, "dragn[unit=L3Agg")
-    assert "option 'depth'" in refused(*base, "mean[depth=3]")
+    assert "known option, got 'depth'" in refused(*base, "mean[depth=3]")
     assert "mean twice" in refused(*base, "mean,max,mean")
     assert "--folds: expected a whole number of at least 3, got 2" in refused(
         *base, "mean", "--folds", 2

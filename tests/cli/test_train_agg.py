@@ -91,9 +91,9 @@ def test_training_needs_a_label(store: Path, tmp_path: Path) -> None:
 
 def test_mistakes_in_training_are_one_line(store: Path, tmp_path: Path) -> None:
     base = ["train-agg", "--store", store, "--out", tmp_path / "r"]
-    assert "did you mean L3Agg" in refused(*base, "--unit", "L4Agg")
+    assert "expected L1Agg, L2Agg or L3Agg" in refused(*base, "--unit", "L4Agg")
     assert "did you mean mean" in refused(*base, "--aggregator", "men")
-    assert "option 'unit'" in refused(*base, "--aggregator", "mean", "--unit", "L1Agg")
+    assert "known option, got 'unit'" in refused(*base, "--aggregator", "mean", "--unit", "L1Agg")
     assert "name=value" in refused(*base, "--option", "bn")
     assert "--pos-weight: expected a number from 0 to 1000000 or balanced, got 'even'" in refused(
         *base, "--pos-weight", "even"

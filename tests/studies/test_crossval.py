@@ -488,7 +488,7 @@ def test_mistakes_are_found_before_the_first_training(store: Store, tmp_path: Pa
     out = tmp_path / "cv"
     with pytest.raises(UnknownNameError, match="known aggregator"):
         crossval(store, CONFIG.replace(aggregators=(("meen", {}),)), out)
-    with pytest.raises(InputError, match="option 'wide'"):
+    with pytest.raises(InputError, match="known option, got 'wide'"):
         crossval(store, CONFIG.replace(aggregators=(("mean", {"wide": 3}),)), out)
     with pytest.raises(InputError, match="option labels: expected no value"):
         crossval(store, CONFIG.replace(aggregators=(("dsmil", {"labels": 3}),)), out)
@@ -537,7 +537,7 @@ def test_classical_methods_are_cross_validated_beside_aggregators(
     assert (first["best_epoch"], second["best_epoch"] != "") == ("", True)
     summary = rows_of(tmp_path / "cv" / "summary.csv")
     assert [row["aggregator"] for row in summary] == ["bovw-words=7", "mean"]
-    with pytest.raises(InputError, match="option 'depth'"):
+    with pytest.raises(InputError, match="known option, got 'depth'"):
         crossval(store, config.replace(aggregators=(("bovw", {"depth": 2}),)), tmp_path / "x")
 
 

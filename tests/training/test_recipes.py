@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from dragn_cache.aggregators import AGGREGATORS
+from dragn_cache.aggregators import AGGREGATORS, aggregator_class
 from dragn_cache.errors import UnknownNameError
 from dragn_cache.options import merge
 from dragn_cache.training.config import TrainConfig
 from dragn_cache.training.losses import create_loss
 from dragn_cache.training.model import build_model
-from dragn_cache.training.optimisation import create_schedule
 from dragn_cache.training.recipes import RECIPES, settings_of
+from dragn_cache.training.schedules import create_schedule
 
 
 def resolve(recipe: str, given: dict[str, Any]) -> TrainConfig:
@@ -31,7 +31,7 @@ def test_each_recipe_can_be_trained(name: str) -> None:
     create_schedule(config.schedule, config.schedule_options)
     if config.aggregator in AGGREGATORS:
         model = build_model(config, (17, 2, 3), 3)
-        assert isinstance(model.aggregator, AGGREGATORS[config.aggregator])
+        assert isinstance(model.aggregator, aggregator_class(config.aggregator))
 
 
 @every_recipe

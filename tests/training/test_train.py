@@ -9,18 +9,17 @@ from typing import Any, Literal, cast
 import numpy as np
 import pytest
 import torch
+from own_aggregators import Doubling
 from run_stores import LABELS, make_bags, make_features, with_splits
 
-from dragn_cache.aggregators import AGGREGATORS, Aggregated
-from dragn_cache.aggregators.mean import Mean
 from dragn_cache.aggregators.si import Si
-from dragn_cache.aggregators.supervision import Supervision
 from dragn_cache.errors import DragnCacheError, InputError
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.training.config import TrainConfig
+from dragn_cache.training.criteria import bce
 from dragn_cache.training.data import LabelledBags
 from dragn_cache.training.fit import fit_method
-from dragn_cache.training.losses import Frn, bce
+from dragn_cache.training.losses import Frn
 from dragn_cache.training.model import build_model, predict
 from dragn_cache.training.objective import positive_weights
 from dragn_cache.training.stacked import train_many
@@ -303,17 +302,9 @@ def test_validation_is_measured_as_in_the_last_epoch(data: LabelledBags) -> None
 def test_the_loss_reaches_the_losses_of_aggregators(
     data: LabelledBags, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Doubling(Mean):
-        """Adds the loss of its own first logits once more."""
-
-        def supervised(self, bags: RaggedBags, supervision: Supervision) -> Aggregated:
-            result = self.aggregate(bags)
-            given.append(supervision.criterion)
-            return result._replace(loss=supervision.loss(result.embedding[:, :3]))
-
     given: list[Any] = []
-    monkeypatch.setitem(AGGREGATORS, "doubling", Doubling)
-    config = CONFIG.replace(aggregator="doubling", options={}, loss="frn", epochs=2)
+    monkeypatch.setattr(Doubling, "criteria", given)
+    config = CONFIG.replace(aggregator="own_aggregators:Doubling", options={}, loss="frn", epochs=2)
     train(data, config)
     focus = [criterion.keywords["gamma"] for criterion in given]
     assert focus == [1.0] * 3 + [Frn().focus(2)] * 3
@@ -376,6 +367,6 @@ def test_an_aggregator_is_told_the_task(data: LabelledBags) -> None:
     classes = replace(classes, task="multiclass")
     config = TrainConfig(aggregator="si", epochs=2, dropout=0.0)
     trained = train(classes, config)
-    assert cast(Si, trained.model.aggregator).task == "multiclass"
-    assert cast(Si, train(data, config).model.aggregator).task == "multilabel"
+    assert cast(Si, trained.model.aggregator).options.task == "multiclass"
+    assert cast(Si, train(data, config).model.aggregator).options.task == "multilabel"
     np.testing.assert_allclose(trained.probabilities.sum(1), 1)

@@ -196,7 +196,7 @@ def test_each_presentation_has_its_own_bags_targets(
             given.append(targets)
         return logits.sum() * 0
 
-    monkeypatch.setattr("dragn_cache.training.losses.bce", loss)
+    monkeypatch.setattr("dragn_cache.training.criteria.bce", loss)
     epochs = epochs_shown(coded, CONFIG.replace(views=views))
     shown = [bag[0][0] for bags in epochs for bag in bags]
     assert (torch.cat(given).long() @ 2 ** torch.arange(6)).tolist() == shown

@@ -7,20 +7,16 @@ statistics (`NormPass`).
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dragn_cache.aggregators.declared import BatchNormScope, Init, UnitName
 from dragn_cache.aggregators.recursion.shifts import DENSE_PIXELS, shift_matrices
 
-UnitName = Literal["L1Agg", "L2Agg", "L3Agg"]
-KernelSize = Literal[1, 3, 5, 7]
-BatchNormScope = Literal["round", "window"]
-Init = Literal["mean", "default"]
-
-CONVOLUTIONS: dict[str, int] = {"L1Agg": 1, "L2Agg": 2, "L3Agg": 3}
+CONVOLUTIONS: dict[UnitName, int] = {"L1Agg": 1, "L2Agg": 2, "L3Agg": 3}
 
 
 class DragnUnit(nn.Sequential):
