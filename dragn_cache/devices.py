@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from threadpoolctl import threadpool_limits
 
-from dragn_cache.errors import InputError
+from dragn_cache.errors import SettingError
 from dragn_cache.machine import free_memory, parse_memory
 
 
@@ -32,7 +32,7 @@ SHARE = 0.6  # of the free memory that features may fill
 
 
 def memory_for_features(text: str, device: torch.device) -> int:
-    """Bytes that features may fill: what ``--memory`` says; ``auto`` is 60 % of what is free."""
+    """Bytes that features may fill: what ``text`` says; ``auto`` is 60 % of what is free."""
     given = parse_memory(text)
     if given is not None:
         return given
@@ -46,7 +46,7 @@ def find_device(name: str | torch.device) -> torch.device:
     """The device of that name.
 
     Raises:
-        InputError: it is neither ``cpu`` nor ``cuda[:N]``, or this machine does not have it.
+        SettingError: it is neither ``cpu`` nor ``cuda[:N]``, or this machine does not have it.
     """
     try:
         device = torch.device(name)
@@ -55,10 +55,10 @@ def find_device(name: str | torch.device) -> torch.device:
         torch.empty(0, device=device)
     # AssertionError is what a torch built without CUDA raises.
     except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            "--device",
+        raise SettingError(
+            "device",
             expected="cpu, cuda or cuda:N, and that this machine has it",
             got=repr(str(name)),
-            remedy="use --device cpu",
+            remedy="use `device=cpu`",
         ) from error
     return device

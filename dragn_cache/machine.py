@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from dragn_cache.errors import InputError
+from dragn_cache.errors import SettingError
 
 
 def usable_cores() -> int:
@@ -26,14 +26,14 @@ def parse_memory(text: str) -> int | None:
     """Bytes of ``8GB``, ``500MB`` or ``1000B``; None for ``auto``. A number alone says too little.
 
     Raises:
-        InputError: it is none of these.
+        SettingError: it is none of these.
     """
     if text == "auto":
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]B?|B)", text.upper())
     if found is None or float(found[1]) == 0:
-        raise InputError(
-            "--memory",
+        raise SettingError(
+            "memory",
             expected="auto or a size with its unit, as 8GB",
             got=repr(text),
             remedy="correct it",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
@@ -35,8 +34,8 @@ def extract_on_devices(
     for device in config.devices:
         find_device(device)
     if update and (out / "store.json").exists():  # the plan is changed once, by this process
-        backbone = open_backbone(replace(config, device="cpu"))
-        first = replace(config, device=config.devices[0])
+        backbone = open_backbone(config.replace(device="cpu"))
+        first = config.replace(device=config.devices[0])
         sizes = [len(instances_of(manifest, bag)) for bag in range(len(manifest.bags))]
         compute = decide_compute(out, first, backbone, sum(sizes))
         description = describe(manifest, first, backbone, compute)
@@ -54,7 +53,7 @@ def extract_on_devices(
     children = {}
     for device in config.devices:
         ours, theirs = context.Pipe(duplex=False)
-        own = replace(config, device=device, workers=each)
+        own = config.replace(device=device, workers=each)
         child = context.Process(target=_on_device, args=(manifest, own, out, theirs))
         child.start()
         theirs.close()
@@ -125,6 +124,6 @@ def _follow(children: dict[Any, Any], progress: Progress | None, say: Say) -> li
             "extraction",
             expected="a process for each device that lives",
             got="none that lived to the end (out of memory?)",
-            remedy="run the same command again, with a smaller --batch-size if it repeats",
+            remedy="run the same command again, with a smaller `batch_size` if it repeats",
         )
     return reports

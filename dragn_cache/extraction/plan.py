@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import PIL
 import torch
 import torchvision
 
+from dragn_cache.backbone_input import BackboneInput, Intensity
 from dragn_cache.backbones import Backbone, load_backbone
 from dragn_cache.errors import InputError
 from dragn_cache.extraction.config import ExtractConfig
@@ -18,8 +19,8 @@ from dragn_cache.extraction.forward import choose_compute, require_compute
 from dragn_cache.images.augment import Augmentation
 from dragn_cache.images.channels import COLOURS, plan_channels
 from dragn_cache.images.crops import Geometry, ImageRequest
-from dragn_cache.images.intensity import Intensity
 from dragn_cache.manifest import Instance, Manifest
+from dragn_cache.options import declarations
 from dragn_cache.store import (
     PartPlan,
     StoreDescription,
@@ -38,9 +39,6 @@ class Wanted:
 
     request: ImageRequest
     instances: tuple[tuple[int, Instance], ...]
-
-
-PREPROCESSING_KEYS = ("size", "mean", "std", "interpolation", "channels", "rgb", "intensity")
 
 
 def decide_compute(out: Path, config: ExtractConfig, backbone: Backbone, images: int) -> str:
@@ -69,7 +67,7 @@ def with_channels(manifest: Manifest, config: ExtractConfig) -> ExtractConfig:
     """The settings with the channels named, so that provenance can name them."""
     if config.rgb is not None:
         return config
-    return replace(config, rgb=_default_rgb(manifest, config.channels or "rgb"))
+    return config.replace(rgb=_default_rgb(manifest, config.channels or "rgb"))
 
 
 def open_backbone(config: ExtractConfig) -> Backbone:
@@ -81,7 +79,9 @@ def open_backbone(config: ExtractConfig) -> Backbone:
         grid=config.grid,
         device=config.device,
         preprocessing={
-            key: value for key in PREPROCESSING_KEYS if (value := getattr(config, key)) is not None
+            name: value
+            for name in declarations(BackboneInput)
+            if (value := getattr(config, name)) is not None
         },
     )
 
@@ -198,7 +198,7 @@ def require_image_root(manifest: Manifest) -> None:
             f"image root {manifest.image_root}",
             expected="a folder",
             got="none",
-            remedy="correct images in dataset.toml, or give --images DIR",
+            remedy="correct images in dataset.toml, or give `images`",
         )
 
 
@@ -221,5 +221,5 @@ def require_images(manifest: Manifest) -> None:
                 f"{bag.file}:{bag.line}",
                 expected="at least one image",
                 got=f"none for bag {bag.bag_id!r}",
-                remedy="add its images, remove the bag, or extract with --on-error skip",
+                remedy="add its images, remove the bag, or extract with `on_error=skip`",
             )

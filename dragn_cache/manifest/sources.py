@@ -63,7 +63,7 @@ def _toml_source(folder: Path, tables: Path, images: Path | None) -> Source:
     if not (tables / "bags.csv").is_file():
         how = f"put bags.csv and instances.csv into {tables}"
         if name == "simulated":
-            how = f"run: dragn-cache simulate --out {tables}"
+            how = f"run: dragn-cache simulate `out={tables}`"
         elif tables != folder:
             root = toml_path.parent / expand_variables(toml.get("images", "."))[0]
             how += f" (or set DRAGN_CACHE_DATA) and the images into {images or root}"

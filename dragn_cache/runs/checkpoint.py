@@ -72,7 +72,7 @@ def load_checkpoint(run: Path) -> tuple[Model, dict[str, Any]]:
             str(run),
             expected="a run folder with checkpoint.pt",
             got="none" if run.is_dir() else "no such folder",
-            remedy="give the --out of a train-agg",
+            remedy="give the folder that train-agg has written",
         )
     try:
         with zipfile.ZipFile(path) as file:  # torch.load does not compare the checksums

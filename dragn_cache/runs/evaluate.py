@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dragn_cache.devices import find_device
-from dragn_cache.errors import InputError, StoreMismatchError
+from dragn_cache.errors import InputError, SettingError, StoreMismatchError
 from dragn_cache.figures.reliability import plot_reliability
 from dragn_cache.files import require_new, write_csv, write_text
 from dragn_cache.loading.labelling import Labelling, hex_digests, read_labelling, require_labels
@@ -137,11 +137,11 @@ def _decision(run: Path, record: dict[str, Any], rule: str | None, warn: Warn) -
 
 def _require_no_bags_table(bags_csv: Path | None) -> None:
     if bags_csv is not None:
-        raise InputError(
-            "--bags",
+        raise SettingError(
+            "bags",
             expected="a store whose bags they are",
-            got="no --store",
-            remedy="add --store, or leave --bags out to score the run's own predictions",
+            got="no store",
+            remedy="give `store`, or leave `bags` out to score the run's own predictions",
         )
 
 
@@ -211,7 +211,7 @@ def _labelled_bags(
             str(bags_csv or store.path),
             expected=f"bags of the {split} split of {run.name}" if split else "bags",
             got="none",
-            remedy="give other --bags",
+            remedy="give other `bags`",
         )
     require_labels(labelling)
     return labelling
@@ -244,8 +244,8 @@ def _require_unseen(
             str(store.path),
             expected=f"bags that {run.name} was not trained on",
             got=f"{len(found)} of {len(labelling.bags)} that it was: {found[0]}",
-            remedy="name the others with --bags, or, if this is the run's own store, "
-            "score its test bags with --split test",
+            remedy="name the others with `bags`, or, if this is the run's own store, "
+            "score its test bags with `split=test`",
         )
 
 
@@ -268,9 +268,9 @@ def _require_own(
     if got:
         raise StoreMismatchError(
             str(store.path),
-            expected=f"for --split {split} the bags of {run.name}",
+            expected=f"for `split={split}` the bags of {run.name}",
             got=got,
-            remedy="give the run's own store, or leave --split out to score new bags",
+            remedy="give the run's own store, or leave `split` out to score new bags",
         )
 
 

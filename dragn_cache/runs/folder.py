@@ -114,6 +114,6 @@ def run_table(run: Path, name: str, columns: Sequence[str]) -> list[Row]:
             str(path),
             expected=f"the run's table with {missing[0]}",
             got="none" if path.is_file() else "no such file",
-            remedy="give the --out of a train-agg, with all its files",
+            remedy="give the folder that train-agg has written, with all its files",
         )
     return rows

@@ -367,7 +367,7 @@ def test_sizes_of_memory_are_read() -> None:
     assert parse_memory("auto") is None
     for text in ("", "much", "0", "0GB", "-1GB", "8GiB", "nan", "8"):
         with pytest.raises(
-            InputError, match=r"^--memory: expected auto or a size with its unit, as 8GB, got "
+            InputError, match=r"^memory: expected auto or a size with its unit, as 8GB, got "
         ):
             TrainConfig(memory=text)
 

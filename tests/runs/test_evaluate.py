@@ -328,7 +328,7 @@ def test_other_features_labels_and_bags_without_labels_are_refused(
     unlabelled = write_store(tmp_path / "c", nameless, features)
     with pytest.raises(InputError, match="expected a labels column, got none for bag 'new000'"):
         evaluate_run(run, tmp_path / "out", store=unlabelled)
-    with pytest.raises(InputError, match="--bags: expected a store whose bags they are, got no --"):
+    with pytest.raises(InputError, match=r"^bags: expected a store whose bags they are, got no st"):
         evaluate_run(run, tmp_path / "out", bags_csv=table)
     assert not (tmp_path / "out").exists()
 
@@ -370,7 +370,7 @@ def test_runs_of_before_decisions_still_work(
         ("predictions.csv", None, r"predictions\.csv: expected .* bag_id, got no such file"),
         ("predictions.csv", "bag_id,split\n1,test\n", "expected the run's table with y_actin, got"),
         ("splits.csv", "bag_id,split\n1,test\n", r"splits\.csv: .* table with group, got none"),
-        ("splits.csv", None, r"splits\.csv: expected .* got no such file; give the --out of a tr"),
+        ("splits.csv", None, r"splits\.csv: expected .* got no such file; give the folder that tr"),
     ],
 )
 def test_a_run_that_lacks_something_is_refused(

@@ -670,5 +670,5 @@ def test_a_checkpoint_of_another_version_is_refused(run: Path, tmp_path: Path) -
 def test_what_is_no_run_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected a run folder with checkpoint\.pt, got none"):
         load_checkpoint(tmp_path)
-    with pytest.raises(InputError, match="got no such folder; give the --out of a train-agg"):
+    with pytest.raises(InputError, match="got no such folder; give the folder that train-agg"):
         load_checkpoint(tmp_path / "nowhere")

@@ -18,15 +18,16 @@ def simulate(
 
     Example: dragn-cache simulate --out sim --bags 300 --seed 0
     """
+    from dragn_cache.backbone_input import parse_size
     from dragn_cache.datasets.simulated import simulate as write
-    from dragn_cache_cli import parsing, screen
+    from dragn_cache_cli import screen
 
     with screen.progress_bar("simulating", "bags") as progress:
         folder = write(
             out,
             bags=bags,
             seed=seed,
-            size=parsing.parse_size(size) or (96, 96),
+            size=parse_size(size),
             progress=lambda done: progress(done, bags),
         )
     screen.out.print(f"{folder}: {bags} bags", markup=False, soft_wrap=True)
