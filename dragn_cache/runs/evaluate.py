@@ -17,7 +17,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from dragn_cache.loading.labelling import Labelling, hex_digests, read_labelling
 from dragn_cache.manifest import Bag
 from dragn_cache.manifest.tables import Row
 from dragn_cache.runs.checkpoint import decision_of, load_checkpoint, require_same_features
+from dragn_cache.runs.config import EvaluateConfig, Split
 from dragn_cache.runs.folder import run_table, write_predictions
 from dragn_cache.runs.predict import apply_model
 from dragn_cache.scoring.calibration import reliability
@@ -45,7 +46,6 @@ from dragn_cache.store import Store
 from dragn_cache.training.config import TrainConfig
 from dragn_cache.types import SPLITS, Warn
 
-Split = Literal["train", "validation", "test", "all"]
 SPLIT_COLUMNS = ("bag_id", "split", "group")
 LABEL_COLUMNS = ("positives", "auc", "average_precision", "f1", "precision", "recall")
 
@@ -68,12 +68,10 @@ class Evaluation:
 def evaluate_run(
     run: Path,
     out: Path,
+    settings: EvaluateConfig | None = None,
     *,
     store: Store | None = None,
     bags_csv: Path | None = None,
-    split: Split | None = None,
-    rule: str | None = None,
-    device: str = "cpu",
     warn: Warn = lambda text: None,
 ) -> Evaluation:
     """Score a run's model and write what came out to a folder.
@@ -81,13 +79,9 @@ def evaluate_run(
     Args:
         run: a run folder.
         out: the folder to write.
+        settings: which bags, by which rule of decision, on which device.
         store: labelled bags to predict; None scores the predictions that the run has written.
         bags_csv: only these bags of the store, with these labels.
-        split: the run's own bags of a split, or of ``all``; None is ``test`` without a store and
-            bags that are new to the run with one.
-        rule: another rule of decision than the run's. Thresholds that the run does not have are
-            chosen on its validation bags.
-        device: where to predict.
 
     Raises:
         InputError: there is no usable run, ``out`` holds files, a bag is not labelled or the run
@@ -97,10 +91,11 @@ def evaluate_run(
         StoreError: the store is incomplete or damaged.
     """
     require_new(out)
-    target = find_device(device)
+    settings = settings or EvaluateConfig()
+    split, target = settings.split, find_device(settings.device)
     model, record = load_checkpoint(run)
     labels, config = tuple(record["labels"]), TrainConfig(**record["config"])
-    decision = _decision(run, record, rule, warn)
+    decision = _decision(run, record, settings.decision, warn)
     if store is None:
         _require_no_bags_table(bags_csv)
         labelling, p = _own_predictions(run, record, split or "test")

@@ -16,6 +16,7 @@ from dragn_cache.files import require_new, write_text
 from dragn_cache.loading.labelling import Labelling, hex_digests, read_labelling
 from dragn_cache.loading.stored import load_bags
 from dragn_cache.runs.checkpoint import decision_of, load_checkpoint, require_same_features
+from dragn_cache.runs.config import PredictConfig
 from dragn_cache.runs.folder import score_split, write_predictions
 from dragn_cache.store import Store
 from dragn_cache.training.config import TrainConfig
@@ -28,9 +29,9 @@ def predict_run(
     run: Path,
     store: Store,
     out: Path,
+    settings: PredictConfig | None = None,
     *,
     bags_csv: Path | None = None,
-    device: str = "cpu",
     warn: Warn = lambda text: None,
 ) -> dict[str, Any] | None:
     """Apply a run's model to a store's bags; write predictions.csv and, with labels, metrics.json.
@@ -44,7 +45,7 @@ def predict_run(
         StoreError: the store is incomplete or damaged.
     """
     require_new(out)
-    target = find_device(device)
+    target = find_device((settings or PredictConfig()).device)
     model, record = load_checkpoint(run)
     require_same_features(run, record, store, warn)
     store.require_complete()

@@ -18,6 +18,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 from dragn_cache.errors import InputError, ManifestError, StoreMismatchError
 from dragn_cache.manifest import Bag
 from dragn_cache.runs.checkpoint import decision_of, load_checkpoint
+from dragn_cache.runs.config import EvaluateConfig
 from dragn_cache.runs.evaluate import evaluate_run
 from dragn_cache.runs.predict import predict_run
 from dragn_cache.runs.train import train_run
@@ -80,12 +81,12 @@ def arrays(rows: list[dict[str, str]]) -> tuple[np.ndarray, np.ndarray, np.ndarr
 def test_the_runs_numbers_come_back(run: Path, store: Store, tmp_path: Path) -> None:
     trained = metrics_of(run)
     for split in ("train", "validation", "test"):
-        evaluate_run(run, tmp_path / split, split=split)  # type: ignore[arg-type]
+        evaluate_run(run, tmp_path / split, EvaluateConfig(split=split))  # type: ignore[arg-type]
         assert metrics_of(tmp_path / split) == {split: trained[split]}
     found = evaluate_run(run, tmp_path / "default")
     assert (found.name, found.scores) == ("test", trained["test"])
     assert found.labels == LABELS
-    evaluate_run(run, tmp_path / "stored", store=store, split="test")
+    evaluate_run(run, tmp_path / "stored", EvaluateConfig(split="test"), store=store)
     again = metrics_of(tmp_path / "stored")["test"]
     assert again.keys() == trained["test"].keys()
     for name in ("auc_macro", "f1_macro", "map", "accuracy", "f1", "thresholds", "positives"):
@@ -100,8 +101,8 @@ def test_the_runs_numbers_come_back(run: Path, store: Store, tmp_path: Path) -> 
 
 
 def test_all_the_runs_bags_at_once(run: Path, store: Store, tmp_path: Path) -> None:
-    evaluate_run(run, tmp_path / "a", split="all")
-    evaluate_run(run, tmp_path / "b", split="all", store=store)
+    evaluate_run(run, tmp_path / "a", EvaluateConfig(split="all"))
+    evaluate_run(run, tmp_path / "b", EvaluateConfig(split="all"), store=store)
     assert (tmp_path / "a" / "predictions.csv").read_bytes() == (
         run / "predictions.csv"
     ).read_bytes()
@@ -194,7 +195,7 @@ def test_predictions_use_the_runs_thresholds(run: Path, other: Store, tmp_path: 
 def test_another_rule_may_be_asked_for(store: Store, run: Path, tmp_path: Path) -> None:
     train_run(store, CONFIG, tmp_path / "plain")
     for name, rule in (("half", "half"), ("one", "top-1"), ("best", "thresholds")):
-        evaluate_run(tmp_path / "plain", tmp_path / name, rule=rule)
+        evaluate_run(tmp_path / "plain", tmp_path / name, EvaluateConfig(decision=rule))
         y, p, d = arrays(read(tmp_path / name / "predictions.csv"))
         scores = metrics_of(tmp_path / name)["test"]
         assert scores["decision"] == rule
@@ -208,9 +209,9 @@ def test_another_rule_may_be_asked_for(store: Store, run: Path, tmp_path: Path) 
     # Chosen after the training they are the same as those of a run that was trained with them.
     assert metrics_of(tmp_path / "best")["test"] == metrics_of(run)["test"]
     with pytest.raises(InputError, match="--decision: expected at most top-3 of 3 labels"):
-        evaluate_run(run, tmp_path / "x", rule="top-4")
+        evaluate_run(run, tmp_path / "x", EvaluateConfig(decision="top-4"))
     with pytest.raises(InputError, match="--decision: expected default, half"):
-        evaluate_run(run, tmp_path / "x", rule="best")
+        evaluate_run(run, tmp_path / "x", EvaluateConfig(decision="best"))
     with pytest.raises(InputError, match="at most top-3"):
         train_run(store, replace(CONFIG, decision="top-4"), tmp_path / "x")
     assert not (tmp_path / "x").exists()
@@ -226,7 +227,7 @@ def test_classes(tmp_path: Path) -> None:
     assert (d.argmax(1) == p.argmax(1)).all()
     assert found.scores["accuracy"] == pytest.approx((y.argmax(1) == p.argmax(1)).mean())
     with pytest.raises(InputError, match="expected default for a multi-class task"):
-        evaluate_run(tmp_path / "run", tmp_path / "b", rule="thresholds")
+        evaluate_run(tmp_path / "run", tmp_path / "b", EvaluateConfig(decision="thresholds"))
     two = [replace(bag, bag_id=f"n{bag.bag_id}", labels=LABELS[:2]) for bag in bags[:5]]
     both = write_store(tmp_path / "t", two, make_features(two, seed=3))
     with pytest.raises(ManifestError, match=r"expected exactly one label .*got 2 for bag 'n000'"):
@@ -290,25 +291,27 @@ def test_only_the_runs_own_store_has_its_splits(
 ) -> None:
     message = r"other\.features: expected for --split test the bags .*, got none named '000'; give"
     with pytest.raises(StoreMismatchError, match=message):
-        evaluate_run(run, tmp_path / "out", store=other, split="test")
+        evaluate_run(run, tmp_path / "out", EvaluateConfig(split="test"), store=other)
     features = {bag.bag_id: store.bag(bag.bag_id, "layer4").copy() for bag in store.bags}
     features["004"] += 1
     changed = write_store(tmp_path / "s", store.bags, features)
     with pytest.raises(StoreMismatchError, match="got other features for '004'"):
-        evaluate_run(run, tmp_path / "out", store=changed, split="test")
+        evaluate_run(run, tmp_path / "out", EvaluateConfig(split="test"), store=changed)
     features["004"] = store.bag("004", "layer4")
     features["001"] = features["004"]  # a test bag becomes a training bag
     changed = write_store(tmp_path / "t", store.bags, features)
     with pytest.raises(StoreMismatchError, match="got other features for '001'"):
-        evaluate_run(run, tmp_path / "out", store=changed, split="test")
+        evaluate_run(run, tmp_path / "out", EvaluateConfig(split="test"), store=changed)
     fewer = [bag for bag in store.bags if bag.bag_id != "001"]
     lost = write_store(tmp_path / "l", fewer, {b.bag_id: features[b.bag_id] for b in fewer})
     with pytest.raises(StoreMismatchError, match="got none named '001'"):
-        evaluate_run(run, tmp_path / "out", store=lost, split="test")
+        evaluate_run(run, tmp_path / "out", EvaluateConfig(split="test"), store=lost)
     table = tmp_path / "b.csv"
     table.write_text("bag_id\n000\n")
     with pytest.raises(InputError, match=r"b\.csv: expected bags of the test split of run, got no"):
-        evaluate_run(run, tmp_path / "out", store=store, bags_csv=table, split="test")
+        evaluate_run(
+            run, tmp_path / "out", EvaluateConfig(split="test"), store=store, bags_csv=table
+        )
 
 
 def test_other_features_labels_and_bags_without_labels_are_refused(
@@ -360,7 +363,9 @@ def test_runs_of_before_decisions_still_work(
     assert predict_run(old, other, tmp_path / "c") == metrics_of(tmp_path / "b")["new"]
     with pytest.raises(InputError, match="'000', of its train bags"):
         evaluate_run(old, tmp_path / "d", store=store)
-    scores = evaluate_run(old, tmp_path / "d", store=store, split="test", rule="thresholds").scores
+    scores = evaluate_run(
+        old, tmp_path / "d", EvaluateConfig(split="test", decision="thresholds"), store=store
+    ).scores
     assert scores["thresholds"] == metrics_of(run)["test"]["thresholds"]
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from dragn_cache.runs.config import EvaluateConfig
+from dragn_cache_cli.options import takes
 
+
+@takes(EvaluateConfig)
 def evaluate(
+    config: EvaluateConfig,
     run: Annotated[Path, typer.Argument(help="A run folder of train-agg.")],
     out: Annotated[Path, typer.Option(help="Folder for scores, predictions and the diagram.")],
     store: Annotated[
@@ -17,14 +22,6 @@ def evaluate(
     bags: Annotated[
         Path | None, typer.Option(help="Only these bags of the store, with these labels.")
     ] = None,
-    split: Annotated[
-        Literal["train", "validation", "test", "all"] | None,
-        typer.Option(help="The run's own bags of this split. [test; with --store: new bags]"),
-    ] = None,
-    decision: Annotated[
-        str | None, typer.Option(help="default, half, thresholds or top-K. [the run's]")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
     """Score a run, with intervals, a table of labels and a reliability diagram.
@@ -41,11 +38,9 @@ def evaluate(
     found = evaluate_run(
         run,
         out,
+        config,
         store=None if store is None else open_store(store),
         bags_csv=bags,
-        split=split,
-        rule=decision,
-        device=device,
         warn=screen.warn,
     )
     scores = found.scores

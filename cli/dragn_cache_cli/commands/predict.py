@@ -7,13 +7,17 @@ from typing import Annotated
 
 import typer
 
+from dragn_cache.runs.config import PredictConfig
+from dragn_cache_cli.options import takes
 
+
+@takes(PredictConfig)
 def predict(
+    config: PredictConfig,
     run: Annotated[Path, typer.Argument(help="A run folder of train-agg.")],
     store: Annotated[Path, typer.Option(help="A store with the same features.")],
     out: Annotated[Path, typer.Option(help="Folder for predictions.csv and metrics.json.")],
     bags: Annotated[Path | None, typer.Option(help="Only these bags, with these labels.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
 ) -> None:
     """Apply a trained run to a store's bags; with labels, score them.
 
@@ -23,9 +27,7 @@ def predict(
     from dragn_cache.store import open_store
     from dragn_cache_cli import screen
 
-    scores = predict_run(
-        run, open_store(store), out, bags_csv=bags, device=device, warn=screen.warn
-    )
+    scores = predict_run(run, open_store(store), out, config, bags_csv=bags, warn=screen.warn)
     screen.out.print(f"predictions: {out / 'predictions.csv'}", markup=False, soft_wrap=True)
     if scores is not None:
         text = screen.score_text(scores["auc_macro"], scores["intervals"]["auc_macro"])
