@@ -6,7 +6,7 @@ import csv
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dragn_cache.backbone_input import size_text
+from dragn_cache.datasets.config import DemoConfig
 from dragn_cache.datasets.simulated import simulate
 from dragn_cache.extraction.check import check_dataset
 from dragn_cache.extraction.config import ExtractConfig
@@ -28,6 +30,7 @@ from dragn_cache.store import open_store
 from dragn_cache.training.config import TrainConfig
 
 Bar = Callable[[str, str], AbstractContextManager[Callable[[int, int], None]]]
+Announce = Callable[[str, Path | None, Mapping[str, object]], None]
 
 # A random network's features differ little between images; methods learn from them if standardised.
 METHODS: dict[str, TrainConfig] = {
@@ -46,41 +49,37 @@ class DemoResult:
     figure: Path
 
 
-def run_demo(
-    out: Path, *, bags: int, seed: int, announce: Callable[[str], None], bar: Bar
-) -> DemoResult:
+def run_demo(out: Path, config: DemoConfig, *, announce: Announce, bar: Bar) -> DemoResult:
     """Simulate, check, extract and train in ``out``; a second run reuses images and features.
 
     Args:
-        announce: called with the command that does each step.
+        announce: called with the command that does each step: its name, the folder that it takes
+            or None, and its settings.
         bar: makes a progress bar from a title and a unit.
     """
     data, features = out / "simulated", out / "simulated.features"
-    announce(f"dragn-cache simulate --out {data} --bags {bags} --seed {seed}")
+    drawn = {"bags": config.bags, "seed": config.seed, "size": size_text(config.size)}
+    announce("simulate", None, {"out": data, **drawn})
     with bar("simulating", "bags") as progress:
-        simulate(data, bags=bags, seed=seed, progress=lambda done: progress(done, bags))
-    announce(f"dragn-cache check {data}")
+        simulate(data, config, progress=lambda done: progress(done, config.bags))
+    announce("check", data, {})
     with bar("checking", "images") as progress:
         faults = check_dataset(data, progress=progress).faults
     if faults:
         raise faults[0].error(len(faults) - 1)
-    announce(
-        f"dragn-cache extract --dataset {data} --backbone resnet18 --weights random "
-        f"--out {features}"
-    )
+    network: dict[str, Any] = {"backbone": "resnet18", "weights": "random"}
+    announce("extract", None, {"dataset": data, **network, "out": features})
     manifest = read_manifest(data)
     with bar("extracting", "images") as progress:
-        config = ExtractConfig(backbone="resnet18", weights="random")
-        extract(manifest, config, features, progress=progress)
-    return _train(out, features, manifest, seed, announce, bar)
+        extract(manifest, ExtractConfig(**network), features, progress=progress)
+    return _train(out, features, manifest, announce, bar)
 
 
 def _train(
     out: Path,
     features: Path,
     manifest: Manifest,
-    seed: int,
-    announce: Callable[[str], None],
+    announce: Announce,
     bar: Bar,
 ) -> DemoResult:
     shutil.rmtree(out / "runs", ignore_errors=True)
@@ -88,11 +87,9 @@ def _train(
     store = open_store(features)
     for method, config in METHODS.items():
         run = out / "runs" / method
-        chosen = "unit L3Agg" if config.aggregator == "dragn" else f"aggregator {method}"
-        announce(
-            f"dragn-cache train-agg --store {features} --{chosen} --scale {config.scale} "
-            f"--lr {config.lr:g} --out {run}"
-        )
+        how = {"unit": method} if config.aggregator == "dragn" else {"aggregator": method}
+        settings = {"store": features, **how, "scale": config.scale, "lr": config.lr, "out": run}
+        announce("train-agg", None, settings)
         started = time.perf_counter()
         with bar(f"training {method}", "epochs") as progress:
             metrics[method] = train_run(

@@ -60,7 +60,7 @@ def require_new(out: Path) -> None:
     """
     if out.exists() and (not out.is_dir() or not all(map(is_unfinished, out.iterdir()))):
         got = "one with files" if out.is_dir() else "a file"
-        raise InputError(str(out), expected="a new folder", got=got, remedy="give another --out")
+        raise InputError(str(out), expected="a new folder", got=got, remedy="give another `out`")
 
 
 def write_csv(path: Path, head: Sequence[str], rows: Any) -> None:

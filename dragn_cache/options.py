@@ -19,6 +19,7 @@ key that TOML files are read and written with, and what a run records.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 import inspect
@@ -313,6 +314,9 @@ class Declared:
     def error(self, value: Any) -> SettingError:
         """The error of a value that is not as `expected`."""
         remedy = "change it" if self.choices is None else "choose one of them"
+        words = [choice for choice in self.choices or () if isinstance(choice, str)]
+        if close := difflib.get_close_matches(str(value), words, n=1):
+            remedy = f"did you mean {close[0]}? otherwise {remedy}"
         return SettingError(self.name, expected=self.expected, got=repr(value), remedy=remedy)
 
     def require_sound(self, cls: type) -> None:

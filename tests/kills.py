@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -58,7 +58,7 @@ class Kills:
         torch.set_num_threads(1)  # the children are forked
         self.folder, self.processes = folder, processes
         self.manifest: Manifest = read_manifest(write_dataset(folder / "data", SIZES))
-        self.config = replace(CONFIG, format=format)
+        self.config = CONFIG.replace(format=format)
         self.rng = random.Random(f"{format} {processes} {seed}")
         whole = folder / "whole"
         started = time.perf_counter()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from dragn_cache.extraction.config import ExtractConfig
 
 CONFIG = ExtractConfig(
@@ -19,4 +17,4 @@ CONFIG = ExtractConfig(
 
 def config(**changes: object) -> ExtractConfig:
     """`CONFIG` with some settings changed."""
-    return replace(CONFIG, **changes)  # type: ignore[arg-type]
+    return CONFIG.replace(**changes)

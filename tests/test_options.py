@@ -170,7 +170,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "true": ({"count": True}, "count: expected a whole number of at least 1, got True; change it"),
     "part": ({"count": 1.0}, "count: expected a whole number of at least 1, got 1.0; change it"),
     "none": ({"count": None}, "count: expected a whole number of at least 1, got None; change it"),
-    "choice": ({"name": "adamw"}, "name: expected adam or sgd, got 'adamw'; choose one of them"),
+    "choice": (
+        {"name": "adamw"},
+        "name: expected adam or sgd, got 'adamw'; did you mean adam? otherwise choose one of them",
+    ),
+    "another": ({"name": "lion"}, "name: expected adam or sgd, got 'lion'; choose one of them"),
     "true is not 1": ({"side": True}, "side: expected 1 or 2, got True; choose one of them"),
     "1 is not true": ({"on": 1}, "on: expected true or false, got 1; change it"),
     "short": ({"size": (3,)}, "size: expected 2 values, each a whole number, got (3,); change it"),

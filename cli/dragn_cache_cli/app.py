@@ -127,7 +127,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except DragnCacheError as error:
             from dragn_cache_cli.options import own_flags, spell
 
-            raise fail(str(spell(error, own_flags(command)))) from error
+            raise fail(str(spell(error, own_flags(command), others=True))) from error
         except KeyboardInterrupt as error:
             typer.echo("interrupted: run the same command again to go on", err=True)
             raise typer.Exit(130) from error

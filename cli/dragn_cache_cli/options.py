@@ -66,7 +66,7 @@ def takes(
         own = _parameters(command)
         own.pop(as_)
         layers = {RECIPE: _recipe_option()} if recipes is not None else {}
-        layers |= {CONFIG: _config_option()} if section is not None else {}
+        layers |= {CONFIG: _config_option(section)} if section is not None else {}
         options = {name: parameter(declared) for name, declared in shown.items()}
 
         @functools.wraps(command)
@@ -101,7 +101,7 @@ def _named_as_given(
     cls: type[Settings], given: Values, below: Iterable[tuple[str, Values]]
 ) -> Iterator[None]:
     """Errors of settings name the option, the file or the recipe that gave the value."""
-    flags = {name: flag(declared) for name, declared in declarations(cls).items()}
+    flags = flags_of(cls)
     before = shown_flags.set({**shown_flags.get({}), **flags})
     try:
         yield
@@ -129,31 +129,43 @@ def _require_settings(cls: type[Settings], file: Path, section: str | None, tabl
         )
 
 
-def spell(error: DragnCacheError, flags: Mapping[str, str]) -> DragnCacheError:
+def spell(
+    error: DragnCacheError, flags: Mapping[str, str], *, others: bool = False
+) -> DragnCacheError:
     """An error that names settings by their options.
 
     Args:
         flags: the option of each, for the setting that an error is of, and for those that its text
-            has in backquotes: `dtype=float32` becomes --dtype float32.
+            has in backquotes.
+        others: as of `spell_text`.
     """
-
     if isinstance(error, SettingError) and error.where in flags:
         error = error.at(flags[error.where])
-    return error.reworded(lambda text: spell_text(text, flags))
+    return error.reworded(functools.partial(spell_text, flags=flags, others=others))
 
 
-def spell_text(text: str, flags: Mapping[str, str]) -> str:
-    """A text that names settings by their options, where it has them in backquotes."""
+def spell_text(text: str, flags: Mapping[str, str], *, others: bool = False) -> str:
+    """A text that names settings by their options: `dtype=float32` becomes --dtype float32.
+
+    Args:
+        others: also write those with a value that are in no ``flags``, as of another command.
+    """
 
     def option(match: re.Match[str]) -> str:
         name, value = match.groups()
-        if name not in flags:
+        if name not in flags and (value is None or not others):
             return match[0]
+        name = flags.get(name, f"--{name.replace('_', '-')}")
         if value in (None, "True"):
-            return flags[name]
-        return f"--no-{flags[name][2:]}" if value == "False" else f"{flags[name]} {value}"
+            return name
+        return f"--no-{name[2:]}" if value == "False" else f"{name} {value}"
 
     return re.sub(r"`(\w+)(?:=([^`]*))?`", option, text)
+
+
+def flags_of(cls: type[Settings]) -> dict[str, str]:
+    """The options of a class of settings, by their names."""
+    return {name: flag(declared) for name, declared in declarations(cls).items()}
 
 
 def own_flags(command: Command) -> dict[str, str]:
@@ -291,12 +303,9 @@ def _typed(text: str, members: Iterable[Any]) -> Any:
     return text
 
 
-def _config_option() -> inspect.Parameter:
-    option = typer.Option(
-        "--config",
-        metavar="FILE",
-        help="TOML of settings, or a run's config.toml, for what is not given.",
-    )
+def _config_option(section: str) -> inspect.Parameter:
+    text = f"TOML of settings, perhaps as its [{section}], for what is not given."
+    option = typer.Option("--config", metavar="FILE", help=text)
     return _unset(CONFIG, Annotated[Path | None, option])
 
 

@@ -10,18 +10,6 @@ from typing import Any
 from dragn_cache.errors import InputError
 
 
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """``HEIGHTxWIDTH`` in pixels, or one number for a square."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+)(?:[xX×](\d+))?", text)
-    if match is None or "0" in (match[1], match[2]):
-        raise InputError(
-            "--size", expected="HEIGHTxWIDTH, as 224x224", got=repr(text), remedy="correct it"
-        )
-    return int(match[1]), int(match[2] or match[1])
-
-
 def parse_names(text: str | None) -> tuple[str, ...] | None:
     """Names separated by commas."""
     if text is None:
@@ -35,22 +23,6 @@ def parse_bags(text: str | None) -> tuple[str, ...] | Path | None:
         return None
     path = Path(text)
     return path if path.is_file() or path.suffix in (".csv", ".tsv") else parse_names(text)
-
-
-def parse_floats(option: str, text: str | None) -> tuple[float, ...] | None:
-    """One number for all three inputs, or three separated by commas."""
-    names = parse_names(text)
-    if names is None:
-        return None
-    try:
-        numbers = tuple(float(name) for name in names)
-    except ValueError:
-        numbers = ()
-    if len(numbers) not in (1, 3):
-        raise InputError(
-            option, expected="one number or three, as 0.5,0.5,0.5", got=repr(text), remedy="fix it"
-        )
-    return numbers * 3 if len(numbers) == 1 else numbers
 
 
 def parse_options(texts: Sequence[str], flag: str = "--option") -> dict[str, Any]:

@@ -1,29 +1,6 @@
 """Frozen backbones: torchvision's classification networks with taps, preprocessing and digest."""
 
-from dragn_cache.backbones.backbone import Backbone, load_backbone
-from dragn_cache.backbones.families import FAMILIES, Family, family, list_backbones
-from dragn_cache.backbones.preprocessing import Preprocessing, default_preprocessing
-from dragn_cache.backbones.taps import TapInfo, describe_taps
-from dragn_cache.backbones.weights import (
-    fetch_weights,
-    read_state_dict,
-    resolve_weights,
-    weights_digest,
-)
+import lazy_loader
 
-__all__ = [
-    "FAMILIES",
-    "Backbone",
-    "Family",
-    "Preprocessing",
-    "TapInfo",
-    "default_preprocessing",
-    "describe_taps",
-    "family",
-    "fetch_weights",
-    "list_backbones",
-    "load_backbone",
-    "read_state_dict",
-    "resolve_weights",
-    "weights_digest",
-]
+# The names are those of the stub beside; each is imported when it is first asked for.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 from torchvision.models import Weights, WeightsEnum
 
-from dragn_cache.backbones.families import build, family
+from dragn_cache.backbones.building import build
+from dragn_cache.backbones.families import family
 from dragn_cache.backbones.inputs import average_inputs, require_channel_mode
 from dragn_cache.backbones.preprocessing import Preprocessing, default_preprocessing
 from dragn_cache.backbones.taps import Tap, tap_graph, tap_network

@@ -1,7 +1,8 @@
 """The families of torchvision's classification networks: where each keeps its last map and head.
 
 One literal table, from the beginning of a network's name to what the rest of this package must know
-about it. Adding a family is one entry.
+about it. Adding a family is one entry. Neither torch nor torchvision is imported here, so that
+names and default taps can be listed without waiting for them; `building` makes the networks.
 """
 
 from __future__ import annotations
@@ -9,14 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torchvision import models
+from dragn_cache.errors import SettingError, UnknownNameError
 
-from dragn_cache.errors import InputError, UnknownNameError
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GAP = "gap"
 """The tap that is the spatial mean of a family's last map."""
@@ -117,13 +116,31 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def _prefix(name: str) -> str | None:
-    return max((prefix for prefix in FAMILIES if name.startswith(prefix)), key=len, default=None)
+# torchvision's classification networks. A test compares them with the installed version's.
+# fmt: off
+NAMES = (
+    "alexnet", "convnext_base", "convnext_large", "convnext_small", "convnext_tiny",
+    "densenet121", "densenet161", "densenet169", "densenet201", "efficientnet_b0",
+    "efficientnet_b1", "efficientnet_b2", "efficientnet_b3", "efficientnet_b4", "efficientnet_b5",
+    "efficientnet_b6", "efficientnet_b7", "efficientnet_v2_l", "efficientnet_v2_m",
+    "efficientnet_v2_s", "googlenet", "inception_v3", "maxvit_t", "mnasnet0_5", "mnasnet0_75",
+    "mnasnet1_0", "mnasnet1_3", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small",
+    "regnet_x_16gf", "regnet_x_1_6gf", "regnet_x_32gf", "regnet_x_3_2gf", "regnet_x_400mf",
+    "regnet_x_800mf", "regnet_x_8gf", "regnet_y_128gf", "regnet_y_16gf", "regnet_y_1_6gf",
+    "regnet_y_32gf", "regnet_y_3_2gf", "regnet_y_400mf", "regnet_y_800mf", "regnet_y_8gf",
+    "resnet101", "resnet152", "resnet18", "resnet34", "resnet50", "resnext101_32x8d",
+    "resnext101_64x4d", "resnext50_32x4d", "shufflenet_v2_x0_5", "shufflenet_v2_x1_0",
+    "shufflenet_v2_x1_5", "shufflenet_v2_x2_0", "squeezenet1_0", "squeezenet1_1", "swin_b",
+    "swin_s", "swin_t", "swin_v2_b", "swin_v2_s", "swin_v2_t", "vgg11", "vgg11_bn", "vgg13",
+    "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "vit_b_16", "vit_b_32", "vit_h_14",
+    "vit_l_16", "vit_l_32", "wide_resnet101_2", "wide_resnet50_2",
+)
+# fmt: on
 
 
 def list_backbones() -> list[str]:
     """Names of all backbones: torchvision's classification networks, sorted."""
-    return [name for name in models.list_models(module=models) if _prefix(name) is not None]
+    return list(NAMES)
 
 
 def family(name: str) -> Family:
@@ -132,58 +149,17 @@ def family(name: str) -> Family:
     Raises:
         UnknownNameError: no such backbone; offers the nearest names.
     """
-    if name not in list_backbones():
-        raise UnknownNameError(
-            "backbone", name, list_backbones(), remedy="see dragn-cache backbones"
-        )
-    prefix = _prefix(name)
-    assert prefix is not None  # list_backbones holds only names that have one
-    return FAMILIES[prefix]
+    if name not in NAMES:
+        raise UnknownNameError("backbone", name, NAMES, remedy="see dragn-cache backbones")
+    return FAMILIES[max((prefix for prefix in FAMILIES if name.startswith(prefix)), key=len)]
 
 
 def require_image_size(name: str, size: tuple[int, int], side: int) -> None:
-    """Raise InputError if a network built for `side` × `side` cannot take `size` (h, w)."""
+    """Raise SettingError if a network built for `side` × `side` cannot take `size` (h, w)."""
     if family(name).size_option is not None and size != (side, side):
-        raise InputError(
-            f"backbone {name}",
-            expected=f"images of exactly {side}×{side}, which its weights are made for",
+        raise SettingError(
+            "size",
+            expected=f"images of exactly {side}×{side}, which {name}'s weights are made for",
             got=f"{size[0]}×{size[1]}",
-            remedy=f"set the preprocessing size to ({side}, {side})",
+            remedy=f"use `size={side}x{side}`",
         )
-
-
-def build(name: str, side: int, *, seed: int = 0) -> nn.Module:
-    """A network on the CPU with random weights from `seed`; no global random state is touched."""
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)
-        return _build(name, side)
-
-
-def build_on_meta(name: str, side: int) -> nn.Module:
-    """A network on the meta device: its structure and shapes, no memory and no random numbers."""
-    with _EmptyOnMeta():
-        return _build(name, side).to("meta")
-
-
-def _build(name: str, side: int) -> nn.Module:
-    spec = family(name)
-    sized = spec.size_option(side) if spec.size_option is not None else {}
-    network: nn.Module = models.get_model(name, weights=None, **spec.options, **sized)
-    return network.eval()
-
-
-class _EmptyOnMeta(TorchFunctionMode):
-    """Puts parameters on the meta device; leaves real the small tensors that builders read.
-
-    (`torch.device("meta")` does not: RegNet computes its widths with tensors.)
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.empty:
-            kwargs["device"] = "meta"
-        if func in (Tensor.normal_, Tensor.uniform_) and args[0].is_meta:
-            return args[0]  # slow on the meta device, for nothing
-        return func(*args, **kwargs)

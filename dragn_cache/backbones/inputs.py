@@ -16,7 +16,7 @@ def require_channel_mode(name: str, mode: str) -> None:
             f"backbone {name}",
             expected="a network that feeds its inputs to a convolution as they are, to average it",
             got="one that scales red, green and blue apart",
-            remedy="use --channels each or rgb, or another backbone",
+            remedy="use `channels=each` or `channels=rgb`, or another backbone",
         )
 
 
@@ -45,5 +45,5 @@ def _first_convolution(name: str, network: fx.GraphModule) -> nn.Conv2d:
         f"backbone {name}",
         expected="one first convolution of three inputs",
         got="none",
-        remedy="use --channels each or rgb",
+        remedy="use `channels=each` or `channels=rgb`",
     )

@@ -7,7 +7,6 @@ the normalisation on its device.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,23 +14,19 @@ from typing import Any
 
 from torchvision.models import Weights, WeightsEnum
 
+from dragn_cache.backbone_input import BackboneInput, ChannelMode, Intensity, Interpolation
 from dragn_cache.backbones.families import family
 from dragn_cache.backbones.weights import PublishedWeights, resolve_weights
-from dragn_cache.errors import InputError, UnknownNameError
-from dragn_cache.images.intensity import Intensity
+from dragn_cache.errors import InputError, SettingError, UnknownNameError
+from dragn_cache.options import declarations
 
-INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos")
-CHANNEL_MODES = ("rgb", "average", "each")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-MAX_SIDE = 8192  # a network's activations for more would not fit any machine
-
-
 @dataclass(frozen=True)
 class Preprocessing:
-    """The settings between an image and a backbone.
+    """How a backbone's images are prepared: every setting of `BackboneInput`, decided.
 
     Args:
         size: (h, w) of the network's input in pixels.
@@ -40,7 +35,7 @@ class Preprocessing:
             image to exactly `size`.
         mean: subtracted from each channel, on a scale of 0 to 1.
         std: what each channel is then divided by, on the same scale.
-        interpolation: one of bilinear, bicubic, nearest, lanczos.
+        interpolation: how crops are resized.
         channels: `rgb` feeds three channels to the network's three inputs; `average` feeds any
             number to a first convolution whose weights are the mean over those three inputs;
             `each` feeds one channel after the other to all three, and concatenates the features.
@@ -48,62 +43,52 @@ class Preprocessing:
         intensity: how an image's numbers become 0 to 255, as `Intensity.parse` takes it.
 
     Raises:
-        InputError: a value that no image could be prepared with.
+        SettingError: a value that no image could be prepared with.
     """
 
     size: tuple[int, int] = (224, 224)
     resize_shorter: int | None = None
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    interpolation: str = "bilinear"
-    channels: str = "rgb"
+    interpolation: Interpolation = "bilinear"
+    channels: ChannelMode = "rgb"
     rgb: tuple[str, ...] | None = None
     intensity: str = "full"
 
     def __post_init__(self) -> None:
-        _require(_is_ints(self.size, 2), "size", "two whole numbers ≥ 1 (h, w)", self.size)
-        _require(max(self.size) <= MAX_SIDE, "size", f"sides of at most {MAX_SIDE} px", self.size)
-        shorter = self.resize_shorter
-        fits = shorter is None or (_is_ints((shorter,), 1) and shorter >= max(self.size))
-        wanted = f"None or a whole number ≥ {max(self.size)}, the larger side of size"
-        _require(fits, "resize_shorter", wanted, shorter)
-        _require(
-            _is_floats(self.mean) and all(0 <= m <= 1 for m in self.mean),
-            "mean",
-            "three numbers on a scale of 0 to 1",
-            self.mean,
-        )
-        _require(
-            _is_floats(self.std) and all(s > 0 for s in self.std),
-            "std",
-            "three numbers > 0 on a scale of 0 to 1",
-            self.std,
-        )
-        _require(
-            self.interpolation in INTERPOLATIONS,
-            "interpolation",
-            f"one of {', '.join(INTERPOLATIONS)}",
-            self.interpolation,
-        )
-        modes = ", ".join(CHANNEL_MODES)
-        _require(self.channels in CHANNEL_MODES, "channels", f"one of {modes}", self.channels)
-        three = self.channels == "rgb"
-        _require(
-            (three and self.rgb is None) or _are_names(self.rgb, 3 if three else None),
-            "rgb",
-            "None or three channel names" if three else "channel names",
-            self.rgb,
-            "change it, or take any number with --channels average or each"
-            if three
-            else "name them",
-        )
-        # From JSON and TOML come lists, and whole numbers where fractions are meant.
-        object.__setattr__(self, "size", tuple(self.size))
-        object.__setattr__(self, "mean", tuple(float(m) for m in self.mean))
-        object.__setattr__(self, "std", tuple(float(s) for s in self.std))
-        object.__setattr__(self, "rgb", None if self.rgb is None else tuple(self.rgb))
+        declared = declarations(BackboneInput)
+        settings = BackboneInput(**{name: getattr(self, name) for name in declared})
+        for name, value in settings.to_dict().items():
+            if value is None and name != "rgb":
+                raise declared[name].error(None)
+            # From JSON and TOML come lists, and whole numbers where fractions are meant.
+            object.__setattr__(self, name, value)
         # One text for each setting, so that what is recorded can be compared.
         object.__setattr__(self, "intensity", str(Intensity.parse(self.intensity)))
+        self._require_resize()
+        self._require_channels()
+
+    def _require_resize(self) -> None:
+        shorter, side = self.resize_shorter, max(self.size)
+        if shorter is not None and (type(shorter) is not int or shorter < side):
+            raise SettingError(
+                "resize_shorter",
+                expected=f"None or a whole number of at least {side}, the larger side of `size`",
+                got=repr(shorter),
+                remedy="change it",
+            )
+
+    def _require_channels(self) -> None:
+        three = self.channels == "rgb"
+        if (self.rgb is None and not three) or (three and self.rgb and len(self.rgb) != 3):
+            raise SettingError(
+                "rgb",
+                expected="None or three channels' names" if three else "channels' names",
+                got=repr(self.rgb),
+                remedy="change it, or take any number with `channels=average` or `channels=each`"
+                if three
+                else "name them",
+            )
 
     @property
     def planes(self) -> int:
@@ -117,7 +102,7 @@ class Preprocessing:
         centre crop of torchvision's transform would lose an image's borders, and with them cells.
 
         Raises:
-            InputError: a value that cannot be used; UnknownNameError for an unknown setting.
+            SettingError: a value that cannot be used; UnknownNameError for an unknown setting.
         """
         _require_known_names(changes)
         if "size" in changes:
@@ -181,38 +166,3 @@ def _require_known_names(values: Mapping[str, Any]) -> None:
     for name in values:
         if name not in known:
             raise UnknownNameError("preprocessing setting", name, known)
-
-
-def _require(
-    holds: bool, setting: str, expected: str, got: object, remedy: str = "change it"
-) -> None:
-    if not holds:
-        raise InputError(
-            f"preprocessing {setting}", expected=expected, got=repr(got), remedy=remedy
-        )
-
-
-def _are_names(value: object, length: int | None) -> bool:
-    """Whether a value is a list of names: so many, or None for any number but zero."""
-    return (
-        isinstance(value, tuple | list)
-        and len(value) > 0
-        and length in (None, len(value))
-        and all(isinstance(name, str) and name for name in value)
-    )
-
-
-def _is_ints(value: object, length: int) -> bool:
-    return (
-        isinstance(value, tuple | list)
-        and len(value) == length
-        and all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in value)
-    )
-
-
-def _is_floats(value: object) -> bool:
-    return (
-        isinstance(value, tuple | list)
-        and len(value) == 3
-        and all(isinstance(v, int | float) and math.isfinite(v) for v in value)
-    )

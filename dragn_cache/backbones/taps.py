@@ -24,7 +24,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torchvision.models import Weights, WeightsEnum
 
-from dragn_cache.backbones.families import CLS, GAP, build_on_meta, family, require_image_size
+from dragn_cache.backbones.building import build_on_meta
+from dragn_cache.backbones.families import CLS, GAP, family, require_image_size
 from dragn_cache.backbones.preprocessing import default_preprocessing
 from dragn_cache.backbones.tracing import (
     TRACED_BATCH,

@@ -141,7 +141,7 @@ def fetch_weights(weights: Weights | WeightsEnum) -> Path:
         expected="a file to download",
         got=failure,
         remedy=f"on a connected machine download that URL and put the file into {file.parent} "
-        "($TORCH_HOME/hub/checkpoints), or use --weights FILE or --weights random",
+        "($TORCH_HOME/hub/checkpoints), or use `weights=FILE` or `weights=random`",
     )
 
 

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dragn_cache.datasets.cells import CHANNELS, LABELS, FieldPlan, Plate, Quality, render_field
+from dragn_cache.datasets.config import SimulateConfig
 from dragn_cache.errors import InputError
 from dragn_cache.manifest import Bag, Instance, Manifest, write_manifest
 from dragn_cache.manifest.dataset_toml import dataset_text
@@ -41,7 +42,6 @@ _BAD: tuple[Quality, ...] = ("blurred", "empty", "off_target")
 _BAD_WEIGHTS = np.array([0.3, 0.3, 0.4])
 _BAD_SHARE = 0.35  # of all fields but one good one in each bag; a quarter of all fields
 _BAGS_PER_PLATE = 2
-_MIN_SIDE_PX = 32
 IMAGES = "images"  # the folder of the images, beside the tables
 
 
@@ -172,10 +172,8 @@ def simulated_manifest(
 
 def simulate(
     out: Path,
+    config: SimulateConfig | None = None,
     *,
-    bags: int,
-    seed: int,
-    size: tuple[int, int] = (96, 96),
     progress: Callable[[int], None] | None = None,
 ) -> Path:
     """Write the simulated data set as a manifest folder with its images.
@@ -185,9 +183,7 @@ def simulate(
 
     Args:
         out: the folder to make; it may exist when it is empty.
-        bags: number of bags (proteins), at least 1.
-        seed: any integer from 0.
-        size: height and width of a field in pixels, each at least 32.
+        config: how many bags (proteins), of which size, by which seed.
         progress: called after each bag with the number of bags drawn so far.
 
     Returns:
@@ -195,13 +191,11 @@ def simulate(
         grayscale PNG files, and ``truth.csv``: each field's quality, which no training reads.
 
     Raises:
-        InputError: a value is out of range, or ``out`` holds something else.
+        InputError: ``out`` holds something else.
     """
-    _require_at_least("bags", bags, 1)
-    _require_at_least("seed", seed, 0)
-    for side in size:
-        _require_at_least("size", side, _MIN_SIDE_PX)
-    plans = [plan_bag(seed, index) for index in range(bags)]
+    config = config or SimulateConfig()
+    seed, size = config.seed, config.size
+    plans = [plan_bag(seed, index) for index in range(config.bags)]
     if _is_done(out, dataset_text(simulated_manifest(plans, seed, size, out), images=IMAGES)):
         return out
     target = out.resolve()
@@ -216,16 +210,6 @@ def simulate(
         shutil.rmtree(building)
         raise
     return out
-
-
-def _require_at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise InputError(
-            f"simulated data set, {name}",
-            expected=f"at least {least}",
-            got=str(value),
-            remedy=f"choose a larger {name}",
-        )
 
 
 def _is_done(out: Path, description: str) -> bool:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from dragn_cache.errors import ImageError
+from dragn_cache.extraction.config import CheckConfig
 from dragn_cache.images.crops import decoded_size
 from dragn_cache.manifest import Instance, Manifest, read_with_faults
 from dragn_cache.manifest.tables import Fault
@@ -25,9 +26,9 @@ class CheckReport:
 
 def check_dataset(
     dataset: str | Path,
+    config: CheckConfig | None = None,
     *,
     images: Path | None = None,
-    workers: int = 2,
     progress: Progress | None = None,
 ) -> CheckReport:
     """Read the tables, decode every image (all its channels), and compare boxes with sizes.
@@ -35,7 +36,6 @@ def check_dataset(
     Args:
         dataset: as `read_manifest` takes it.
         images: image root that replaces the manifest's own.
-        workers: threads that decode.
         progress: called with images done and images in total.
 
     Raises:
@@ -48,7 +48,7 @@ def check_dataset(
             by_image.setdefault(row.image, []).append(row)
     # Without channels a path with {channel} names no file; that fault is listed already.
     paths = [p for p in by_image if manifest.channels or "{channel}" not in p]
-    with ThreadPoolExecutor(max(1, workers)) as pool:
+    with ThreadPoolExecutor((config or CheckConfig()).workers) as pool:
         for done, result in enumerate(pool.map(partial(_image_size, manifest), paths), start=1):
             faults += _image_faults(result, by_image[paths[done - 1]])
             if progress is not None:

@@ -63,7 +63,7 @@ def require_compute(compute: str, device_type: str) -> None:
             expected=f"{'Triton' if find_compiler() else 'a C++ compiler'} for torch.compile",
             got=f"no {missing.removeprefix('a ')}",
             remedy="install it (apt install g++), or extract into a new store with "
-            "--compute eager; this store's features were or would be compiled",
+            "`compute=eager`; this store's features were or would be compiled",
         )
 
 

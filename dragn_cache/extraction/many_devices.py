@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from multiprocessing.context import SpawnProcess
@@ -74,7 +74,7 @@ def extract_on_devices(
         find_device(device)
     changes = None
     if update and (out / "store.json").exists():  # the plan is changed once, by this process
-        first = replace(config, device=config.devices[0])
+        first = config.replace(device=config.devices[0])
         plan = plan_extraction(manifest, first, out, backbone_device="cpu")
         changes = update_store(out, plan)
     children = _start_processes(manifest, config, out)
@@ -101,7 +101,7 @@ def _start_processes(
     children = {}
     for device in config.devices:
         receiver, sender = context.Pipe(duplex=False)
-        own_config = replace(config, device=device, workers=workers)
+        own_config = config.replace(device=device, workers=workers)
         child = context.Process(target=_on_device, args=(manifest, own_config, out, sender))
         child.start()
         sender.close()
@@ -171,7 +171,7 @@ def _follow(
             "extraction",
             expected="a process for each device that lives",
             got="none that lived to the end (out of memory?)",
-            remedy="run the same command again, with a smaller --batch-size if it repeats",
+            remedy="run the same command again, with a smaller `batch_size` if it repeats",
         )
     return reports
 

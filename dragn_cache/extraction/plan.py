@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,15 @@ import PIL
 import torch
 import torchvision
 
+from dragn_cache.backbone_input import BackboneInput, Intensity
 from dragn_cache.backbones import Backbone, load_backbone
 from dragn_cache.errors import InputError
 from dragn_cache.extraction.config import ExtractConfig
 from dragn_cache.extraction.forward import Forward, choose_compute, require_compute
 from dragn_cache.images.channels import COLOURS, plan_channels
 from dragn_cache.images.crops import Geometry, ImageRequest
-from dragn_cache.images.intensity import Intensity
 from dragn_cache.manifest import Instance, Manifest
+from dragn_cache.options import declarations
 from dragn_cache.store import (
     PartPlan,
     StoreDescription,
@@ -43,9 +44,6 @@ class PlannedImage:
 
     request: ImageRequest
     instances: tuple[tuple[int, Instance], ...]
-
-
-PREPROCESSING_KEYS = ("size", "mean", "std", "interpolation", "channels", "rgb", "intensity")
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ def plan_extraction(
         InputError: backbone, weights, taps, channels or device cannot be used.
         DragnCacheError: this machine cannot compute in the way asked for.
     """
-    backbone = open_backbone(replace(config, device=backbone_device or config.device))
+    backbone = open_backbone(config.replace(device=backbone_device or config.device))
     bag_sizes = tuple(len(instances_of(manifest, bag)) for bag in range(len(manifest.bags)))
     compute = decide_compute(store, config, backbone, sum(bag_sizes))
     precision = choose_precision(config)
@@ -170,7 +168,7 @@ def with_channels(manifest: Manifest, config: ExtractConfig) -> ExtractConfig:
     """The settings with the channels named, so that provenance can name them."""
     if config.rgb is not None:
         return config
-    return replace(config, rgb=_default_rgb(manifest, config.channels or "rgb"))
+    return config.replace(rgb=_default_rgb(manifest, config.channels or "rgb"))
 
 
 def open_backbone(config: ExtractConfig) -> Backbone:
@@ -182,7 +180,9 @@ def open_backbone(config: ExtractConfig) -> Backbone:
         grid=config.grid,
         device=config.device,
         preprocessing={
-            key: value for key in PREPROCESSING_KEYS if (value := getattr(config, key)) is not None
+            name: value
+            for name in declarations(BackboneInput)
+            if (value := getattr(config, name)) is not None
         },
     )
 
@@ -264,7 +264,7 @@ def require_image_root(manifest: Manifest) -> None:
             f"image root {manifest.image_root}",
             expected="a folder",
             got="none",
-            remedy="correct images in dataset.toml, or give --images DIR",
+            remedy="correct images in dataset.toml, or give `images`",
         )
 
 
@@ -288,5 +288,5 @@ def require_images(manifest: Manifest) -> None:
                 f"{bag.file}:{bag.line}",
                 expected="at least one image",
                 got=f"none for bag {bag.bag_id!r}",
-                remedy="add its images, remove the bag, or extract with --on-error skip",
+                remedy="add its images, remove the bag, or extract with `on_error=skip`",
             )

@@ -69,7 +69,7 @@ class ExtractReport:
 
     @property
     def advice(self) -> str:
-        """A change that would make it faster."""
+        """A change that would make it faster, with settings in backquotes as in errors."""
         return advice_for(
             self.limit,
             device=self.device,
@@ -104,16 +104,16 @@ def advice_for(
     """A change for a phase that limits an extraction; ``decode_ms`` is an image's on one core."""
     if limit == "decoding":
         if workers < cores:
-            return f"raise --workers (now {workers}, the machine has {cores} cores)"
+            return f"raise `workers` (now {workers}, the machine has {cores} cores)"
         return (
             f"an image takes {decode_ms:.1f} ms to decode on one core and all {cores} are in use: "
             "store smaller or faster image files, or use more cores"
         )
     if limit == "writing":
-        return "use a faster disk for --out, or store less: --grid, --taps, --dtype float16"
+        return "use a faster disk for `out`, or store less: `grid`, `taps`, `dtype=float16`"
     if device.startswith("cuda"):
-        return f"raise --batch-size (now {batch_size}) while GPU memory lasts"
+        return f"raise `batch_size` (now {batch_size}) while GPU memory lasts"
     return (
-        "the processor computes without a break: --device cuda, a lighter --backbone or a "
-        "smaller --size would help; --workers and --batch-size would not"
+        "the processor computes without a break: `device=cuda`, a lighter `backbone` or a "
+        "smaller `size` would help; `workers` and `batch_size` would not"
     )

@@ -197,7 +197,7 @@ def _require_storable(
             f"bag {bag!r}, tap {name!r}",
             expected=f"finite values up to {limit:g} ({stored.dtype})",
             got=f"{value:g}",
-            remedy="use --dtype float32"
+            remedy="use `dtype=float32`"
             if np.isfinite(value)
-            else "check the weights and --mean, --std",
+            else "check the weights, `mean` and `std`",
         )

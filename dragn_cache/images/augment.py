@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dragn_cache.errors import InputError, UnknownNameError
+from dragn_cache.errors import SettingError, UnknownNameError
 from dragn_cache.types import CLEAN_VIEW, Pixels
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class Augmentation:
 
     Raises:
         UnknownNameError: a step that is not in `STEPS`.
-        InputError: a strength or a number out of its range.
+        SettingError: a strength or a number out of its range.
     """
 
     steps: tuple[str, ...]
@@ -172,19 +172,19 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if not self.steps:
-            raise InputError(
-                "--augment",
+            raise SettingError(
+                "augment",
                 expected="steps that make the views differ",
                 got="none",
-                remedy="give --augment flip,rotate90, say, or leave out --views",
+                remedy="give `augment=flip,rotate90`, say, or leave out `views`",
             )
-        for option, value, least in (("--views", self.views, 1), ("--seed", self.seed, 0)):
+        for name, value, least in (("views", self.views, 1), ("seed", self.seed, 0)):
             if value < least:
-                raise InputError(
-                    option,
-                    expected=f"at least {least} with --augment",
+                raise SettingError(
+                    name,
+                    expected=f"at least {least} with `augment`",
                     got=str(value),
-                    remedy="give a larger number, or leave out --augment",
+                    remedy="give a larger number, or leave out `augment`",
                 )
         object.__setattr__(self, "steps", tuple(_resolved(step) for step in self.steps))
 
@@ -214,8 +214,8 @@ def _resolved(text: str) -> str:
     step = STEPS[name]
     if step.default is None:
         if colon:
-            raise InputError(
-                "--augment", expected=f"{name} alone", got=repr(text), remedy="leave out the number"
+            raise SettingError(
+                "augment", expected=f"{name} alone", got=repr(text), remedy="leave out the number"
             )
         return name
     try:
@@ -223,8 +223,8 @@ def _resolved(text: str) -> str:
     except ValueError:
         strength = float("nan")
     if not step.least <= strength <= step.most:
-        raise InputError(
-            "--augment",
+        raise SettingError(
+            "augment",
             expected=f"{name}:F with F from {step.least:g} to {step.most:g}",
             got=repr(text),
             remedy=f"change it, or write {name} for {step.default:g}",

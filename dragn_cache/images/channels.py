@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dragn_cache.errors import InputError, UnknownNameError
+from dragn_cache.errors import SettingError, UnknownNameError
 
 COLOURS = ("red", "green", "blue")
 
@@ -19,7 +19,7 @@ def plan_channels(
         channels: the data set's channels in order; without any, a colour file's three.
         rgb: their names. Mode ``rgb``: one or three; by default red, green, blue if the data set
             has all three, else its first three, or its only one. Else any number, by default all.
-        mode: ``rgb``, ``average`` or ``each``; see `Preprocessing`.
+        mode: ``rgb``, ``average`` or ``each``; see `BackboneInput`.
 
     Returns:
         the channel names to put into the path (None when the path has no ``{channel}``), and the
@@ -53,11 +53,11 @@ def _three(rgb: Sequence[str], channels: Sequence[str]) -> tuple[str, ...]:
     if len(chosen) == 1:
         return chosen * 3
     if len(chosen) != 3:
-        raise InputError(
-            "--rgb",
+        raise SettingError(
+            "rgb",
             expected="one or three channels",
             got=", ".join(chosen),
             remedy=f"name the channels for the three inputs, among: {', '.join(channels)}; "
-            "or give --channels average or each, for any number",
+            "or give `channels=average` or `channels=each`, for any number",
         )
     return chosen

@@ -13,23 +13,20 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dragn_cache.backbone_input import Intensity, Interpolation
 from dragn_cache.errors import ImageError, InputError
 from dragn_cache.images.augment import Augmentation, augmented
 from dragn_cache.images.decode import Picture, read_picture
-from dragn_cache.images.intensity import FULL, Intensity, scale_planes
+from dragn_cache.images.intensity import FULL, scale_planes
 from dragn_cache.types import Box
 
-RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+RESAMPLING = {name: Image.Resampling[name.upper()] for name in get_args(Interpolation)}
 
 
 @dataclass(frozen=True)
@@ -41,12 +38,12 @@ class Geometry:
         resize_shorter: None resizes the whole crop to exactly ``size``; a number resizes its
             shorter side to that and cuts ``size`` from the centre (torchvision's evaluation
             transform for ImageNet weights).
-        interpolation: a key of `RESAMPLING`; all but nearest are antialiased.
+        interpolation: all but nearest are antialiased.
     """
 
     size: tuple[int, int]
     resize_shorter: int | None = None
-    interpolation: str = "bilinear"
+    interpolation: Interpolation = "bilinear"
 
 
 @dataclass(frozen=True)
@@ -222,7 +219,7 @@ def _plane(image: str, picture: Picture, channel: int) -> int:
             image,
             expected=f"a file with channel {channel + 1}",
             got=f"{count} in the file",
-            remedy="choose others with --rgb, or give one file per channel with {channel}",
+            remedy="choose others with `rgb`, or give one file per channel with {channel}",
         )
     return channel
 

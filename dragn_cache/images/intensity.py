@@ -13,68 +13,15 @@ Percentiles are those of the whole image, before anything is cut from it, so cro
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dragn_cache.errors import InputError
+from dragn_cache.backbone_input import Intensity
+from dragn_cache.errors import SettingError
 
-Kind = Literal["full", "range", "percentile", "channel-percentile"]
-
-_FORMS = "full, LOW:HIGH, percentile:LOW:HIGH or channel-percentile:LOW:HIGH"
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _BLOCK = 2**20  # pixels scaled at a time, so that double precision takes little memory
-
-
-@dataclass(frozen=True)
-class Intensity:
-    """The numbers that become 0 and 255: ``low`` and ``high``, as percentiles or in file units."""
-
-    kind: Kind = "full"
-    low: float = 0.0
-    high: float = 0.0
-
-    @classmethod
-    def parse(cls, text: str) -> Intensity:
-        """The setting of a text.
-
-        Raises:
-            InputError: it is none of the four forms, or its numbers are no range.
-        """
-        if text == "full":
-            return cls()
-        match = re.fullmatch(
-            rf"(?:(percentile|channel-percentile):)?({_NUMBER}):({_NUMBER})", str(text)
-        )
-        if match is None:
-            raise InputError(
-                "--intensity",
-                expected=_FORMS,
-                got=repr(text),
-                remedy="write 0:4095 or percentile:1:99.8, say",
-            )
-        low, high = float(match[2]), float(match[3])
-        percent = match[1] is not None
-        fits = low < high and math.isfinite(255 * (high - low))
-        if not fits or (percent and not 0 <= low < high <= 100):
-            raise InputError(
-                "--intensity",
-                expected="LOW below HIGH" + (", both of 0 to 100" if percent else ""),
-                got=repr(text),
-                remedy="correct the numbers",
-            )
-        return cls(match[1] or "range", low, high)  # type: ignore[arg-type]
-
-    def __str__(self) -> str:
-        """The text that `parse` takes; one for each setting."""
-        if self.kind == "full":
-            return "full"
-        numbers = f"{_short(self.low)}:{_short(self.high)}"
-        return numbers if self.kind == "range" else f"{self.kind}:{numbers}"
 
 
 FULL = Intensity()
@@ -89,7 +36,7 @@ def scale_planes(
         full: for each plane, the largest number of its bits; None where it is not known.
 
     Raises:
-        InputError: the setting cannot be applied to these planes.
+        SettingError: the setting cannot be applied to these planes.
     """
     return [
         scale(plane, low, high)
@@ -135,11 +82,11 @@ def _ranges(
 
 def _full(plane: NDArray[np.generic], most: float | None) -> float:
     if most is None:
-        raise InputError(
-            "--intensity",
+        raise SettingError(
+            "intensity",
             expected="a range, as these pixels have no full range",
             got=f"full, for {plane.dtype} pixels",
-            remedy="give --intensity LOW:HIGH or percentile:LOW:HIGH",
+            remedy="give `intensity=LOW:HIGH` or percentile:LOW:HIGH",
         )
     return most
 
@@ -149,24 +96,20 @@ def _percentiles(
 ) -> tuple[float, float]:
     kinds = sorted({str(plane.dtype) for plane in planes})
     if len(kinds) > 1:
-        raise InputError(
-            "--intensity",
+        raise SettingError(
+            "intensity",
             expected="channels of one kind of pixels, to take percentiles of all together",
             got=f"{' and '.join(kinds)} pixels",
-            remedy="give --intensity channel-percentile:LOW:HIGH",
+            remedy="give `intensity=channel-percentile:LOW:HIGH`",
         )
     values = planes[0] if len(planes) == 1 else np.stack(list(planes))
     with np.errstate(over="ignore", invalid="ignore"):  # the result is checked below
         low, high = np.percentile(values, (intensity.low, intensity.high))
     if not math.isfinite(255 * (float(high) - float(low))):
-        raise InputError(
-            "--intensity",
+        raise SettingError(
+            "intensity",
             expected="percentiles of a range that can be computed with",
             got=f"{low:g} to {high:g}",
-            remedy="give --intensity LOW:HIGH",
+            remedy="give `intensity=LOW:HIGH`",
         )
     return float(low), float(high)
-
-
-def _short(number: float) -> str:
-    return str(int(number)) if number.is_integer() and abs(number) < 2**53 else repr(number)

@@ -4,18 +4,7 @@
 it; ``layouts.py`` lists them by name. torch is imported where a ``.pt`` is read or written only.
 """
 
-from dragn_cache.interop.exporting import ExportReport, export_features
-from dragn_cache.interop.importing import ImportReport, import_features
-from dragn_cache.interop.layouts import SOURCES, TARGETS, Glimpse, find_layout, recognise
+import lazy_loader
 
-__all__ = [
-    "SOURCES",
-    "TARGETS",
-    "ExportReport",
-    "Glimpse",
-    "ImportReport",
-    "export_features",
-    "find_layout",
-    "import_features",
-    "recognise",
-]
+# The names are those of the stub beside; each is imported when it is first asked for.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

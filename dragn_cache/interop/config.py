@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dragn_cache.options import Settings, setting
+from dragn_cache.options import setting
+from dragn_cache.store.config import WriteConfig
+
+SourceLayout = Literal[
+    "clam", "trident", "stamp", "pt", "npy", "torchmil", "npz", "anndata", "hdf5", "zarr"
+]
+TargetLayout = Literal["clam", "trident", "torchmil", "hdf5", "zarr", "anndata"]
 
 
-class ImportConfig(Settings):
+class ImportConfig(WriteConfig):
     """Settings of an import of another tool's features."""
 
-    layout: str | None = setting(
-        None,
-        help="clam, trident, stamp, pt, npy, torchmil, npz, anndata, hdf5 or zarr.",
-        shown_default="recognised",
+    layout: SourceLayout | None = setting(
+        None, help="Whose files they are.", shown_default="recognised"
     )
-    format: Literal["hdf5", "zarr"] = setting("hdf5", help="Format of the parts.")
     dtype: Literal["float16", "float32"] | None = setting(
         None,
         kind="numerics",
@@ -27,7 +30,4 @@ class ImportConfig(Settings):
     )
     unmatched: Literal["refuse", "drop"] = setting(
         "refuse", help="Bags that only the table or only the source has."
-    )
-    part_instances: int = setting(
-        4096, ge=1, kind="plan", help="At most so many instances a part: what a kill can cost."
     )

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dragn_cache.errors import InputError, SettingError
+from dragn_cache.errors import InputError, SettingError, UnknownNameError
 from dragn_cache.files import require_file_names, sync_folder, sync_tree
-from dragn_cache.interop.layouts import TARGETS, require_layout
+from dragn_cache.interop.layouts import TARGETS
 from dragn_cache.interop.target import Target
 from dragn_cache.store import Store, Tap
 from dragn_cache.store.claims import Claims
@@ -44,7 +44,8 @@ def export_features(
             hold the tap.
         StoreError: the store is incomplete or damaged.
     """
-    require_layout(layout, TARGETS)
+    if layout not in TARGETS:
+        raise UnknownNameError("layout", layout, TARGETS)
     target = TARGETS[layout]()
     chosen = choose_tap(store, target, tap)
     store.require_complete()

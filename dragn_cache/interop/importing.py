@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dragn_cache.errors import InputError
 from dragn_cache.interop.config import ImportConfig
-from dragn_cache.interop.layouts import SOURCES, find_layout, require_layout
+from dragn_cache.interop.layouts import SOURCES, find_layout
 from dragn_cache.interop.source import (
     UNKNOWN,
     BagFeatures,
@@ -108,7 +108,6 @@ def import_features(
     """
     config = config or ImportConfig()
     layout = config.layout or find_layout(path)
-    require_layout(layout, SOURCES)
     source = SOURCES[layout](path)
     joined = join_table(source, bags_csv, config)
     survey = survey_source(source, joined.manifest.bags, config, progress)

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import h5py
 
-from dragn_cache.errors import InputError, UnknownNameError
+from dragn_cache.errors import InputError
 from dragn_cache.interop.anndata_file import AnnDataSource, AnnDataTarget
 from dragn_cache.interop.h5_files import (
     ClamSource,
@@ -141,9 +141,3 @@ def _h5_keys(path: Path) -> frozenset[str]:
             return frozenset(keys)
     except SOURCE_DAMAGE:  # reading it later names the damaged file
         return frozenset({"features"})
-
-
-def require_layout(layout: str, known: dict[str, type[Source]] | dict[str, type[Target]]) -> None:
-    """Raise `UnknownNameError` unless a registry has a layout."""
-    if layout not in known:
-        raise UnknownNameError("layout", layout, known)

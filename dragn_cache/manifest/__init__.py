@@ -1,16 +1,6 @@
 """Manifests: the instances of each bag, with labels, splits and groups."""
 
-from dragn_cache.manifest.reading import read_bags, read_manifest, read_with_faults
-from dragn_cache.manifest.records import Bag, Instance, Manifest
-from dragn_cache.manifest.writing import write_bags, write_manifest
+import lazy_loader
 
-__all__ = [
-    "Bag",
-    "Instance",
-    "Manifest",
-    "read_bags",
-    "read_manifest",
-    "read_with_faults",
-    "write_bags",
-    "write_manifest",
-]
+# The names are those of the stub beside; each is imported when it is first asked for.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

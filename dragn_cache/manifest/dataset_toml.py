@@ -11,9 +11,11 @@ from typing import Any
 
 import tomli_w
 
-from dragn_cache.errors import ManifestError
+from dragn_cache.backbone_input import ExtractDefaults
+from dragn_cache.errors import InputError, ManifestError, SettingError
 from dragn_cache.manifest.records import Manifest
 from dragn_cache.manifest.shipped import data_folder
+from dragn_cache.options import declarations, require_known
 
 
 def write_dataset_toml(manifest: Manifest, path: Path, *, images: str | None = None) -> None:
@@ -42,18 +44,6 @@ DATASET_KEYS = {
     "licence": str,
     "citation": str,
     "extract": dict,
-}
-# The value of each key of [extract]: in words, the number of values (0: any list), their type.
-EXTRACT_KEYS: dict[str, tuple[str, int, type | tuple[type, ...]]] = {
-    "backbone": ("a name", 1, str),
-    "size": ("[height, width] in pixels", 2, int),
-    "taps": ("a list of names", 0, str),
-    "channels": ("rgb, average or each", 1, str),
-    "rgb": ("a list of channels", 0, str),
-    "intensity": ("a text, as full or percentile:1:99.8", 1, str),
-    "mean": ("three numbers", 3, (int, float)),
-    "std": ("three numbers", 3, (int, float)),
-    "interpolation": ("a name", 1, str),
 }
 
 
@@ -101,24 +91,18 @@ def _require_toml_values(path: Path, toml: Mapping[str, Any]) -> None:
                 got=repr(names),
                 remedy="remove repetitions and blanks",
             )
-    for key, value in toml.get("extract", {}).items():
-        if key not in EXTRACT_KEYS:
-            raise ManifestError(
-                f"{path}: [extract]",
-                expected=f"keys among {', '.join(EXTRACT_KEYS)}",
-                got=repr(key),
-                remedy="remove or rename it",
-            )
-        expected, count, kind = EXTRACT_KEYS[key]
-        items = value if isinstance(value, list) else [value]
-        fits = all(isinstance(item, kind) and not isinstance(item, bool) for item in items)
-        if (count == 1) == isinstance(value, list) or not fits or (count and count != len(items)):
-            raise ManifestError(
-                f"{path}: [extract] {key}",
-                expected=expected,
-                got=repr(value),
-                remedy="correct it",
-            )
+    _require_defaults(f"{path}: [extract]", toml.get("extract", {}))
+
+
+def _require_defaults(where: str, table: Mapping[str, Any]) -> None:
+    try:
+        require_known(where, table, declarations(ExtractDefaults))
+        ExtractDefaults(**table)
+    except InputError as error:
+        place = f"{where} {error.where}" if isinstance(error, SettingError) else error.where
+        raise ManifestError(
+            place, expected=error.expected, got=error.got, remedy=error.remedy
+        ) from error
 
 
 def find_image_root(toml: Mapping[str, Any], toml_path: Path) -> Path:
@@ -128,7 +112,7 @@ def find_image_root(toml: Mapping[str, Any], toml_path: Path) -> Path:
             f"{toml_path}: images",
             expected=f"the environment variable {unset[0]}",
             got="unset",
-            remedy="set it, or give --images DIR",
+            remedy="set it, or give `images`",
         )
     return toml_path.parent / expanded
 

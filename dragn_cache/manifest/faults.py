@@ -95,7 +95,7 @@ def check_bags_have_images(bags: Sequence[Bag], with_images: set[str]) -> list[F
             bag.line,
             "at least one image",
             f"none for bag {bag.bag_id!r}",
-            "add its images, remove the bag, or extract with --on-error skip",
+            "add its images, remove the bag, or extract with `on_error=skip`",
         )
         for bag in bags
         if bag.bag_id not in with_images

@@ -105,7 +105,7 @@ def _talking_about(task: object) -> Iterator[None]:
             f"worker process of {task}",
             expected="a result",
             got="its end (out of memory?)",
-            remedy="run the same command again, with fewer --jobs if it repeats",
+            remedy="run the same command again, with fewer `jobs` if it repeats",
         ) from error
 
 

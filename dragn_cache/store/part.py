@@ -132,7 +132,7 @@ def damaged_part(path: Path, error: Exception | str) -> DamagedPartError:
         str(path),
         expected="the part as it was written",
         got=str(error) or type(error).__name__,
-        remedy=f"run dragn-cache verify {path.parent.parent} --repair, then extract again",
+        remedy=f"run dragn-cache verify {path.parent.parent} `repair=True`, then extract again",
     )
 
 

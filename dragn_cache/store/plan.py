@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dragn_cache.manifest import Instance, Manifest
+from dragn_cache.store.config import PART_INSTANCES
 
 PART_BYTES = 128 * 2**20
-PART_INSTANCES = 4096
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class StoreDescription:
         views: names of the stored views; "0" is clean.
         provenance: for each of `KINDS`, the values that went into its digest.
         made_from: names, for people, of what a digest only identifies (data set, weights).
-        revision: how often `extract --update` has changed the plan.
+        revision: how often an update has changed the plan.
     """
 
     format: Format
@@ -189,11 +189,11 @@ def require_same_settings(store: Path, have: StoreDescription, want: StoreDescri
     elif (have.taps, have.views) != (want.taps, want.views):
         texts.append("store.json's taps or views are not those of its own settings")
     if texts:
-        remedy = "give the store's settings, or another --out, or remove this store"
+        remedy = "give the store's settings, or another `out`, or remove this store"
         if all(text.startswith("plan.") for text in texts):
-            remedy = "extract with --update to bring it up to date, or give another --out"
+            remedy = "extract with `update=True` to bring it up to date, or give another `out`"
             if want.provenance["numerics"].get("imported"):
-                remedy = "the sources have changed: import them with another --out"
+                remedy = "the sources have changed: import them with another `out`"
         raise StoreMismatchError(
             str(store),
             expected="a store of the same settings",

@@ -36,7 +36,7 @@ def stored_parts(path: Path, manifest: Manifest) -> list[PartPlan]:
                 str(path / "manifest" / "bags.csv"),
                 expected="the part of every bag",
                 got=f"none for bag {bag.bag_id!r}",
-                remedy="extract with --update: it finds the bags in the parts",
+                remedy="extract with `update=True`: it finds the bags in the parts",
             )
         bags_of_part.setdefault(part_of[bag.bag_id], []).append(k)
     return [PartPlan(number, tuple(bags)) for number, bags in sorted(bags_of_part.items())]

@@ -224,5 +224,5 @@ def _require_store_or_nothing(path: Path) -> None:
             str(path),
             expected="a store, or a folder that is empty or does not exist yet",
             got="a file" if path.is_file() else f"a folder with {min(p.name for p in others)}",
-            remedy="give another --out",
+            remedy="give another `out`",
         )

@@ -40,7 +40,7 @@ from dragn_cache.backbones import (
     resolve_weights,
     weights_digest,
 )
-from dragn_cache.backbones.families import build, build_on_meta
+from dragn_cache.backbones.building import build, build_on_meta
 from dragn_cache.backbones.taps import TapGraph, tap_graph, tap_network
 from dragn_cache.backbones.tracing import ShapeKeeping
 from dragn_cache.backbones.weights import fit_state_dict, image_size
@@ -449,7 +449,7 @@ def test_provenance_is_json_and_tells_what_features_depend_on() -> None:
         ({"grid": 4}, InputError, r"grid for tap layer4: expected at most 3, .* 3×3, got 4"),
         ({"grid": 0}, InputError, "grid: expected None or a whole number ≥ 1, got 0"),
         ({"grid": True}, InputError, "grid: expected None or a whole number ≥ 1, got True"),
-        ({"device": "gpu"}, InputError, "--device: expected cpu, cuda or cuda:N.*got 'gpu'"),
+        ({"device": "gpu"}, InputError, "^device: expected cpu, cuda or cuda:N.*got 'gpu'"),
         ({"preprocessing": {"sise": 3}}, UnknownNameError, "'sise'; did you mean size"),
         ({"weights": "IMAGENET1K_V9"}, UnknownNameError, "did you mean IMAGENET1K_V1"),
         ({"weights": "random:-1"}, InputError, "random:SEED.*got 'random:-1'"),
@@ -470,9 +470,21 @@ def test_an_unknown_backbone_offers_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("name", "size", "match"),
     [
-        ("vit_b_32", (256, 256), "vit_b_32: expected images of exactly 224×224.*got 256×256"),
-        ("maxvit_t", (224, 256), "maxvit_t: expected images of exactly 224×224.*got 224×256"),
-        ("vit_h_14", (224, 224), "vit_h_14: expected images of exactly 518×518.*got 224×224"),
+        (
+            "vit_b_32",
+            (256, 256),
+            "size: expected images of exactly 224×224, which vit_b_32.*got 256×256",
+        ),
+        (
+            "maxvit_t",
+            (224, 256),
+            "size: expected images of exactly 224×224, which maxvit_t.*got 224×256",
+        ),
+        (
+            "vit_h_14",
+            (224, 224),
+            "size: expected images of exactly 518×518, which vit_h_14.*got 224×224",
+        ),
         ("alexnet", (31, 31), "alexnet: expected images that are large enough.*got 31×31"),
         ("vgg11", (31, 64), "vgg11: expected images that are large enough.*got 31×64"),
         ("swin_t", (3, 3), "swin_t: expected images that are large enough.*got 3×3"),
@@ -557,18 +569,31 @@ def test_a_new_size_takes_the_whole_image() -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"size": 224}, "preprocessing size: expected two whole numbers ≥ 1.*got 224"),
+        (
+            {"size": 224},
+            r"^size: expected \[height, width\] in pixels, each from 1 to 8192, got 224",
+        ),
         ({"size": (0, 224)}, r"got \(0, 224\)"),
         ({"size": (224.0, 224)}, r"got \(224.0, 224\)"),
-        ({"resize_shorter": 223}, "resize_shorter: expected None or a whole number ≥ 224.*got 223"),
+        (
+            {"resize_shorter": 223},
+            "resize_shorter: expected None or a whole number of at least 224.*got 223",
+        ),
         ({"resize_shorter": 256.0}, "got 256.0"),
-        ({"mean": (0.5, 0.5)}, r"mean: expected three numbers on a scale of 0 to 1, got \(0.5"),
-        ({"mean": (123.675, 116.28, 103.53)}, "on a scale of 0 to 1"),
+        ({"mean": (0.5, 0.5)}, r"mean: expected three numbers from 0 to 1, got \(0.5"),
+        ({"mean": (123.675, 116.28, 103.53)}, "from 0 to 1"),
         ({"mean": (0.5, 0.5, float("nan"))}, "mean: expected three numbers"),
-        ({"std": (0.2, 0.0, 0.2)}, r"std: expected three numbers > 0.*got \(0.2, 0.0, 0.2\)"),
-        ({"interpolation": "cubic"}, "one of bilinear, bicubic, nearest, lanczos, got 'cubic'"),
-        ({"rgb": "red"}, "rgb: expected None or three channel names, got 'red'"),
-        ({"rgb": ("red", "")}, "rgb: expected None or three channel names"),
+        ({"std": (0.2, 0.0, 0.2)}, r"std: expected three numbers above 0.*got \(0.2, 0.0, 0.2\)"),
+        (
+            {"interpolation": "cubic"},
+            "bilinear, bicubic, nearest or lanczos, got 'cubic'; did you mean bicubic",
+        ),
+        ({"rgb": "red"}, "rgb: expected a list of channels, got 'red'"),
+        ({"rgb": ("red", "")}, "rgb: expected names, none of them empty"),
+        ({"rgb": ("red", "blue")}, "rgb: expected None or three channels' names"),
+        ({"channels": "each"}, "rgb: expected channels' names, got None; name them"),
+        ({"mean": None}, "mean: expected three numbers from 0 to 1, got None"),
+        ({"size": (8193, 1)}, r"each from 1 to 8192, got \(8193, 1\)"),
         ({"sizes": (1, 1)}, "a known preprocessing setting, got 'sizes'; did you mean size"),
     ],
 )
@@ -891,7 +916,7 @@ def test_a_failed_download_says_what_to_do_by_hand(
     text = str(caught.value)
     assert url in text
     assert f"put the file into {checkpoints} ($TORCH_HOME/hub/checkpoints)" in text
-    assert "--weights FILE or --weights random" in text
+    assert "`weights=FILE` or `weights=random`" in text
     assert "\n" not in text
 
 

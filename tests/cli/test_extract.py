@@ -41,8 +41,19 @@ MISTAKES = {
     "no weights file": (["--weights", "lost.pth"], "lost.pth"),
     "unknown channel": (["--rgb", "violet"], "violet"),
     "unknown device": (["--device", "abacus"], "abacus"),
+    "wide size": (
+        ["--size", "224x8193"],
+        r"--size: expected \[height, width\] in pixels, each from",
+    ),
+    "mean in 0 to 255": (["--mean", "123"], "--mean: expected three numbers from 0 to 1, got"),
+    "bad intensity": (["--intensity", "5:1"], "--intensity: expected LOW below HIGH"),
+    "views alone": (["--views", "2"], "--augment: .*; give --augment flip,.* or leave out --views"),
+    "two channels": (["--rgb", "red,blue"], "--rgb: .* or take any number with --channels average"),
     "unknown data set": (["--dataset", "flyexpres"], "flyexpress"),
-    "no batch": (["--batch-size", "0"], "--batch-size: expected at least 1, got 0"),
+    "no batch": (
+        ["--batch-size", "0"],
+        "--batch-size: expected a whole number of at least 1, got 0",
+    ),
 }
 
 

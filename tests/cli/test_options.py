@@ -305,34 +305,43 @@ def test_backquoted_settings_are_spelled_as_options() -> None:
 # --- the program -------------------------------------------------------------------------------
 
 
-SHOWN = ("explain", "import", "train-agg", "crossval", "predict", "evaluate")
-
-
-@pytest.mark.parametrize("arguments", [[], *([name] for name in SHOWN)], ids=" ".join)
-def test_help_loads_neither_torch_nor_numpy(arguments: list[str]) -> None:
+def loaded_by(*arguments: object) -> set[str]:
+    """The modules that a command of a process of its own has loaded when it ends well."""
     code = (
         "import sys; from dragn_cache_cli.app import app\n"
-        f"try: app({[*arguments, '--help']!r})\n"
-        "except SystemExit: print('modules:', *sys.modules)"
+        f"try: app({[str(argument) for argument in arguments]!r})\n"
+        "except SystemExit as end: print('modules:', *sys.modules); sys.exit(end.code)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = set(done.stdout.split("modules:")[1].split())
-    assert not {"torch", "numpy", "h5py", "zarr"} & loaded
-    assert ("pydantic" in loaded) == bool(arguments)
-    assert ("dragn_cache_cli.commands.explain" in loaded) == (arguments == ["explain"])
-    assert ("dragn_cache.interop.config" in loaded) == (arguments == ["import"])
+    return set(done.stdout.split("modules:")[1].split())
 
 
-def test_listing_recipes_loads_no_torch() -> None:
-    code = (
-        "import sys; from dragn_cache_cli.app import app\n"
-        "try: app(['recipes'])\n"
-        "except SystemExit: print('modules:', *sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    table, _, loaded = done.stdout.partition("modules:")
-    assert "dragn-fly" in table
-    assert not {"torch", "numpy", "h5py", "zarr"} & set(loaded.split())
+HEAVY = {"torch", "torchvision", "numpy", "pandas", "h5py", "zarr", "PIL", "sklearn", "matplotlib"}
+
+
+def test_the_programs_help_loads_no_settings() -> None:
+    loaded = loaded_by("--help")
+    assert not {*HEAVY, "pydantic"} & loaded
+    assert not {name for name in loaded if name.startswith("dragn_cache_cli.commands.")}
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_a_commands_help_loads_its_settings_only(name: str) -> None:
+    loaded = loaded_by(name, "--help")
+    assert not HEAVY & loaded
+    assert f"dragn_cache_cli.commands.{COMMANDS[name][0]}" in loaded
+
+
+def test_looking_at_names_files_and_stores_loads_no_torch(data: Path, store: Path) -> None:
+    names = {"torch", "torchvision"}
+    for command in ("backbones", "recipes", "aggregators"):
+        assert not HEAVY & loaded_by(command)
+    assert not HEAVY & loaded_by("aggregators", "dragn", "--json")
+    assert not HEAVY & loaded_by("backbones", "--json")
+    assert not names & loaded_by("check", data)
+    assert not names & loaded_by("info", store)
+    assert not names & loaded_by("verify", store)
+    assert not names & loaded_by("export", store, "--layout", "hdf5", "--out", data.parent / "x.h5")
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))

@@ -6,7 +6,9 @@ import json
 import shlex
 from pathlib import Path
 
+import pytest
 from command_line import EXTRACT, ok, refused, run
+from run_stores import make_bags, make_features, write_store
 
 
 def test_verify_names_damage(data: Path, tmp_path: Path) -> None:
@@ -33,3 +35,24 @@ def test_verify_names_damage(data: Path, tmp_path: Path) -> None:
     )
     assert "parts 1 of 3" in ok(*shlex.split(command)[1:])
     ok("verify", out)
+
+
+@pytest.mark.parametrize("features", [{}, {"preprocessing": None}])
+def test_a_store_that_does_not_say_how_it_was_made_is_verified_all_the_same(
+    tmp_path: Path, features: dict[str, None]
+) -> None:
+    bags = make_bags(31)
+    out = tmp_path / "s"
+    write_store(out, bags, make_features(bags), provenance={"features": features})
+    assert "2 of 2 parts, 0 damaged bags" in ok("verify", out)
+    assert json.loads(ok("verify", out, "--json"))["command"] is None
+    (out / "parts" / "00001.h5").unlink()
+    result = run("verify", out, "--repair")
+    assert result.exit_code == 1
+    assert "missing: 00001.h5" in result.stdout
+    assert "repeat what has written this store" in result.stderr
+    assert "dragn-cache extract" not in result.stderr
+
+
+def test_whole_stores_need_no_command(store: Path) -> None:
+    assert json.loads(ok("verify", store, "--json"))["command"] is None

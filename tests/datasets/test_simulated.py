@@ -11,6 +11,7 @@ from PIL import Image
 
 from dragn_cache.datasets import simulated
 from dragn_cache.datasets.cells import CHANNELS, LABELS, FieldPlan, Plate, render_field
+from dragn_cache.datasets.config import SimulateConfig
 from dragn_cache.datasets.simulated import draw_field, plan_bag, simulate
 from dragn_cache.errors import InputError
 from dragn_cache.manifest.dataset_toml import dataset_text
@@ -46,7 +47,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def eleven(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return simulate(tmp_path_factory.mktemp("sim") / "eleven", bags=11, seed=5, size=SIZE)
+    return simulate(
+        tmp_path_factory.mktemp("sim") / "eleven", SimulateConfig(bags=11, seed=5, size=SIZE)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +58,12 @@ def plans() -> list[simulated.BagPlan]:
 
 
 def test_same_arguments_give_the_same_bytes(eleven: Path, tmp_path: Path) -> None:
-    again = simulate(tmp_path / "again", bags=11, seed=5, size=SIZE)
+    again = simulate(tmp_path / "again", SimulateConfig(bags=11, seed=5, size=SIZE))
     assert contents(again) == contents(eleven)
 
 
 def test_a_smaller_set_is_the_beginning_of_a_larger_one(eleven: Path, tmp_path: Path) -> None:
-    seven = contents(simulate(tmp_path / "seven", bags=7, seed=5, size=SIZE))
+    seven = contents(simulate(tmp_path / "seven", SimulateConfig(bags=7, seed=5, size=SIZE)))
     larger = contents(eleven)
     images = {name for name in seven if name.startswith("images/")}
     bags = {f"SIM{k:04d}" for k in range(1, 8)}
@@ -240,33 +243,33 @@ def test_any_size_from_32_is_drawn(size: tuple[int, int]) -> None:
 
 def test_progress_counts_bags(tmp_path: Path) -> None:
     seen: list[int] = []
-    simulate(tmp_path / "sim", bags=3, seed=0, size=(32, 32), progress=seen.append)
+    simulate(tmp_path / "sim", SimulateConfig(bags=3, seed=0, size=(32, 32)), progress=seen.append)
     assert seen == [1, 2, 3]
 
 
 def test_a_finished_simulation_is_left_alone(tmp_path: Path) -> None:
-    out = simulate(tmp_path / "sim", bags=2, seed=0, size=(32, 32))
+    out = simulate(tmp_path / "sim", SimulateConfig(bags=2, seed=0, size=(32, 32)))
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
-    assert simulate(out, bags=2, seed=0, size=(32, 32)) == out
+    assert simulate(out, SimulateConfig(bags=2, seed=0, size=(32, 32))) == out
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
 
 
 def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
-    simulate(tmp_path, bags=1, seed=0, size=(32, 32))
+    simulate(tmp_path, SimulateConfig(bags=1, seed=0, size=(32, 32)))
     assert (tmp_path / "dataset.toml").is_file()
 
 
 def test_a_folder_with_anything_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"new or empty folder.*got other files"):
-        simulate(tmp_path, bags=1, seed=0)
+        simulate(tmp_path, SimulateConfig(bags=1, seed=0))
     assert contents(tmp_path) == {"notes.txt": b"mine"}
 
 
 def test_another_simulation_is_refused(tmp_path: Path) -> None:
-    out = simulate(tmp_path / "sim", bags=2, seed=0, size=(32, 32))
+    out = simulate(tmp_path / "sim", SimulateConfig(bags=2, seed=0, size=(32, 32)))
     with pytest.raises(InputError, match="got another simulation"):
-        simulate(out, bags=2, seed=1, size=(32, 32))
+        simulate(out, SimulateConfig(bags=2, seed=1, size=(32, 32)))
 
 
 def test_an_interrupted_simulation_leaves_nothing(tmp_path: Path) -> None:
@@ -274,24 +277,23 @@ def test_an_interrupted_simulation_leaves_nothing(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        simulate(tmp_path / "sim", bags=3, seed=0, size=(32, 32), progress=stop)
+        simulate(tmp_path / "sim", SimulateConfig(bags=3, seed=0, size=(32, 32)), progress=stop)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("bags", "seed", "size", "text"),
     [
-        (0, 0, (32, 32), "bags: expected at least 1, got 0"),
-        (1, -1, (32, 32), "seed: expected at least 0, got -1"),
-        (1, 0, (32, 31), "size: expected at least 32, got 31"),
+        (0, 0, (32, 32), "bags: expected a whole number of at least 1, got 0"),
+        (1, -1, (32, 32), "seed: expected a whole number of at least 0, got -1"),
+        (1, 0, (32, 31), r"size: expected .* each of at least 32, got \(32, 31\)"),
     ],
 )
 def test_values_out_of_range_are_refused(
-    tmp_path: Path, bags: int, seed: int, size: tuple[int, int], text: str
+    bags: int, seed: int, size: tuple[int, int], text: str
 ) -> None:
     with pytest.raises(InputError, match=text):
-        simulate(tmp_path / "sim", bags=bags, seed=seed, size=size)
-    assert not (tmp_path / "sim").exists()
+        SimulateConfig(bags=bags, seed=seed, size=size)
 
 
 def check_description(described: dict[str, object]) -> None:

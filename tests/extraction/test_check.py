@@ -10,6 +10,7 @@ from PIL import Image
 
 from dragn_cache.errors import ManifestError
 from dragn_cache.extraction.check import check_dataset
+from dragn_cache.extraction.config import CheckConfig
 
 H, W = 11, 13
 TOML = 'name = "faulty"\ntask = "multilabel"\nlabels = ["actin", "golgi"]\n'
@@ -111,7 +112,7 @@ def test_texts_say_what_is_wrong(faulty: Path) -> None:
 
 
 def test_the_result_does_not_depend_on_the_workers(faulty: Path) -> None:
-    one, three = (check_dataset(faulty, workers=workers) for workers in (1, 3))
+    one, three = (check_dataset(faulty, CheckConfig(workers=workers)) for workers in (1, 3))
     assert one == three
 
 

@@ -500,7 +500,7 @@ def test_a_part_that_another_process_finished_first_is_kept(
                     part, out / "parts" / part.name
                 )
 
-    extract(manifest, replace(wanted, batch_size=8), out, progress=race)
+    extract(manifest, wanted.replace(batch_size=8), out, progress=race)
     assert tree(out) == tree(tmp_path / "whole")
 
 
@@ -512,7 +512,7 @@ def test_a_damaged_part_is_named_by_extract(
     extract(manifest, config(format=format), tmp_path / "s")
     part = open_store(tmp_path / "s").part_path(1)
     (part / "zarr.json" if part.is_dir() else part).write_bytes(b"")
-    with pytest.raises(DamagedPartError, match=r"00001\.\w+: .*verify .* --repair"):
+    with pytest.raises(DamagedPartError, match=r"00001\.\w+: .*verify .* `repair=True`"):
         extract(manifest, config(format=format), tmp_path / "s")
 
 

@@ -120,7 +120,7 @@ def test_two_devices_share_one_store(tmp_path: Path) -> None:
     assert tree(tmp_path / "two") == tree(tmp_path / "one")
     assert (report.parts_written, report.instances_done) == (5, sum(SIZES))
     assert seen[-1] == (sum(SIZES), sum(SIZES))
-    with pytest.raises(InputError, match=r"--device: expected cpu, cuda"):
+    with pytest.raises(InputError, match=r"^device: expected cpu, cuda"):
         extract(manifest, config(device="cpu,tpu"), tmp_path / "three")
 
 
@@ -201,7 +201,7 @@ def test_report_and_doctor_name_the_right_limit(tmp_path: Path) -> None:
         assert (report.limit, cost.limit) == (limit, limit)
         assert (cost.images, cost.instances) == (13, 13)
         assert cost.bytes == 13 * open_store(tmp_path / f"{limit}.features").description.row_bytes
-        words = "decode" if limit == "decoding" else "lighter --backbone"
+        words = "decode" if limit == "decoding" else "lighter `backbone`"
         assert words in report.advice
         assert words in cost.advice
 
@@ -210,7 +210,7 @@ def test_advice_follows_the_limit() -> None:
     slow = ExtractReport(wait_seconds=5, forward_seconds=1, workers=1, cores=4)
     assert (slow.limit, slow.advice) == (
         "decoding",
-        "raise --workers (now 1, the machine has 4 cores)",
+        "raise `workers` (now 1, the machine has 4 cores)",
     )
     disk = ExtractReport(forward_seconds=2, stall_seconds=6, write_seconds=7, device_seconds=0.1)
     assert disk.limit == "writing"
@@ -220,7 +220,7 @@ def test_advice_follows_the_limit() -> None:
     )
     assert (gpu.limit, gpu.advice) == (
         "network",
-        "raise --batch-size (now 32) while GPU memory lasts",
+        "raise `batch_size` (now 32) while GPU memory lasts",
     )
 
 

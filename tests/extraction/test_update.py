@@ -82,7 +82,7 @@ def test_changed_new_and_removed_bags(tmp_path: Path, format: str) -> None:
     draw_image(folder / "img" / "002_3.png", np.random.default_rng(99), 41, 53)
     edit(folder, drop="001")
     edit(folder, add=("900", 3))
-    with pytest.raises(StoreMismatchError, match=r"plan\.manifest_sha256.*--update"):
+    with pytest.raises(StoreMismatchError, match=r"plan\.manifest_sha256.*`update=True`"):
         extract(read_manifest(folder), config(format=format), out)
     report, found = update(folder, out, format=format)
     assert (found.changed, found.new, found.removed) == (("002",), ("900",), ("001",))
@@ -203,7 +203,7 @@ def test_an_update_killed_between_its_two_tables_goes_on(
         patch.setattr("dragn_cache.store.update.write_description", killed)
         with pytest.raises(KilledError):
             update(folder, out, format=format)
-    with pytest.raises(StoreMismatchError, match="--update"):
+    with pytest.raises(StoreMismatchError, match="`update=True`"):
         extract(read_manifest(folder), config(format=format), out)
     update(folder, out, format=format)
     assert tree(out) == tree(tmp_path / "whole")
@@ -218,7 +218,9 @@ def test_a_lost_table_of_an_updated_store_is_found_in_its_parts(
     update(folder, out, format=format)
     before = tree(out)
     shutil.rmtree(out / "manifest")
-    with pytest.raises(StoreError, match="extract with --update: it finds the bags in the parts"):
+    with pytest.raises(
+        StoreError, match="extract with `update=True`: it finds the bags in the parts"
+    ):
         extract(read_manifest(folder), config(format=format), out)
     assert update(folder, out, format=format)[1].kept == 7
     assert tree(out) == before

@@ -319,8 +319,8 @@ def test_every_default_is_allowed() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("flip:2", r"--augment: expected flip alone, got 'flip:2'; leave out the number"),
-        ("crop:0", r"--augment: expected crop:F with F from 0\.01 to 1, got 'crop:0'; change it"),
+        ("flip:2", r"^augment: expected flip alone, got 'flip:2'; leave out the number"),
+        ("crop:0", r"^augment: expected crop:F with F from 0\.01 to 1, got 'crop:0'; change it"),
         ("crop:1.5", r"got 'crop:1\.5'; change it, or write crop for 0\.7"),
         ("noise:-0.1", r"expected noise:F with F from 0 to 1, got 'noise:-0\.1'"),
         ("noise:much", r"expected noise:F with F from 0 to 1, got 'noise:much'"),
@@ -328,7 +328,10 @@ def test_every_default_is_allowed() -> None:
         ("rotate:nan", r"expected rotate:F with F from 0 to 180, got 'rotate:nan'"),
         ("rotate:181", r"expected rotate:F with F from 0 to 180, got 'rotate:181'"),
         ("blur:inf", r"expected blur:F with F from 0 to 50, got 'blur:inf'"),
-        (" , ", r"--augment: expected steps that make the views differ, got none; give --augment"),
+        (
+            " , ",
+            r"^augment: expected steps that make the views differ, got none; give `augment=flip",
+        ),
     ],
 )
 def test_steps_that_cannot_be_are_refused(text: str, message: str) -> None:
@@ -342,9 +345,11 @@ def test_unknown_steps_are_offered_the_nearest() -> None:
 
 
 def test_views_and_steps_go_together() -> None:
-    with pytest.raises(InputError, match=r"--augment: expected steps .*got none; give --augment"):
+    with pytest.raises(
+        InputError, match=r"^augment: expected steps .*got none; give `augment=flip"
+    ):
         Augmentation.parse(None, 2, 0)
-    with pytest.raises(InputError, match=r"--views: expected at least 1 with --augment, got 0"):
+    with pytest.raises(InputError, match=r"^views: expected at least 1 with `augment`, got 0"):
         Augmentation.parse("flip", 0, 0)
-    with pytest.raises(InputError, match=r"--seed: expected at least 0 with --augment, got -1"):
+    with pytest.raises(InputError, match=r"^seed: expected at least 0 with `augment`, got -1"):
         Augmentation.parse("flip", 1, -1)

@@ -68,7 +68,7 @@ def test_stored_features_are_the_backbones(
 ) -> None:
     manifest = read_manifest(write(tmp_path / "d", apart=apart))
     assert check_dataset(tmp_path / "d").faults == ()
-    config = replace(CONFIG, channels=mode, rgb=chosen, intensity="0:4095")
+    config = CONFIG.replace(channels=mode, rgb=chosen, intensity="0:4095")
     extract(manifest, config, tmp_path / "s")
     store = open_store(tmp_path / "s")
     names = chosen or NAMES
@@ -93,7 +93,7 @@ def test_the_data_set_may_say_so(tmp_path: Path) -> None:
         read_manifest(write(tmp_path / "d", apart=False, extract_table=table)).extract
     )
     assert (config.channels, config.rgb, config.intensity) == ("each", ("er",), "0:4095")
-    back = replace(CONFIG, channels="rgb").with_defaults({"channels": "each", "rgb": ["er"]})
+    back = CONFIG.replace(channels="rgb").with_defaults({"channels": "each", "rgb": ["er"]})
     assert (back.channels, back.rgb) == ("rgb", ("er",) * 3)
     wrong = write(tmp_path / "e", apart=False, extract_table="[extract]\nintensity = 5\n")
     with pytest.raises(ManifestError, match=r"\[extract\] intensity: expected a text, as full"):
@@ -101,20 +101,20 @@ def test_the_data_set_may_say_so(tmp_path: Path) -> None:
 
 
 def test_settings_that_cannot_be(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"--intensity: expected full, LOW:HIGH"):
-        replace(CONFIG, intensity="bright")
-    with pytest.raises(InputError, match=r"--channels: expected rgb or average or each, got 'all'"):
-        replace(CONFIG, channels="all")
+    with pytest.raises(InputError, match=r"^intensity: expected full, LOW:HIGH"):
+        CONFIG.replace(intensity="bright")
+    with pytest.raises(InputError, match=r"^channels: expected rgb, average or each, got 'all'"):
+        CONFIG.replace(channels="all")
     manifest = read_manifest(write(tmp_path / "d", apart=False))
     with pytest.raises(UnknownNameError, match="did you mean mito"):
-        extract(manifest, replace(CONFIG, channels="each", rgb=("mitos",)), tmp_path / "s")
+        extract(manifest, CONFIG.replace(channels="each", rgb=("mitos",)), tmp_path / "s")
     with pytest.raises(
-        InputError, match=r"three channel names, got .*, or take any number with --ch"
+        InputError, match=r"three channels' names, got .*, or take any number with `ch"
     ):
-        extract(manifest, replace(CONFIG, rgb=NAMES), tmp_path / "s")
+        extract(manifest, CONFIG.replace(rgb=NAMES), tmp_path / "s")
     fewer = replace(manifest, channels=NAMES[:4])
     with pytest.raises(ImageError, match=r"bag 'a', a\.ome\.tif: expected 4 channels, got 5 pages"):
-        extract(fewer, replace(CONFIG, channels="each"), tmp_path / "t")
+        extract(fewer, CONFIG.replace(channels="each"), tmp_path / "t")
 
 
 def test_from_the_command_line(tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from dragn_cache.backbone_input import Intensity
 from dragn_cache.errors import ImageError
 from dragn_cache.images import decode
 from dragn_cache.images.crops import Crops, Geometry, ImageRequest, decoded_size, read_crops
 from dragn_cache.images.decode import read_picture
-from dragn_cache.images.intensity import Intensity
 
 H, W = 23, 31
 Array = NDArray[Any]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dragn_cache.backbone_input import Intensity
 from dragn_cache.errors import InputError
-from dragn_cache.images.intensity import Intensity, scale, scale_planes
+from dragn_cache.images.intensity import scale, scale_planes
 
 F4 = np.float32
 
@@ -29,7 +30,7 @@ def test_each_setting_has_one_text(text: str, canonical: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"--intensity: expected full, LOW:HIGH, percentile:LOW:HIGH or .*, got ''"),
+        ("", r"^intensity: expected full, LOW:HIGH, percentile:LOW:HIGH or .*, got ''"),
         ("auto", "got 'auto'; write 0:4095"),
         ("0-4095", "got '0-4095'"),
         ("nan:5", "got 'nan:5'"),

@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import h5py
 import numpy as np
@@ -30,7 +30,7 @@ from dragn_cache.interop import (
     import_features,
     recognise,
 )
-from dragn_cache.interop.config import ImportConfig
+from dragn_cache.interop.config import ImportConfig, SourceLayout, TargetLayout
 from dragn_cache.interop.source import exact_dtype, row_values
 from dragn_cache.manifest import Bag, Instance, Manifest
 from dragn_cache.runs.train import train_run
@@ -796,6 +796,11 @@ def test_an_export_that_fails_leaves_nothing(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "out", "whole"]
 
 
+def test_the_layouts_that_settings_allow_are_those_there_are() -> None:
+    assert get_args(SourceLayout) == tuple(SOURCES)
+    assert get_args(TargetLayout) == tuple(TARGETS)
+
+
 def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     store = make_store(tmp_path / "a", {"s1": 3, "s2": 1, "s3": 2})
     with pytest.raises(UnknownNameError, match=r"layout: .*did you mean clam"):
@@ -804,8 +809,8 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         export_features(store, tmp_path / "out", "zarr", tap="gap")
     with pytest.raises(UnknownNameError, match=r"tap: .*did you mean gap"):
         export_features(store, tmp_path / "out", "clam", tap="gaps")
-    with pytest.raises(UnknownNameError, match=r"layout: .*did you mean torchmil"):
-        import_features(tmp_path, tmp_path / "b", ImportConfig(layout="torchmill"))
+    with pytest.raises(InputError, match=r"layout: expected clam, .*; did you mean torchmil"):
+        ImportConfig(layout="torchmill")  # type: ignore[arg-type]
     export_features(store, tmp_path / "out", "clam")
     with pytest.raises(InputError, match=r"`encoder`\), got features of net/7"):
         import_features(tmp_path / "out", tmp_path / "b", ImportConfig(encoder="net7"))

@@ -182,7 +182,7 @@ def test_a_shipped_name_without_tables_says_what_to_put_where(
     how = f"put bags.csv and instances.csv into {here} .or set DRAGN_CACHE_DATA. and the images"
     how += f" into {here}/images"
     if name == "simulated":
-        how = f"run: dragn-cache simulate --out {here}"
+        how = f"run: dragn-cache simulate `out={here}`"
     with pytest.raises(ManifestError, match=f"expected a table {here}/bags.csv, got none; {how}"):
         read_manifest(name)
 
@@ -403,7 +403,10 @@ def test_the_image_root_is_relative_to_its_file(tmp_path: Path, text: str, root:
         ("labels = ['a', 'a']", r"labels: expected distinct non-empty names, got \['a', 'a'\]"),
         ("channels = ['']", r"channels: expected distinct non-empty names, got \[''\]"),
         ("labels = [1, 2]", r"labels: expected distinct non-empty names, got \[1, 2\]"),
-        ("[extract]\ncolour = 1", r"\[extract\]: expected keys among backbone, .* got 'colour'"),
+        (
+            "[extract]\ncolour = 1",
+            r"\[extract\]: expected a known setting, got 'colour'; .* of: backbone, channels, ",
+        ),
     ],
 )
 def test_dataset_toml_is_checked(tmp_path: Path, toml: str, message: str) -> None:
@@ -588,12 +591,17 @@ def test_numbered_images_of_a_folder_are_in_the_order_people_mean(tmp_path: Path
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("size = [96]", r"\[extract\] size: expected \[height, width\] in pixels, got \[96\]"),
+        ("size = [96]", r"\[extract\] size: expected \[height, width\] in pixels, .*, got \[96\]"),
         ('size = ["a", "b"]', r"\[extract\] size"),
         ('rgb = "red"', r"\[extract\] rgb: expected a list of channels, got 'red'"),
         ("backbone = 3", r"\[extract\] backbone: expected a name, got 3"),
         ("mean = [0.5, 0.5]", r"\[extract\] mean: expected three numbers"),
-        ("grid = 4", r"\[extract\]: expected keys among backbone, size"),
+        ("mean = [125, 125, 125]", r"\[extract\] mean: expected three numbers from 0 to 1"),
+        ("size = [0, 96]", r"\[extract\] size: .*, got \[0, 96\]"),
+        ('channels = "all"', r"\[extract\] channels: expected rgb, average or each, got 'all'"),
+        ('interpolation = "cubic"', r"\[extract\] interpolation: .*; did you mean bicubic"),
+        ('intensity = "bright"', r"\[extract\] intensity: expected full, LOW:HIGH"),
+        ("grid = 4", r"\[extract\]: expected a known setting, got 'grid'"),
     ],
 )
 def test_faults_of_the_extract_table_name_dataset_toml(

@@ -381,7 +381,9 @@ def test_a_truncated_part_is_an_error_never_zeros(
     path = write(tmp_path / "s", format)
     hurt(open_store(path).part_path(1))
     store = open_store(path)
-    with pytest.raises(DamagedPartError, match=r"parts/00001\.\w+: expected .*verify .* --repair"):
+    with pytest.raises(
+        DamagedPartError, match=r"parts/00001\.\w+: expected .*verify .* `repair=True`"
+    ):
         store.load("gap")
     assert [bag for bag, _ in store.verify_part(1)] == ["b2"]
     assert store.bag("b0", "gap").shape == (3, 11)

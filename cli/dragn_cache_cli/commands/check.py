@@ -8,8 +8,13 @@ from typing import Annotated
 
 import typer
 
+from dragn_cache.extraction.config import CheckConfig
+from dragn_cache_cli.options import spell_text, takes
 
+
+@takes(CheckConfig)
 def check(
+    config: CheckConfig,
     dataset: Annotated[
         str,
         typer.Argument(
@@ -17,7 +22,6 @@ def check(
         ),
     ],
     images: Annotated[Path | None, typer.Option(help="Image root, if not the manifest's.")] = None,
-    workers: Annotated[int, typer.Option(help="Threads that decode.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Join a data set's tables with its images and list every fault with file and line.
@@ -30,7 +34,7 @@ def check(
     from dragn_cache_cli import screen
 
     with screen.progress_bar("checking", "images") as progress:
-        report = check_dataset(dataset, images=images, workers=workers, progress=progress)
+        report = check_dataset(dataset, config, images=images, progress=progress)
     manifest = report.manifest
     counts = {
         "dataset": manifest.name,
@@ -44,7 +48,7 @@ def check(
         screen.print_json({**counts, "faults": [asdict(fault) for fault in report.faults]})
     else:
         for fault in report.faults:
-            screen.out.print(str(fault), markup=False, soft_wrap=True)
+            screen.say(spell_text(str(fault), {}, others=True))
         screen.out.print(
             f"{manifest.name}: {counts['bags']} bags, {counts['instances']} instances, "
             f"{report.images} images, {len(manifest.labels)} labels ({manifest.task}): "

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dragn_cache.datasets.config import DemoConfig
+from dragn_cache.options import value_text
 from dragn_cache.scoring.scores import MAIN_SCORES
+from dragn_cache_cli.options import takes
 
 NEXT = """next, on your own images:
   dragn-cache check my_data/                        # a folder with dataset.toml, or one CSV
@@ -15,10 +20,10 @@ NEXT = """next, on your own images:
   dragn-cache train-agg --store my.features --unit L3Agg --out runs/mine"""
 
 
+@takes(DemoConfig, leave_out=["size"])
 def demo(
+    config: DemoConfig,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("demo"),
-    bags: Annotated[int, typer.Option(help="Number of simulated bags.", min=40)] = 300,
-    seed: Annotated[int, typer.Option(help="Of the simulated images.")] = 0,
 ) -> None:
     """Simulate images, check them, extract features, train L3Agg, mean and max, and compare.
 
@@ -29,13 +34,7 @@ def demo(
     from dragn_cache.demo import run_demo
     from dragn_cache_cli import screen
 
-    result = run_demo(
-        out,
-        bags=bags,
-        seed=seed,
-        announce=lambda command: screen.out.print(f"$ {command}", markup=False, soft_wrap=True),
-        bar=screen.progress_bar,
-    )
+    result = run_demo(out, config, announce=_announce, bar=screen.progress_bar)
     names = [score.name for score in MAIN_SCORES]
     rows = []
     for method, metrics in result.metrics.items():
@@ -45,3 +44,12 @@ def demo(
     screen.print_table(["aggregator", *names, "training"], rows, "test bags, 95 % intervals")
     screen.out.print(f"figure: {result.figure}", markup=False, soft_wrap=True)
     screen.out.print(NEXT, markup=False, soft_wrap=True)
+
+
+def _announce(command: str, folder: Path | None, settings: Mapping[str, object]) -> None:
+    from dragn_cache_cli import screen
+
+    words = [] if folder is None else [str(folder)]
+    for name, value in settings.items():
+        words += [f"--{name}", value_text(value)]
+    screen.say(f"$ {shlex.join(['dragn-cache', command, *words])}")

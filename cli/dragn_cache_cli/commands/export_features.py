@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from dragn_cache.interop.config import TargetLayout
 
 
 def export_features(
     store: Annotated[Path, typer.Argument(help="A feature store.")],
-    layout: Annotated[
-        Literal["clam", "trident", "torchmil", "hdf5", "zarr", "anndata"],
-        typer.Option(help="Whose files to write."),
-    ],
+    layout: Annotated[TargetLayout, typer.Option(help="Whose files to write.")],
     out: Annotated[Path, typer.Option(help="The folder or file to write; nothing may be there.")],
     tap: Annotated[
         str | None, typer.Option(help="Tap, where one array per bag is held. [first vector]")

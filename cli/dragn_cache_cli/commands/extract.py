@@ -4,81 +4,23 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from dragn_cache.extraction.config import ExtractConfig
+from dragn_cache_cli.options import own_flags, spell_text, takes
 
 if TYPE_CHECKING:
     from dragn_cache.extraction.report import ExtractReport
 
 
+@takes(ExtractConfig, section="extract")
 def extract(
+    config: ExtractConfig,
     dataset: Annotated[str, typer.Option(help="A name, a folder, or a CSV; see check.")],
     out: Annotated[Path, typer.Option(help="The store to make or to go on with.")],
     images: Annotated[Path | None, typer.Option(help="Image root, if not the manifest's.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="A name; see backbones. [resnet50]")] = None,
-    weights: Annotated[
-        str, typer.Option(help="imagenet, a torchvision weights name, random[:SEED], or a file.")
-    ] = "imagenet",
-    taps: Annotated[
-        str | None, typer.Option(help="Outputs to store, comma-separated. [last map and its GAP]")
-    ] = None,
-    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the input.")] = None,
-    grid: Annotated[int | None, typer.Option(help="Pool maps to GRID×GRID first.")] = None,
-    format: Annotated[Literal["hdf5", "zarr"], typer.Option(help="Format of the parts.")] = "hdf5",
-    dtype: Annotated[
-        Literal["float16", "float32"], typer.Option(help="How features are stored.")
-    ] = "float16",
-    channels: Annotated[
-        Literal["rgb", "average", "each"] | None,
-        typer.Option(
-            help="Three feed the network; any number, averaged into its first layer; or each alone,"
-            " features concatenated. [rgb]"
-        ),
-    ] = None,
-    rgb: Annotated[
-        str | None,
-        typer.Option(
-            help="Channels to use, as green,red,blue: three, unless --channels says else."
-        ),
-    ] = None,
-    intensity: Annotated[
-        str | None,
-        typer.Option(help="full, LOW:HIGH, percentile:LOW:HIGH or channel-percentile:LOW:HIGH."),
-    ] = None,
-    mean: Annotated[str | None, typer.Option(help="Mean of the input, one or three.")] = None,
-    std: Annotated[str | None, typer.Option(help="Deviation of the input, one or three.")] = None,
-    interpolation: Annotated[
-        str | None, typer.Option(help="nearest, bilinear, bicubic or lanczos.")
-    ] = None,
-    views: Annotated[int, typer.Option(help="Augmented copies of every instance.")] = 0,
-    augment: Annotated[
-        str | None,
-        typer.Option(help="What makes them differ, as flip,rotate90,crop:0.7,noise:0.02."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the augmentation.")] = 0,
-    part_instances: Annotated[
-        int, typer.Option(help="At most so many instances a part: what a kill can cost.")
-    ] = 4096,
-    batch_size: Annotated[int, typer.Option(help="Instances of a forward pass.")] = 32,
-    workers: Annotated[int | None, typer.Option(help="Decoding processes. [cores, ≤ 8]")] = None,
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda or cuda:N; several, as cuda:0,cuda:1, share the work.")
-    ] = "cpu",
-    compute: Annotated[
-        Literal["auto", "eager", "compiled"],
-        typer.Option(help="Whether torch.compile speeds up the network. [auto: large jobs]"),
-    ] = "auto",
-    precision: Annotated[
-        Literal["auto", "float32", "bfloat16"],
-        typer.Option(help="Of the network. [auto: bfloat16 on a GPU, else float32]"),
-    ] = "auto",
-    on_error: Annotated[
-        Literal["stop", "skip"], typer.Option(help="What to do with an input that fails.")
-    ] = "stop",
-    max_errors: Annotated[
-        int | None, typer.Option(help="With skip: stop after all when more inputs fail.")
-    ] = None,
     update: Annotated[
         bool,
         typer.Option(
@@ -93,47 +35,23 @@ def extract(
     times at once, on one machine or on several that see the store, the processes share the work.
     Exit code 0: everything is in the store; 1: done, but inputs were skipped; 2: error.
 
+    A setting is its option's, else that of --config, else that of [extract] in the data set's
+    dataset.toml, else the default shown here.
+
     Example: dragn-cache extract --dataset hpa --backbone resnet50 --size 224x224 --out hpa.features
     """
-    from dragn_cache.extraction.config import ExtractConfig
     from dragn_cache.extraction.extract import extract as run
-    from dragn_cache.machine import default_workers
     from dragn_cache.manifest import read_manifest
-    from dragn_cache_cli import parsing, screen
+    from dragn_cache_cli import screen
 
-    config = ExtractConfig(
-        workers=default_workers() if workers is None else workers,
-        backbone=backbone,
-        weights=weights,
-        taps=parsing.parse_names(taps),
-        size=parsing.parse_size(size),
-        grid=grid,
-        channels=channels,
-        rgb=parsing.parse_names(rgb),
-        intensity=intensity,
-        mean=parsing.parse_floats("--mean", mean),
-        std=parsing.parse_floats("--std", std),
-        interpolation=interpolation,
-        format=format,
-        dtype=dtype,
-        views=views,
-        augment=augment,
-        seed=seed,
-        part_instances=part_instances,
-        batch_size=batch_size,
-        device=device,
-        compute=compute,
-        precision=precision,
-        on_error=on_error,
-        max_errors=max_errors,
-    )
     manifest = read_manifest(dataset, images=images)
     with screen.progress_bar("extracting", "images") as progress:
         report = run(manifest, config, out, update=update, progress=progress, say=screen.note)
+    advice = spell_text(report.advice, own_flags(extract))
     if as_json:
-        screen.print_json({**asdict(report), "limit": report.limit, "advice": report.advice})
+        screen.print_json({**asdict(report), "limit": report.limit, "advice": advice})
     else:
-        _print_report(report, out)
+        _print_report(report, advice, out)
     if report.failures:
         screen.warn(
             f"{len(report.failures)} inputs were not used: see {out / 'failures.csv'}; mend them "
@@ -142,7 +60,7 @@ def extract(
         raise typer.Exit(1)
 
 
-def _print_report(report: ExtractReport, out: Path) -> None:
+def _print_report(report: ExtractReport, advice: str, out: Path) -> None:
     from dragn_cache_cli import screen
 
     if report.update is not None:
@@ -168,4 +86,4 @@ def _print_report(report: ExtractReport, out: Path) -> None:
         f"{report.decode_seconds:.1f} s in {report.workers} workers ({each:.1f} ms an image), "
         f"writing {report.write_seconds:.1f} s beside"
     )
-    screen.say(f"limit: {report.limit}; {report.advice}")
+    screen.say(f"limit: {report.limit}; {advice}")

@@ -7,28 +7,24 @@ from typing import Annotated
 
 import typer
 
+from dragn_cache.datasets.config import SimulateConfig
+from dragn_cache_cli.options import takes
 
+
+@takes(SimulateConfig)
 def simulate(
+    config: SimulateConfig,
     out: Annotated[Path, typer.Option(help="Folder to write to.")],
-    bags: Annotated[int, typer.Option(help="Number of bags.")] = 300,
-    seed: Annotated[int, typer.Option(help="Same seed, same files.")] = 0,
-    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of a field in pixels.")] = "96x96",
 ) -> None:
     """Write a simulated fluorescence data set: PNG files and a manifest.
 
     Example: dragn-cache simulate --out sim --bags 300 --seed 0
     """
     from dragn_cache.datasets.simulated import simulate as write
-    from dragn_cache_cli import parsing, screen
+    from dragn_cache_cli import screen
 
     with screen.progress_bar("simulating", "bags") as progress:
-        folder = write(
-            out,
-            bags=bags,
-            seed=seed,
-            size=parsing.parse_size(size) or (96, 96),
-            progress=lambda done: progress(done, bags),
-        )
-    screen.out.print(f"{folder}: {bags} bags", markup=False, soft_wrap=True)
+        folder = write(out, config, progress=lambda done: progress(done, config.bags))
+    screen.out.print(f"{folder}: {config.bags} bags", markup=False, soft_wrap=True)
     command = f"dragn-cache extract --dataset {folder} --weights random --out {folder}.features"
     screen.note(f"next: {command}")

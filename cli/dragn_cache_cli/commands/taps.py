@@ -7,10 +7,15 @@ from typing import Annotated
 
 import typer
 
+from dragn_cache.backbone_input import BackboneInput
+from dragn_cache.options import declarations
+from dragn_cache_cli.options import takes
 
+
+@takes(BackboneInput, leave_out=[name for name in declarations(BackboneInput) if name != "size"])
 def taps(
+    config: BackboneInput,
     name: Annotated[str, typer.Argument(help="A backbone; see dragn-cache backbones.")],
-    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the input in pixels.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show every tap of a backbone: its shape and its bytes per instance in fp16.
@@ -18,9 +23,9 @@ def taps(
     Example: dragn-cache taps resnet18 --size 128x320
     """
     from dragn_cache.backbones import default_preprocessing, describe_taps
-    from dragn_cache_cli import parsing, screen
+    from dragn_cache_cli import screen
 
-    pixels = parsing.parse_size(size) or default_preprocessing(name).size
+    pixels = config.size or default_preprocessing(name).size
     found = describe_taps(name, pixels)
     if as_json:
         screen.print_json([asdict(tap) for tap in found])

@@ -8,8 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from dragn_cache_cli.rebuild import extract_command
-
 
 def verify(
     store: Annotated[Path, typer.Argument(help="A feature store.")],
@@ -28,6 +26,7 @@ def verify(
     from dragn_cache.store import open_store
     from dragn_cache.store.repair import move_aside
     from dragn_cache_cli import screen
+    from dragn_cache_cli.rebuild import rebuild_command
 
     opened = open_store(store)
     missing = opened.missing_parts()
@@ -40,7 +39,7 @@ def verify(
     names = {number: opened.part_path(number).name for number in opened.parts}
     faulty = sorted({number for number, _, _ in damaged})
     moved = move_aside(opened, faulty) if repair else []
-    command = extract_command(opened.description, store)
+    command = rebuild_command(opened.description, store) if damaged or missing else None
     if as_json:
         rows = [{"bag_id": b, "part": names[n], "fault": w} for n, b, w in damaged]
         record: dict[str, Any] = {"damaged": rows, "missing_parts": missing}
@@ -59,7 +58,19 @@ def verify(
         if damaged and not repair:
             screen.note(f"to rewrite them: dragn-cache verify {shlex.quote(str(store))} --repair")
         elif damaged or missing:
-            screen.note("to rewrite what is missing, from the same data set and weights:")
-            screen.note(command)
+            _tell_how_to_rewrite(command)
     if damaged or missing:
         raise typer.Exit(1)
+
+
+def _tell_how_to_rewrite(command: str | None) -> None:
+    from dragn_cache_cli import screen
+
+    if command is None:
+        screen.note(
+            "to rewrite what is missing, repeat what has written this store: it was neither "
+            "extracted nor imported by dragn-cache, or does not say how"
+        )
+    else:
+        screen.note("to rewrite what is missing, from the same data set and weights:")
+        screen.note(command)
