@@ -1,4 +1,4 @@
-"""What an extraction costs beside its bound, the network alone, and the loop that users write.
+"""The cost of an extraction beside its bound, the network alone, and the loop that users write.
 
     python benchmarks/extract.py --backbone resnet18 --images 1200
 

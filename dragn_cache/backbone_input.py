@@ -217,4 +217,4 @@ class BackboneChoice(Settings):
 
 
 class ExtractDefaults(BackboneInput, BackboneChoice):
-    """What ``[extract]`` of a ``dataset.toml`` may say."""
+    """Settings of the section ``[extract]`` of a ``dataset.toml``."""

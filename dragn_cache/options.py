@@ -414,7 +414,7 @@ def _bounds(metadata: Sequence[Any]) -> dict[str, Any]:
 
 
 def _expected(members: Sequence[Any], bounds: Mapping[str, float]) -> str:
-    """What a value must be, in words."""
+    """The allowed values in words."""
     words = [str(v) for v in _literals(members)]
     others = [_type_text(m, bounds) for m in members if get_origin(m) is not Literal]
     *first, last = [*others, *words] or ["nothing"]
@@ -451,8 +451,8 @@ def _is_none(value: Any) -> bool:
 
 
 def _settings_class(members: Sequence[Any]) -> type[Settings] | None:
-    found = (m for m in members if inspect.isclass(m) and issubclass(m, Settings))
-    return next(found, None)
+    classes = (m for m in members if inspect.isclass(m) and issubclass(m, Settings))
+    return next(classes, None)
 
 
 def _frozen(value: Any) -> Any:

@@ -31,7 +31,7 @@ it with the code.
 
 
 def public_names(module: str) -> list[str]:
-    """What a module hands out, sorted; of `errors` all classes."""
+    """The public names of a module, sorted; of `errors` all classes."""
     loaded = importlib.import_module(module)
     listed = getattr(loaded, "__all__", None)
     own = [n for n, x in vars(loaded).items() if inspect.isclass(x) and x.__module__ == module]

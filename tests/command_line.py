@@ -16,7 +16,7 @@ def run(*args: object) -> Result:
 
 
 def ok(*args: object) -> str:
-    """What a command that succeeds prints."""
+    """The output of a command, which must succeed."""
     result = run(*args)
     assert result.exit_code == 0, result.output
     return result.stdout

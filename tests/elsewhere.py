@@ -52,7 +52,7 @@ class elsewhere(TorchDispatchMode):  # noqa: N801 - a context manager
 
 
 def values_of(tensor: Tensor) -> Tensor:
-    """What a tensor on `DEVICE` holds."""
+    """The values of a tensor on `DEVICE`."""
     assert isinstance(tensor, Remote)
     return tensor.values
 

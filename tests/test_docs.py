@@ -77,7 +77,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def call(line: str) -> str:
-    """What a command line prints; it must succeed."""
+    """The output of a command line, which must succeed."""
     _, name, *words = shlex.split(line)
     result = CliRunner().invoke(app, [name, *words, *shlex.split(SMALL.get(name, ""))])
     assert result.exit_code == 0, (line, result.output, result.exception)

@@ -167,15 +167,15 @@ def fail(text: str) -> typer.Exit:
 
 
 def _placeholder() -> None:
-    """What `Commands` puts the command for."""
+    """Stand where `Commands` puts the command."""
 
 
 for command_name, (_, line) in COMMANDS.items():
     app.command(command_name, help=line)(_placeholder)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(asked: bool) -> None:
+    if asked:
         from dragn_cache import __version__
 
         typer.echo(f"dragn-cache {__version__}")

@@ -1,4 +1,4 @@
-"""What every aggregator takes and gives: RaggedBags in, one embedding per bag out.
+"""The base class of aggregators: RaggedBags in, one embedding per bag out.
 
 A new aggregator is one file with a subclass of ``Aggregator`` that writes ``aggregate``, and its
 entry in `declared`; the checks, the conversion of stored fp16 features and the pooling of maps
@@ -28,7 +28,7 @@ from dragn_cache.ragged.bags import averaged
 
 
 class Aggregated(NamedTuple):
-    """What an aggregator makes of B bags with N instances in total.
+    """The result of an aggregator for B bags with N instances in total.
 
     Attributes:
         embedding: (B, D), one row per bag.
@@ -99,7 +99,7 @@ class Aggregator(nn.Module, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What features are converted to: the dtype of the parameters, float32 unless changed."""
+        """The dtype of the parameters, which features are converted to: float32 unless changed."""
         return self._anchor.dtype
 
     def forward(self, bags: RaggedBags, supervision: Supervision | None = None) -> Aggregated:
@@ -178,17 +178,17 @@ class Aggregator(nn.Module, ABC):
             )
 
     def _require_result(self, result: object, bags: int) -> None:
-        """What a new class easily gets wrong, said before a head or a loss stumbles over it."""
-        wanted = (bags, self.out_dim)
+        """Raise an InputError for a result that a head or a loss would fail on."""
+        shape = (bags, self.out_dim)
         if not isinstance(result, Aggregated):
             got = f"a {type(result).__name__}"
-        elif result.embedding.shape != wanted:
+        elif result.embedding.shape != shape:
             got = f"one of shape {tuple(result.embedding.shape)}"
         else:
             return
         raise InputError(
             f"aggregator {self.name}",
-            expected=f"Aggregated with an embedding of shape {wanted}, bags × out_dim",
+            expected=f"Aggregated with an embedding of shape {shape}, bags × out_dim",
             got=got,
             remedy="correct its aggregate, or the out_dim that it sets",
         )

@@ -177,10 +177,10 @@ class DragnOptions(UnitOptions):
     def require_consistent(self) -> None:
         super().require_consistent()
         if self.share_rounds != (self.rounds is None):
-            wanted = "a whole number of at least 1 with share_rounds=false"
+            allowed = "a whole number of at least 1 with share_rounds=false"
             raise SettingError(
                 "rounds",
-                expected="no value with share_rounds=true" if self.share_rounds else wanted,
+                expected="no value with share_rounds=true" if self.share_rounds else allowed,
                 got=repr(self.rounds),
                 remedy="share_rounds=false, rounds=R makes a unit for each of the first R rounds",
             )

@@ -67,7 +67,7 @@ class Dsmil(Aggregator, declared="dsmil"):
         return result._replace(loss=0.5 * supervision.loss(largest))
 
     def _streams(self, bags: RaggedBags) -> tuple[Aggregated, Tensor]:
-        """What the second stream makes, and the first one's logits (B, L)."""
+        """The result of the second stream, and the logits (B, L) of the first."""
         h = self.vectors(bags)
         logits = self.instances(h)
         critical = segment_argmax(logits, bags.offsets)

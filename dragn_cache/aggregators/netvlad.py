@@ -89,7 +89,7 @@ class NetVlad(Aggregator, declared="netvlad"):
         self.assign.bias.copy_(-alpha * centres.square().sum(1))
 
     def _local(self, bags: RaggedBags) -> tuple[Tensor, Tensor]:
-        """What is assigned, (M, C) of length 1, and where each bag's rows start and end."""
+        """The descriptors (M, C), of length 1, and the offsets of each bag's rows."""
         if not self.options.pixels:
             return F.normalize(self.vectors(bags)), bags.offsets
         maps = self.maps(bags).flatten(2)

@@ -81,7 +81,7 @@ def aggregator_class(name: str) -> type[Aggregator]:
 
     module, _, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        cls = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise InputError(
             f"aggregator {name}",
@@ -89,15 +89,15 @@ def aggregator_class(name: str) -> type[Aggregator]:
             got=str(error),
             remedy="correct it, or run where the module is",
         ) from error
-    if not (inspect.isclass(found) and issubclass(found, Aggregator)):
+    if not (inspect.isclass(cls) and issubclass(cls, Aggregator)):
         raise InputError(
             f"aggregator {name}",
             expected="a subclass of dragn_cache.aggregators.Aggregator",
-            got=repr(found),
+            got=repr(cls),
             remedy="derive it from Aggregator and write aggregate",
         )
-    absent = [fact for fact in ("needs", "order_sensitive") if not hasattr(found, fact)]
-    absent += sorted(found.__abstractmethods__)
+    absent = [fact for fact in ("needs", "order_sensitive") if not hasattr(cls, fact)]
+    absent += sorted(cls.__abstractmethods__)
     if absent:
         raise InputError(
             f"aggregator {name}",
@@ -105,4 +105,4 @@ def aggregator_class(name: str) -> type[Aggregator]:
             got=f"a class without {', '.join(absent)}",
             remedy="write them; docs/training.md shows a whole class",
         )
-    return found
+    return cls

@@ -100,11 +100,11 @@ def partition(offsets: Tensor, most: int) -> Regions:
     region = row // width[bag] * per_side[bag] + column // width[bag]
     key = bag * most**2 + region
     order = np.argsort(key, kind="stable")
-    found, counts = np.unique(key, return_counts=True)
+    regions, counts = np.unique(key, return_counts=True)
     return Regions(
         torch.from_numpy(order),
         offsets_of(torch.from_numpy(counts)),
-        torch.from_numpy(np.bincount(found // most**2, minlength=len(sizes))),
+        torch.from_numpy(np.bincount(regions // most**2, minlength=len(sizes))),
     )
 
 

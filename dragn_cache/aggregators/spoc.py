@@ -80,12 +80,12 @@ class Spoc(Aggregator, declared="spoc"):
             return
         from sklearn.decomposition import PCA
 
-        found = torch.cat([self._descriptors(bags) for bags in batches]).cpu().double().numpy()
-        _require_components(whiten, at_most=len(found) - 1, what="training bags, less one")
-        pca = PCA(whiten, svd_solver="full").fit(found)
+        descriptors = torch.cat([self._descriptors(bags) for bags in batches])
+        _require_components(whiten, at_most=len(descriptors) - 1, what="training bags, less one")
+        pca = PCA(whiten, svd_solver="full").fit(descriptors.cpu().double().numpy())
         variance = pca.explained_variance_
-        told = variance > LEAST_VARIANCE * variance[0]
-        scale = np.where(told, 1 / np.sqrt(np.where(told, variance, 1)), 0)
+        varies = variance > LEAST_VARIANCE * variance[0]
+        scale = np.where(varies, 1 / np.sqrt(np.where(varies, variance, 1)), 0)
         self.centre.copy_(torch.from_numpy(pca.mean_))
         self.components.copy_(torch.from_numpy(pca.components_ * scale[:, None]))
 

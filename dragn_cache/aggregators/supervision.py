@@ -18,7 +18,7 @@ class Criterion(Protocol):
 
 @dataclass(frozen=True)
 class Supervision:
-    """What B bags of a batch should become, for aggregators with losses of their own.
+    """Targets and criterion of the B bags of a batch, for aggregators with losses of their own.
 
     Attributes:
         targets: (B, L) of 0 and 1, floating.

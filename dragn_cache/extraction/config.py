@@ -83,7 +83,7 @@ class ExtractConfig(WriteConfig, ExtractDefaults):
 
     @property
     def augmentation(self) -> Augmentation | None:
-        """What makes the augmented views; None without any."""
+        """The steps that make the augmented views; None without any."""
         if self.augment is None and self.views == 0:
             return None  # without waiting for numpy, as for a command's help
 

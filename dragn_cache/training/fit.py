@@ -42,7 +42,7 @@ CLASSICAL_SETTINGS = frozenset(
 
 
 class Fitted(Protocol):
-    """What training gives, by gradients (`Trained`) or not (`ClassicalFitted`)."""
+    """The result of a training, by gradients (`Trained`) or not (`ClassicalFitted`)."""
 
     @property
     def model(self) -> Model:

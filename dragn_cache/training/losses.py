@@ -1,4 +1,4 @@
-"""What training minimises: a criterion for each epoch, and the options that decide it.
+"""Losses: a criterion for each epoch, and the options that decide it.
 
 A loss is asked for its criterion at every epoch, because some change while they train: FRN's focus
 grows, its weights of positives go up and down. Epochs count from 1; formulas that count from 0 take

@@ -1,4 +1,4 @@
-"""What can be trained on bags by name: aggregators, by gradients, and classical methods, fitted.
+"""Methods by name: aggregators, trained by gradients, and classical methods, fitted.
 
 `fit_method` trains either kind, `load_model` brings either back, `predict_method` applies either;
 whoever calls these need not know which it is. What differs between them is in `Facts`. Everything
@@ -24,7 +24,7 @@ SUPPLIED = ("labels", "task")
 
 @dataclass(frozen=True)
 class Facts:
-    """What a method is like.
+    """Properties of a method.
 
     Attributes:
         needs: the tap that it is meant for, "map", "vector" or "any".
@@ -40,7 +40,7 @@ class Facts:
 
 
 def method_facts(name: str) -> Facts:
-    """What the method of a name is like.
+    """The properties of the method of a name.
 
     Args:
         name: of an aggregator, a classical method, or ``package.module:Class``.

@@ -1,4 +1,4 @@
-"""What a step minimises: the loss of the bags, masked and weighted."""
+"""The objective of a step: the loss of the bags, masked and weighted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dragn_cache.training.losses import create_loss
 
 
 class Objective:
-    """What bags should become in each epoch of a training.
+    """Targets, weights and criterion of the bags in each epoch of a training.
 
     Validation is measured with the criterion of the last epoch, so that its losses can be compared
     from epoch to epoch whatever the loss does meanwhile.
@@ -42,7 +42,7 @@ class Objective:
     def supervision(
         self, rows: Tensor, pos_weight: Tensor | None = None, epoch: int | None = None
     ) -> Supervision:
-        """What the bags (b,) in ``rows`` should become.
+        """The supervision of the bags (b,) in ``rows``.
 
         Args:
             pos_weight: (L,) what positive targets count.
@@ -81,8 +81,8 @@ def positive_weights(
         InputError: it is given for a multi-class task, or the loss cannot be used.
     """
     balanced = create_loss(config.loss, data.task, config.loss_options).balanced
-    wanted = "balanced" if config.pos_weight is None and balanced else config.pos_weight
-    if wanted is None:
+    pos_weight = "balanced" if config.pos_weight is None and balanced else config.pos_weight
+    if pos_weight is None:
         return None
     if data.task != "multilabel":
         raise SettingError(
@@ -92,9 +92,9 @@ def positive_weights(
             remedy="leave it out: classes exclude each other here",
         )
     targets = data.targets[data.rows("train")].astype(np.float32)
-    if wanted == "balanced":
+    if pos_weight == "balanced":
         positive = targets.sum(0)
         weights = (len(targets) - positive) / positive.clip(1)
     else:
-        weights = np.full(targets.shape[1], wanted, np.float32)
+        weights = np.full(targets.shape[1], pos_weight, np.float32)
     return torch.from_numpy(weights).to(device)

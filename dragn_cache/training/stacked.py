@@ -178,10 +178,10 @@ class _StackedTraining:
         self.stack.shell.train()
         width = self.stack.shell.aggregator.out_dim
         masks = torch.stack([m.dropout.draw((len(batch), width)) for m in self.models])
-        wanted = [
+        supervisions = [
             self.objective.supervision(rows, weight, epoch) for weight in self._each_pos_weight()
         ]
-        logits, auxiliary = self.stack(self._scaled(batch), masks.to(self.device), wanted)
+        logits, auxiliary = self.stack(self._scaled(batch), masks.to(self.device), supervisions)
         losses = self._losses(logits, rows, epoch)
         optimizer.zero_grad()
         # The gradient of a sum over models is each model's own gradient.

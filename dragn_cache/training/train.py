@@ -133,9 +133,9 @@ class _Fit:
         self.model.train()
         total = 0.0
         for batch, rows in self.feed.epoch(self.config.batch_size, generator):
-            wanted = self.objective.supervision(rows, self.pos_weight, epoch)
-            logits, auxiliary = self.model(batch, supervision=wanted)
-            loss = wanted.loss(logits)
+            supervision = self.objective.supervision(rows, self.pos_weight, epoch)
+            logits, auxiliary = self.model(batch, supervision=supervision)
+            loss = supervision.loss(logits)
             total += loss.item() * len(rows)
             optimizer.zero_grad()
             weighted = self.model.aggregator.bag_weight * loss
@@ -148,8 +148,8 @@ class _Fit:
         """The loss of the validation bags, and the score that is monitored besides."""
         rows = self.data.rows("validation")
         logits = logits_of(self.model, in_order(self.bags, torch.from_numpy(rows)))
-        wanted = self.objective.supervision(torch.from_numpy(rows), self.pos_weight)
-        scores: dict[Monitor, float] = {"loss": float(wanted.loss(logits))}
+        supervision = self.objective.supervision(torch.from_numpy(rows), self.pos_weight)
+        scores: dict[Monitor, float] = {"loss": float(supervision.loss(logits))}
         if monitored != "loss":
             task = self.data.task
             p = masked(probabilities(logits, task), self.data, self.config, rows)

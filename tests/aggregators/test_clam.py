@@ -131,7 +131,7 @@ def test_every_parameter_learns(name: str, subtyping: bool) -> None:
 
 @every_form
 def test_a_label_that_counts_nothing_has_no_instance_loss(name: str) -> None:
-    """Whatever its target is; the weight of the others stays."""
+    """Its target changes nothing; the weight of the others stays."""
     clam, bags = make(name, subtyping=True), random_bags(SIZES, WIDTH)
     weights = torch.ones_like(TARGETS)
     weights[0, 1] = weights[2, 0] = weights[4, 2] = 0

@@ -1,4 +1,4 @@
-"""What is declared of the aggregators is what their classes are and read."""
+"""Declarations of the aggregators against their classes: the same facts, the options read."""
 
 from __future__ import annotations
 

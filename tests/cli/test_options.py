@@ -346,7 +346,7 @@ def test_looking_at_names_files_and_stores_loads_no_torch(data: Path, store: Pat
 
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_every_commands_own_options_are_named_as_it_has_them(name: str) -> None:
-    """What errors of a command's own arguments say is what its help shows."""
+    """Errors of a command's own arguments spell them as its help does."""
     shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "400"}).output
     for flag in own_flags(load_command(name)).values():
         assert re.search(rf"{flag}\b", shown), flag

@@ -108,7 +108,7 @@ def test_what_cannot_be_masked_is_refused(
 
 
 def test_impossible_labels_count_nothing_in_training(data: LabelledBags) -> None:
-    """Whatever their targets are, in training and in validation."""
+    """Their targets change no loss, in training or in validation."""
     assert data.possible is not None
     other = replace(data, targets=np.where(data.possible, data.targets, 1 - data.targets))
     for mask in ("train", "both"):

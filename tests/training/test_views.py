@@ -81,7 +81,7 @@ def rows_of(bags: RaggedBags) -> list[list[Row]]:
 
 @contextmanager
 def watched() -> Iterator[tuple[list[RaggedBags], list[RaggedBags]]]:
-    """What models are given in training and at evaluation, batch by batch."""
+    """The bags that models get in training and at evaluation, batch by batch."""
     training: list[RaggedBags] = []
     evaluation: list[RaggedBags] = []
 

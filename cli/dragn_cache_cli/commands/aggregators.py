@@ -32,19 +32,19 @@ def aggregators(
     )
     from dragn_cache_cli import screen
 
-    found = {key: method_facts(key) for key in ([name] if name else method_names())}
+    facts_of = {key: method_facts(key) for key in ([name] if name else method_names())}
     if as_json:
-        told = {}
-        for key, facts in found.items():
+        record = {}
+        for key, facts in facts_of.items():
             described = {k: _description(d) for k, d in method_declarations(key).items()}
-            told[key] = {**asdict(facts), "options": method_options(key), "described": described}
-        screen.print_json(told)
+            record[key] = {**asdict(facts), "options": method_options(key), "described": described}
+        screen.print_json(record)
         return
     if name is not None:
         screen.say(method_text(name))
     rows = [
         (key, facts.needs, *map(_yes, (facts.order_sensitive, facts.attention)), facts.classifier)
-        for key, facts in found.items()
+        for key, facts in facts_of.items()
     ]
     screen.print_table(["aggregator", "tap", "order-sensitive", "attention", "classifier"], rows)
     if name is not None:
@@ -57,7 +57,7 @@ def _yes(fact: bool) -> str:
 
 
 def _description(declared: Declared) -> dict[str, Any]:
-    """What `--json` says about an option besides its default."""
+    """The entries of an option in `--json`, besides its default."""
     return {"expected": allowed(declared), "help": declared.help, "sweep": declared.sweep}
 
 
@@ -68,5 +68,5 @@ def _row(declared: Declared) -> tuple[str, str, str, str]:
 
 
 def allowed(declared: Declared) -> str:
-    """What an option may be, in words; None is written `none` on the command line."""
+    """The allowed values in words; None is written `none` on the command line."""
     return f"{declared.expected}, or none" if declared.optional else declared.expected

@@ -35,7 +35,7 @@ def evaluate(
     from dragn_cache.store import open_store
     from dragn_cache_cli import screen
 
-    found = evaluate_run(
+    evaluation = evaluate_run(
         run,
         out,
         config,
@@ -43,19 +43,19 @@ def evaluate(
         bags_csv=bags_csv,
         warn=screen.warn,
     )
-    scores = found.scores
+    scores = evaluation.scores
     if as_json:
-        screen.print_json({found.name: scores})
+        screen.print_json({evaluation.name: scores})
         return
     rows = [
         (s.name, screen.score_text(scores[s.name], scores["intervals"][s.name])) for s in SCORES
     ]
     rows += [(s.name, screen.score_text(scores[s.name])) for s in CALIBRATION_SCORES]
-    title = f"{found.name}: {scores['bags']} bags, decided by {scores['decision']}"
+    title = f"{evaluation.name}: {scores['bags']} bags, decided by {scores['decision']}"
     screen.print_table(["score", "with 95 % interval"], rows, title)
     cells = [
         [row[0], row[1], *("–" if cell is None else f"{cell:.3f}" for cell in row[2:])]
-        for row in label_rows(found)
+        for row in label_rows(evaluation)
     ]
     # Words that a narrow terminal can part.
     head = [name.replace("_", " ") for name in LABEL_COLUMNS]

@@ -64,10 +64,11 @@ def _print_report(report: ExtractReport, advice: str, out: Path) -> None:
     from dragn_cache_cli import screen
 
     if report.update is not None:
-        found = report.update
+        update = report.update
         screen.say(
-            f"update: {found.kept} bags kept, {len(found.changed)} changed, {len(found.new)} new, "
-            f"{len(found.removed)} removed, {len(found.waiting)} still to be written"
+            f"update: {update.kept} bags kept, {len(update.changed)} changed, "
+            f"{len(update.new)} new, {len(update.removed)} removed, "
+            f"{len(update.waiting)} still to be written"
         )
     if not report.parts_written:
         screen.say(f"{out}: complete, nothing to compute")

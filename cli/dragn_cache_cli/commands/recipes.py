@@ -25,7 +25,7 @@ def recipes(
     chosen = {key: RECIPES[key] for key in ([name] if name else RECIPES)}
     if as_json:
         screen.print_json(
-            {key: {k: asdict(s) for k, s in found.items()} for key, found in chosen.items()}
+            {key: {k: asdict(s) for k, s in settings.items()} for key, settings in chosen.items()}
         )
         return
     if name is None:

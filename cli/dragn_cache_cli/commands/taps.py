@@ -26,9 +26,9 @@ def taps(
     from dragn_cache_cli import screen
 
     pixels = config.size or default_preprocessing(name).size
-    found = describe_taps(name, pixels)
+    infos = describe_taps(name, pixels)
     if as_json:
-        screen.print_json([asdict(tap) for tap in found])
+        screen.print_json([asdict(tap) for tap in infos])
         return
     rows = [
         (
@@ -38,7 +38,7 @@ def taps(
             screen.size_text(tap.bytes_fp16),
             "default" if tap.default else "",
         )
-        for tap in found
+        for tap in infos
     ]
     title = f"{name} at {pixels[0]}×{pixels[1]}"
     screen.print_table(["tap", "kind", "shape", "fp16 per instance", ""], rows, title)

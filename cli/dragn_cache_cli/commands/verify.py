@@ -58,12 +58,12 @@ def verify(
         if damaged and not repair:
             screen.note(f"to rewrite them: dragn-cache verify {shlex.quote(str(store))} --repair")
         elif damaged or missing:
-            _tell_how_to_rewrite(command)
+            _print_how_to_rewrite(command)
     if damaged or missing:
         raise typer.Exit(1)
 
 
-def _tell_how_to_rewrite(command: str | None) -> None:
+def _print_how_to_rewrite(command: str | None) -> None:
     from dragn_cache_cli import screen
 
     if command is None:
