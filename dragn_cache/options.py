@@ -21,40 +21,31 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib
 import inspect
-import tomllib
 import types
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
     Literal,
     Self,
-    TypeVar,
     Union,
     cast,
     dataclass_transform,
     get_args,
     get_origin,
-    get_type_hints,
 )
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
-from pydantic.errors import PydanticSchemaGenerationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from dragn_cache.errors import InputError, SettingError, UnknownNameError
 
 Kind = Literal["features", "numerics", "plan"]
 """Which of a store's digests a setting is part of."""
-
-S = TypeVar("S", bound="Settings")
 
 REQUIRED: Any = object()
 """The default of a setting that has none."""
@@ -65,7 +56,7 @@ NONE = "none"
 # --- declaring ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Facts:
     """The arguments of `setting` that pydantic has no use for."""
 
@@ -120,7 +111,16 @@ def setting(
         text: the inverse of ``parse``.
     """
     facts = _Facts(
-        kind, sweep, options_of, expected, check, flag, metavar, shown_default, parse, text
+        kind=kind,
+        sweep=sweep,
+        options_of=options_of,
+        expected=expected,
+        check=check,
+        flag=flag,
+        metavar=metavar,
+        shown_default=shown_default,
+        parse=parse,
+        text=text,
     )
     known: dict[str, Any] = {"description": help, "json_schema_extra": {"facts": facts}}
     known |= {"ge": ge, "gt": gt, "le": le, "lt": lt}
@@ -228,12 +228,11 @@ class Settings(BaseModel, frozen=True):
 # --- what is declared --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Declared:
+@dataclass(frozen=True, kw_only=True)
+class Declared(_Facts):
     """A setting as its class declares it.
 
     Attributes:
-        annotation: its type.
         members: the types that it may have: more than one in a union, without None.
         choices: the allowed values; None unless all types are Literals.
         bounds: of the number that it is, or may be: ``{"ge": 0, "lt": 1}``.
@@ -245,23 +244,14 @@ class Declared:
     """
 
     name: str
-    annotation: Any
     members: tuple[Any, ...]
     choices: tuple[Any, ...] | None
     bounds: Mapping[str, float]
     optional: bool
     default: Any
     help: str
-    kind: Kind | None
-    sweep: bool
-    options_of: str | None
     expected: str
-    check: Callable[[Any], object] | None
     flag: str
-    metavar: str | None
-    shown_default: str | None
-    parse: Callable[[str], Any] | None
-    text: Callable[[Any], str] | None
 
     def normal(self, value: Any) -> Any:
         """A given value as it is kept: without lists, and with settings for tables of settings.
@@ -346,12 +336,6 @@ def declarations(cls: type[Settings]) -> Mapping[str, Declared]:
     )
 
 
-def of_kind(settings: Settings, kind: Kind) -> dict[str, Any]:
-    """The settings that are part of a digest of a store, by name."""
-    known = declarations(type(settings))
-    return {name: getattr(settings, name) for name, d in known.items() if d.kind == kind}
-
-
 def value_text(value: Any) -> str:
     """A value as the command line takes it."""
     if isinstance(value, list | tuple):
@@ -370,25 +354,19 @@ def _declared(cls: type[Settings], name: str, info: FieldInfo) -> Declared:
     bounds = _bounds(info.metadata)
     for member in members:
         bounds |= _bounds(getattr(member, "__metadata__", ()))
+    own = {
+        "expected": facts.expected or _expected(members, _bounds(info.metadata)),
+        "flag": facts.flag or name.replace("_", "-"),
+    }
     return Declared(
         name=name,
-        annotation=info.annotation,
         members=members,
         choices=_literals(members) if literal and members else None,
         bounds=bounds,
         optional=type(None) in annotated or info.annotation is Any,
         default=REQUIRED if info.is_required() else info.get_default(call_default_factory=True),
         help=info.description or "",
-        kind=facts.kind,
-        sweep=facts.sweep,
-        options_of=facts.options_of,
-        expected=facts.expected or _expected(members, _bounds(info.metadata)),
-        check=facts.check,
-        flag=facts.flag or name.replace("_", "-"),
-        metavar=facts.metavar,
-        shown_default=facts.shown_default,
-        parse=facts.parse,
-        text=facts.text,
+        **(vars(facts) | own),
     )
 
 
@@ -511,150 +489,3 @@ def _input_error(
     if name not in values and declared.default is REQUIRED:
         return SettingError(name, expected=declared.expected, got="none", remedy=f"give {name}=…")
     return declared.error(values.get(name, declared.default))
-
-
-# --- TOML --------------------------------------------------------------------------------------
-
-
-def to_toml(settings: Settings) -> str:
-    """The settings as TOML."""
-    import tomli_w
-
-    return tomli_w.dumps(settings.to_table())
-
-
-def from_toml(cls: type[S], path: Path, section: str | None = None) -> S:
-    """The inverse of `to_toml`; see `read_table`."""
-    return cls.from_table(read_table(path, section), str(path))
-
-
-def read_table(path: Path, section: str | None = None) -> dict[str, Any]:
-    """The settings in a TOML file: those of a section if it has it, else all.
-
-    Raises:
-        InputError: there is no such file, or it is not TOML.
-    """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            str(path), expected="a TOML file", got=error.strerror or str(error), remedy="correct it"
-        ) from error
-    except ValueError as error:  # of TOML, or of UTF-8
-        raise InputError(
-            str(path), expected="TOML", got=str(error), remedy="correct the file"
-        ) from error
-    inner = table.get(section) if section is not None else None
-    return inner if isinstance(inner, dict) else table
-
-
-def merge(cls: type[Settings], *layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by name, a later layer before an earlier one.
-
-    Options are joined one by one; those of a choice that a later layer replaces go with it.
-    """
-    known = declarations(cls)
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        below, merged = merged, {**merged, **layer}
-        for name, declared in known.items():
-            choice = declared.options_of
-            if choice is None or name not in merged:
-                continue
-            kept, added = below.get(name), layer.get(name)
-            if choice in layer and layer[choice] != below.get(choice, known[choice].default):
-                kept = None
-            if all(value is None or isinstance(value, Mapping) for value in (kept, added)):
-                merged[name] = {**(kept or {}), **(added or {})}
-    return merged
-
-
-# --- things chosen by name ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Registered:
-    """A class in a registry, as far as it is known before it is imported.
-
-    Attributes:
-        target: ``package.module:Class``.
-        options: its options.
-        text: one line on what it does.
-    """
-
-    target: str
-    options: type[Settings]
-    text: str
-
-    def load(self) -> Any:
-        """The class."""
-        module, _, name = self.target.partition(":")
-        return getattr(importlib.import_module(module), name)
-
-
-def choose(kind: str, registry: Mapping[str, type[S]], name: str, options: Mapping[str, Any]) -> S:
-    """Make what a registry holds under a name.
-
-    Args:
-        kind: what it is, for errors: ``"loss"``.
-
-    Raises:
-        UnknownNameError: the registry does not have the name.
-        InputError: an option that it does not have, lacks, or does not allow to have this value.
-    """
-    if name not in registry:
-        raise UnknownNameError(kind, name, registry)
-    return make(f"{kind} {name}", registry[name], options)
-
-
-def make(owner: str, cls: type[S], options: Mapping[str, Any]) -> S:
-    """The options of an owner, ``"loss focal"``, which errors name."""
-    require_known(owner, options, declarations(cls), "option")
-    try:
-        return cls(**options)
-    except SettingError as error:
-        raise error.at(f"{owner}, option {error.where}") from error
-
-
-class SignatureSettings(Settings):
-    """Options that a signature declares; its defaults are its author's to judge."""
-
-    model_config = ConfigDict(validate_default=False)
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """The options that were given."""
-        return {name: self.__dict__[name] for name in self.model_fields_set}
-
-
-@functools.cache
-def signature_settings(
-    cls: Callable[..., Any], leave_out: tuple[str, ...] = ()
-) -> type[SignatureSettings]:
-    """The keyword-only arguments of a class that declares no settings, as settings.
-
-    An annotation that cannot be evaluated, or that pydantic cannot check, allows every value.
-    """
-    function = cls.__init__ if inspect.isclass(cls) else cls
-    try:
-        hints = get_type_hints(function, include_extras=True)
-    except NameError:  # of a name that is imported for type checkers only
-        hints = {}
-    fields: dict[str, Any] = {}
-    for name, parameter in inspect.signature(cls).parameters.items():
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in leave_out:
-            has_default = parameter.default is not parameter.empty
-            default = parameter.default if has_default else REQUIRED
-            fields[name] = (hints.get(name, Any), setting(default, help=""))
-    return _model(getattr(cls, "__name__", "Options"), fields)
-
-
-def _model(name: str, fields: Mapping[str, Any]) -> type[SignatureSettings]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Field name .* shadows an attribute")
-        try:
-            model = create_model(name, __base__=SignatureSettings, **fields)
-        except PydanticSchemaGenerationError:
-            free: dict[str, Any] = {field: (Any, made) for field, (_, made) in fields.items()}
-            model = create_model(name, __base__=SignatureSettings, **free)
-    return model

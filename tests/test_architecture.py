@@ -24,6 +24,8 @@ GROUND = {
     "files",
     "machine",
     "options",
+    "layers",
+    "named",
     "backbone_input",
     "parallel",
 }
@@ -33,6 +35,8 @@ ALLOWED: dict[str, set[str]] = {
     "files": {"errors", "types"},
     "machine": {"errors", "types"},
     "options": {"errors", "types"},
+    "layers": {"errors", "types", "options"},
+    "named": {"errors", "types", "options"},
     "backbone_input": {"errors", "types", "options"},
     "parallel": {"errors", "types"},
     "devices": {"errors", "types", "machine"},
@@ -60,8 +64,8 @@ ALLOWED: dict[str, set[str]] = {
     "demo": GROUND | {"datasets", "extraction", "figures", "manifest", "runs", "store", "training"},
 }
 NO_TORCH = {
-    *("types", "errors", "files", "machine", "options", "backbone_input", "parallel"),
-    *("manifest", "images", "scoring", "store", "figures"),
+    *("types", "errors", "files", "machine", "options", "layers", "named", "backbone_input"),
+    *("parallel", "manifest", "images", "scoring", "store", "figures"),
 }
 # Of interop only what reads and writes .pt.
 TORCH_FILES = {"dragn_cache.interop.tensor_files"}

@@ -21,16 +21,8 @@ import typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from dragn_cache.errors import DragnCacheError, InputError, SettingError
-from dragn_cache.options import (
-    NONE,
-    Declared,
-    Settings,
-    declarations,
-    merge,
-    read_table,
-    require_known,
-    value_text,
-)
+from dragn_cache.layers import merge, read_settings
+from dragn_cache.options import NONE, Declared, Settings, declarations, require_known, value_text
 from dragn_cache_cli import parsing
 
 Command = Callable[..., None]
@@ -78,7 +70,7 @@ def takes(
             if recipe is not None and recipes is not None:
                 below.append((f"recipe {recipe}", recipes(recipe)))
             if file is not None:
-                table = read_table(file, section)
+                table = read_settings(file, section)
                 _require_settings(cls, file, section, table)
                 below.append((str(file), table))
             for where, values in below:

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from dragn_cache.aggregators.declared import AGGREGATORS, Needs, NoOptions
 from dragn_cache.aggregators.supervision import Supervision
 from dragn_cache.errors import InputError
-from dragn_cache.options import Settings, make
+from dragn_cache.named import make
+from dragn_cache.options import Settings
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import averaged
 

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 
 from dragn_cache.errors import SettingError
-from dragn_cache.options import Registered, Settings, setting
+from dragn_cache.named import Registered
+from dragn_cache.options import Settings, setting
 
 Needs = Literal["map", "vector", "any"]
 """The tap that a method is meant for; "any" where a map and its average give the same result."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from dragn_cache.aggregators.declared import AGGREGATORS
 from dragn_cache.errors import InputError, UnknownNameError
-from dragn_cache.options import Declared, declarations, make, require_known, signature_settings
+from dragn_cache.named import make, signature_settings
+from dragn_cache.options import Declared, declarations, require_known
 
 if TYPE_CHECKING:
     from dragn_cache.aggregators.base import Aggregator

@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 from annotated_types import Gt
 
 from dragn_cache.errors import SettingError
-from dragn_cache.options import Registered, Settings, setting
+from dragn_cache.named import Registered
+from dragn_cache.options import Settings, setting
 
 Normalise = Literal["none", "l1", "l2", "power", "intra"]
 

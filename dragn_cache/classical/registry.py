@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dragn_cache.classical.declared import CLASSICAL
-from dragn_cache.options import make
+from dragn_cache.named import make
 
 if TYPE_CHECKING:
     from dragn_cache.classical.base import ClassicalMethod

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from dragn_cache.backbone_input import ExtractDefaults
+from dragn_cache.layers import merge
 from dragn_cache.machine import default_workers
-from dragn_cache.options import Settings, declarations, merge, setting
+from dragn_cache.options import Settings, declarations, setting
 from dragn_cache.store.config import WriteConfig
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dragn_cache.errors import SettingError
-from dragn_cache.options import Settings, choose, setting
+from dragn_cache.named import choose
+from dragn_cache.options import Settings, setting
 
 if TYPE_CHECKING:
     from torch import Tensor

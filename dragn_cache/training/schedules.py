@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge
 
-from dragn_cache.options import Settings, choose, setting
+from dragn_cache.named import choose
+from dragn_cache.options import Settings, setting
 from dragn_cache.scoring.scores import BY_NAME
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
+import tomli_w
 import typer
 from annotated_types import Ge
 from dragn_cache_cli.app import COMMANDS, app, guarded, load_command
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from dragn_cache.errors import InputError, SettingError
-from dragn_cache.options import Settings, declarations, setting, to_toml
+from dragn_cache.options import Settings, declarations, setting
 
 
 def size_of(text: str) -> tuple[int, int]:
@@ -201,7 +202,7 @@ def test_options_come_before_the_file_the_file_before_the_recipe(tmp_path: Path)
 def test_what_a_run_records_is_a_file_for_the_next(tmp_path: Path) -> None:
     config = Config(rate=1, options={"k": (1, 2), "n": None}, size=(3, 5), h5=False, hidden=4)
     path = tmp_path / "config.toml"
-    section = to_toml(config).replace("[options]", "[train.options]")
+    section = tomli_w.dumps(config.to_table()).replace("[options]", "[train.options]")
     path.write_text(f'[data]\nname = "x"\n[train]\n{section}')
     assert call("--config", str(path)) == config
 
@@ -233,7 +234,7 @@ def test_a_field_more_is_an_option_a_key_a_record_and_a_bounded_error(tmp_path: 
     assert re.search(r"--warmup-epochs <int> Epochs before\. \[5\]", help_of(More))
     assert "warmup" not in help_of(Config)
     path = tmp_path / "config.toml"
-    path.write_text(to_toml(More(warmup_epochs=7)))
+    path.write_text(tomli_w.dumps(More(warmup_epochs=7).to_table()))
     assert tomllib.loads(path.read_text())["warmup_epochs"] == 7
     for arguments, epochs in (([], 5), (["--config", str(path)], 7), (["--warmup-epochs", "9"], 9)):
         assert CliRunner().invoke(app, ["train", "s", *arguments]).exit_code == 0

@@ -9,7 +9,7 @@ import pytest
 
 from dragn_cache.aggregators import AGGREGATORS, aggregator_class
 from dragn_cache.errors import UnknownNameError
-from dragn_cache.options import merge
+from dragn_cache.layers import merge
 from dragn_cache.training.config import TrainConfig
 from dragn_cache.training.losses import create_loss
 from dragn_cache.training.model import build_model

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dragn_cache.options import merge
+from dragn_cache.layers import merge
 from dragn_cache.scoring.scores import COMPARED_SCORES
 from dragn_cache.studies.config import CrossvalConfig, DivisionConfig
 from dragn_cache.training.config import TrainConfig
