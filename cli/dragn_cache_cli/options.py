@@ -288,11 +288,12 @@ def _typed(text: str, members: Iterable[Any]) -> Any:
         return None
     if bool in kinds and text in ("true", "false"):
         return text == "true"
-    if int in kinds and re.fullmatch(r"[+-]?\d+", text):
-        return int(text)
-    if float in kinds and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text):
+    if int not in kinds and float not in kinds:
+        return text
+    number = parsing.parse_number(text)
+    if isinstance(number, int) and int not in kinds:
         return float(text)
-    return text
+    return text if isinstance(number, float) and float not in kinds else number
 
 
 def _config_option(section: str) -> inspect.Parameter:

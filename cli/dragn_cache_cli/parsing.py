@@ -25,6 +25,15 @@ def parse_bags(text: str | None) -> tuple[str, ...] | Path | None:
     return path if path.is_file() or path.suffix in (".csv", ".tsv") else parse_names(text)
 
 
+def parse_number(text: str) -> int | float | str:
+    """A number as written in figures; any other text stays."""
+    if re.fullmatch(r"[+-]?\d+", text):
+        return int(text)
+    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text):
+        return float(text)
+    return text
+
+
 def parse_options(texts: Sequence[str], flag: str = "--option") -> dict[str, Any]:
     """``name=value`` pairs; true, false, none, numbers and lists of whole numbers get their types.
 
@@ -41,22 +50,11 @@ def parse_options(texts: Sequence[str], flag: str = "--option") -> dict[str, Any
             )
         if value.lower() in words:
             options[name] = words[value.lower()]
-        elif re.fullmatch(r"[+-]?\d+", value):
-            options[name] = int(value)
         elif re.fullmatch(r"\d+(,\d+)+", value):
             options[name] = tuple(int(number) for number in value.split(","))
-        elif re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value):
-            options[name] = float(value)
         else:
-            options[name] = value
+            options[name] = parse_number(value)
     return options
-
-
-def option_text(value: object) -> str:
-    """A value as `parse_options` reads it."""
-    if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def parse_aggregators(texts: Sequence[str]) -> tuple[tuple[str, dict[str, Any]], ...]:

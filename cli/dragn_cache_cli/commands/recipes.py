@@ -17,8 +17,9 @@ def recipes(
     """
     from dataclasses import asdict
 
+    from dragn_cache.options import value_text
     from dragn_cache.training.recipes import RECIPES, settings_of
-    from dragn_cache_cli import parsing, screen
+    from dragn_cache_cli import screen
 
     if name is not None:
         settings_of(name)  # refuses names that are none
@@ -35,5 +36,5 @@ def recipes(
         ]
         screen.print_table(["recipe", "aggregator", "settings", "source"], rows)
         return
-    settings = [(k, parsing.option_text(s.value), s.source) for k, s in chosen[name].items()]
+    settings = [(k, value_text(s.value), s.source) for k, s in chosen[name].items()]
     screen.print_table(["setting", "value", "source"], settings)
