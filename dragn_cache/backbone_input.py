@@ -20,6 +20,7 @@ from dragn_cache.options import Settings, setting, value_text
 Interpolation = Literal["bilinear", "bicubic", "nearest", "lanczos"]
 ChannelMode = Literal["rgb", "average", "each"]
 
+DEFAULT_BACKBONE = "resnet50"
 MAX_SIDE = 8192  # a network's activations for more would not fit any machine
 
 
@@ -203,7 +204,7 @@ class BackboneChoice(Settings):
         kind="features",
         help="A network's name; see backbones.",
         expected="a name",
-        shown_default="resnet50",
+        shown_default=DEFAULT_BACKBONE,
     )
     taps: tuple[str, ...] | None = setting(
         None,

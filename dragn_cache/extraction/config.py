@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from dragn_cache.backbone_input import ExtractDefaults
+from dragn_cache.backbone_input import DEFAULT_BACKBONE, ExtractDefaults
 from dragn_cache.layers import merge
 from dragn_cache.machine import default_workers
 from dragn_cache.options import Settings, declarations, setting
@@ -107,7 +107,7 @@ class ExtractConfig(WriteConfig, ExtractDefaults):
         own = defaults.get("backbone")
         if self.backbone is not None and own is not None and self.backbone != own:
             defaults = {key: value for key, value in defaults.items() if key != "taps"}
-        filled = merge(ExtractDefaults, {"backbone": "resnet50"}, defaults, given)
+        filled = merge(ExtractDefaults, {"backbone": DEFAULT_BACKBONE}, defaults, given)
         rgb = filled.get("rgb")
         if filled.get("channels", "rgb") == "rgb" and rgb is not None and len(rgb) == 1:
             filled["rgb"] = tuple(rgb) * 3  # one channel feeds all three inputs

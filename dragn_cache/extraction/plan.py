@@ -16,7 +16,7 @@ import PIL
 import torch
 import torchvision
 
-from dragn_cache.backbone_input import BackboneInput, Intensity
+from dragn_cache.backbone_input import DEFAULT_BACKBONE, BackboneInput, Intensity
 from dragn_cache.backbones import Backbone, load_backbone
 from dragn_cache.errors import InputError
 from dragn_cache.extraction.config import ExtractConfig
@@ -174,7 +174,7 @@ def with_channels(manifest: Manifest, config: ExtractConfig) -> ExtractConfig:
 def open_backbone(config: ExtractConfig) -> Backbone:
     """Load the backbone that a (filled) config asks for."""
     return load_backbone(
-        config.backbone or "resnet50",
+        config.backbone or DEFAULT_BACKBONE,
         weights=config.weights,
         taps=config.taps,
         grid=config.grid,

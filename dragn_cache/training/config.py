@@ -12,6 +12,7 @@ from dragn_cache.errors import SettingError
 from dragn_cache.machine import parse_memory
 from dragn_cache.options import Settings, declarations, setting
 from dragn_cache.scoring.rules import require_rule
+from dragn_cache.training.losses import LOSSES
 
 OPTIONS = ("options", "loss_options", "schedule_options")
 
@@ -54,7 +55,7 @@ class TrainConfig(Settings):
     batch_size: int = setting(16, ge=1, help="Bags of a step.", sweep=True)
     loss: str = setting(
         "auto",
-        help="auto, bce, weighted_bce, focal, frn, fec, asymmetric or cross_entropy.",
+        help=f"auto, {', '.join([*LOSSES][:-1])} or {[*LOSSES][-1]}.",
         sweep=True,
     )
     loss_options: Mapping[str, Any] = setting(

@@ -7,10 +7,14 @@ from typing import Annotated
 
 import typer
 
+from dragn_cache.aggregators.declared import DragnOptions
+from dragn_cache.options import declarations
 from dragn_cache.scoring.scores import MAIN_SCORES
 from dragn_cache.training.config import TrainConfig
 from dragn_cache.training.recipes import settings_of
 from dragn_cache_cli.options import takes
+
+UNIT = declarations(DragnOptions)["unit"]
 
 
 @takes(TrainConfig, section="train", recipes=settings_of)
@@ -21,7 +25,7 @@ def train_agg(
         Path | None, typer.Option(help="Run folder. [runs/STORE-AGGREGATOR-sSEED]")
     ] = None,
     unit: Annotated[
-        str | None, typer.Option(help="DRAGN's unit: L1Agg, L2Agg or L3Agg. [L3Agg]")
+        str | None, typer.Option(help=f"DRAGN's unit: {UNIT.expected}. [{UNIT.default_text}]")
     ] = None,
     bags: Annotated[Path | None, typer.Option(help="Other labels, splits or groups.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
