@@ -52,7 +52,3 @@ def test_a_store_that_does_not_say_how_it_was_made_is_verified_all_the_same(
     assert "missing: 00001.h5" in result.stdout
     assert "repeat what has written this store" in result.stderr
     assert "dragn-cache extract" not in result.stderr
-
-
-def test_whole_stores_need_no_command(store: Path) -> None:
-    assert json.loads(ok("verify", store, "--json"))["command"] is None

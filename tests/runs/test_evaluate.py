@@ -250,7 +250,7 @@ def test_a_method_without_epochs(store: Store, other: Store, tmp_path: Path) -> 
 def test_trained_bags_are_no_new_bags(run: Path, store: Store, tmp_path: Path) -> None:
     message = (
         r"own\.features: expected bags that run was not trained on, got 32 of 53 that it was: "
-        r"'000', of its train bags; name the others .*score its test bags with --split test"
+        r"'000', of its train bags; name the others .*score its test bags with `split=test`"
     )
     with pytest.raises(InputError, match=message):
         evaluate_run(run, tmp_path / "out", store=store)
@@ -289,7 +289,7 @@ def test_a_trained_bag_is_known_by_its_group_and_its_features(
 def test_only_the_runs_own_store_has_its_splits(
     run: Path, store: Store, other: Store, tmp_path: Path
 ) -> None:
-    message = r"other\.features: expected for --split test the bags .*, got none named '000'; give"
+    message = r"other\.features: expected for `split=test` the bags .*, got none named '000'; give"
     with pytest.raises(StoreMismatchError, match=message):
         evaluate_run(run, tmp_path / "out", EvaluateConfig(split="test"), store=other)
     features = {bag.bag_id: store.bag(bag.bag_id, "layer4").copy() for bag in store.bags}
