@@ -29,7 +29,7 @@ from dragn_cache.loading.feeds import Presentations
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import offsets_of
 from dragn_cache.training.config import TrainConfig
-from dragn_cache.training.losses import bce
+from dragn_cache.training.criteria import bce
 from dragn_cache.training.model import build_model
 
 BAGS, WIDTH, BATCH, REPEATS = 3000, 512, 32, 7

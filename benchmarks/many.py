@@ -15,7 +15,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the program does, befo
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -88,12 +87,12 @@ def main() -> None:
         base = TrainConfig(**options, shuffle_seed=0, batch_size=16)
 
         def single(epochs: int, base: TrainConfig = base) -> None:
-            train(data, replace(base, epochs=epochs))
+            train(data, base.replace(epochs=epochs))
 
         def many(count: int, base: TrainConfig = base) -> Callable[[int], object]:
             rates = np.geomspace(1e-4, 1e-2, count).tolist()
-            configs = [replace(base, lr=lr, seed=k) for k, lr in enumerate(rates)]
-            return lambda epochs: train_many(data, [replace(c, epochs=epochs) for c in configs])
+            configs = [base.replace(lr=lr, seed=k) for k, lr in enumerate(rates)]
+            return lambda epochs: train_many(data, [c.replace(epochs=epochs) for c in configs])
 
         runs = [single, many(1), many(8), many(64)]
         for run in runs:

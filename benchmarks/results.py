@@ -35,6 +35,7 @@ from dragn_cache.loading.labelling import read_labelling
 from dragn_cache.loading.splits import make_folds
 from dragn_cache.manifest import read_manifest
 from dragn_cache.ragged import RaggedBags
+from dragn_cache.scoring.scores import ACCURACY, AUC_MACRO, F1_MACRO, F1_MICRO, MAIN_SCORES, Score
 from dragn_cache.store import Store, open_store
 from dragn_cache.studies.config import CrossvalConfig
 from dragn_cache.studies.crossval import CrossvalResult, crossval
@@ -101,7 +102,7 @@ class Protocol:
     methods: tuple[Method, ...]
     folds: int
     seeds: int
-    scores: tuple[str, ...]
+    scores: tuple[Score, ...]
 
 
 IMAGES = Protocol(
@@ -109,7 +110,7 @@ IMAGES = Protocol(
     (*PAPERS, *MODERN, *CLASSICAL),
     5,
     3,
-    ("auc_macro", "map", "f1_macro", "f1_micro"),
+    (*MAIN_SCORES, F1_MICRO),
 )
 VECTORS = Protocol(
     TrainConfig(optimizer="adam", lr=5e-4, weight_decay=5e-3, batch_size=8, epochs=40, keep="last"),
@@ -119,21 +120,14 @@ VECTORS = Protocol(
     ),
     10,
     5,
-    ("accuracy", "auc_macro", "f1_macro"),
+    (ACCURACY, AUC_MACRO, F1_MACRO),
 )
 PROTOCOLS = {
     "bdgp": IMAGES,
     "hpa": IMAGES,
     "musk1": VECTORS,
     "elephant": VECTORS,
-    "miml_birds": replace(VECTORS, scores=("auc_macro", "map", "f1_macro", "f1_micro")),
-}
-TITLES = {
-    "accuracy": "accuracy",
-    "auc_macro": "macro AUC",
-    "map": "mAP",
-    "f1_macro": "macro F1",
-    "f1_micro": "micro F1",
+    "miml_birds": replace(VECTORS, scores=(*MAIN_SCORES, F1_MICRO)),
 }
 
 
@@ -162,7 +156,13 @@ def validate(
     def show(done: int, total: int) -> None:
         print(f"\r{out.name}: {done} of {total} trainings", end="", flush=True)
 
-    config = CrossvalConfig(protocol.train, protocol.methods, protocol.folds, seeds, jobs)
+    config = CrossvalConfig(
+        train=protocol.train,
+        aggregators=protocol.methods,
+        folds=protocol.folds,
+        seeds=seeds,
+        jobs=jobs,
+    )
     result = crossval(store, config, out, progress=show, warn=lambda text: print(f"\n{text}"))
     print()
     return result
@@ -180,12 +180,12 @@ def print_times(store: Store, protocol: Protocol) -> None:
     splits = tuple(np.choose(np.minimum(folds, 2), ["test", "validation", "train"]).tolist())
     print("| method | CPU s |\n| --- | --- |")
     for name, options in protocol.methods:
-        config = replace(protocol.train, aggregator=name, options=options)
+        config = protocol.train.replace(aggregator=name, options=options)
         values, offsets = store.load(choose_tap(store, config).name)
         bags = RaggedBags(torch.from_numpy(values), torch.from_numpy(offsets))
         data = LabelledBags(bags, targets, splits, labelling.task, groups=groups)
         with one_thread():
-            fit_method(data, replace(config, epochs=1), labels=labelling.labels)  # what is lazy
+            fit_method(data, config.replace(epochs=1), labels=labelling.labels)  # what is lazy
             started = time.process_time()
             fit_method(data, config, labels=labelling.labels)
         print(f"| {config.label} | {time.process_time() - started:.1f} |", flush=True)
@@ -198,7 +198,7 @@ def print_weights(store: Store, protocol: Protocol) -> None:
     and 1 / Σ w² equal ones would be as even.
     """
     for name in ("dragn", "hamil"):
-        config = replace(protocol.train, aggregator=name, options={"unit": "L1Agg"})
+        config = protocol.train.replace(aggregator=name, options={"unit": "L1Agg"})
         values, offsets = store.load(choose_tap(store, config).name)
         aggregator = create_aggregator(name, in_shape=values.shape[1:], unit="L1Agg")
         features = torch.from_numpy(values).float().requires_grad_()
@@ -215,26 +215,29 @@ def print_weights(store: Store, protocol: Protocol) -> None:
         )
 
 
-def table(rows: Sequence[Mapping[str, Any]], scores: Sequence[str]) -> str:
+def table(rows: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> str:
     """Markdown: mean ± sd over folds and seeds, the interval over bags, size and time."""
-    head = ["method", *(TITLES[score] for score in scores), "parameters", "s a training"]
+    head = ["method", *(score.label for score in scores), "parameters", "s a training"]
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
-    means = {score: [row[f"{score}_mean"] for row in rows] for score in scores}
+    means = {
+        score: [m for row in rows if (m := row[f"{score.name}_mean"]) is not None]
+        for score in scores
+    }
     best = {
-        score: max((m for m in found if m is not None), default=None)
-        for score, found in means.items()
+        score: (max if score.higher_is_better else min)(defined, default=None)
+        for score, defined in means.items()
     }
     for row in rows:
         cells = [row["aggregator"] + (f", {row['failed']} failed" if row["failed"] else "")]
         for score in scores:
-            mean, sd = row[f"{score}_mean"], row[f"{score}_sd"]
+            mean, sd = row[f"{score.name}_mean"], row[f"{score.name}_sd"]
             if mean is None:
                 cells.append("–")
                 continue
             text = f"{mean:.3f} ± {sd:.3f}"
             text = f"**{text}**" if mean == best[score] else text
-            if score in scores[:2] and row[f"{score}_low"] is not None:
-                text += f" ({row[f'{score}_low']:.2f}–{row[f'{score}_high']:.2f})"
+            if score in scores[:2] and row[f"{score.name}_low"] is not None:
+                text += f" ({row[f'{score.name}_low']:.2f}–{row[f'{score.name}_high']:.2f})"
             cells.append(text)
         if row["trainings"]:
             cells += [f"{row['parameters']:,}", f"{row['seconds_mean']:.1f}"]

@@ -1,4 +1,4 @@
-"""The whole way on simulated images: simulate, check, extract, train three methods, compare."""
+"""A demonstration on simulated images: simulate, check, extract, train three methods, compare."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from dragn_cache.training.config import TrainConfig
 Bar = Callable[[str, str], AbstractContextManager[Callable[[int, int], None]]]
 Announce = Callable[[str, Path | None, Mapping[str, object]], None]
 
-# Features of a random network differ little between images: standardised, they can be learnt from.
+# A random network's features differ little between images; methods learn from them if standardised.
 METHODS: dict[str, TrainConfig] = {
     "L3Agg": TrainConfig(aggregator="dragn", options={"unit": "L3Agg"}, scale="standard", lr=1e-3),
     "mean": TrainConfig(aggregator="mean", scale="standard", lr=1e-3),
@@ -42,7 +42,7 @@ METHODS: dict[str, TrainConfig] = {
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo made: each method's metrics and seconds, and the figure."""
+    """The results of the demo: each method's metrics and seconds, and the figure."""
 
     metrics: dict[str, dict[str, Any]]
     seconds: dict[str, float]

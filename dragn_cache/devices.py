@@ -32,7 +32,7 @@ SHARE = 0.6  # of the free memory that features may fill
 
 
 def memory_for_features(text: str, device: torch.device) -> int:
-    """Bytes that features may fill: what ``text`` says; ``auto`` is 60 % of what is free."""
+    """Bytes that features may fill: what ``memory`` says; ``auto`` is 60 % of what is free."""
     given = parse_memory(text)
     if given is not None:
         return given

@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterable
 class DragnCacheError(Exception):
     """Base of all errors. Its text is one line that says where, expected, got and what to do.
 
-    ``expected`` and ``remedy`` have a setting in backquotes, as in "use `dtype=float32`"; the
-    command line writes its option there.
+    ``expected`` and ``remedy`` name a setting in backquotes, as in "use `dtype=float32`"; the
+    command line replaces it by its option.
     """
 
     def __init__(self, where: str, *, expected: str, got: str, remedy: str) -> None:
@@ -58,14 +58,14 @@ def _rebuild(
 
 
 class InputError(DragnCacheError):
-    """Something that the user gave cannot be used."""
+    """A file, value or option of the user cannot be used."""
 
 
 class SettingError(InputError):
     """A setting has a value that cannot be used.
 
-    ``where`` is the setting's name alone, as a Python caller gives it; who knows how it was given
-    (as an option of the command line, in a file) says so by `at`.
+    ``where`` is the setting's name alone, as a Python caller gives it. Code that knows where it was
+    set (an option of the command line, a file) adds that by `at`.
     """
 
     def at(self, where: str) -> InputError:
@@ -84,10 +84,10 @@ class UnknownNameError(InputError):
     """A name is in no registry.
 
     Args:
-        kind: what the name should have been, for example ``"backbone"``.
-        name: the name as given.
-        known: every name that would have worked.
-        remedy: what to do; by default the list of names when short.
+        kind: the kind of name, for example ``"backbone"``.
+        name: the unknown name.
+        known: all names of that kind.
+        remedy: what to do; by default the list of names if it is short.
     """
 
     def __init__(
@@ -118,4 +118,4 @@ class StoreMismatchError(StoreError):
 
 
 class DamagedPartError(StoreError):
-    """A part of a store holds other bytes than were written."""
+    """A part of a store holds other bytes than those that were written."""

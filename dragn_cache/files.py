@@ -1,4 +1,4 @@
-"""Writing files so that they are whole or absent: beside, flushed, fsynced, renamed."""
+"""Writing files that are complete or absent: written under another name, fsynced, renamed."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def require_file_names(
     *,
     remedy: str = "export to `layout=hdf5`, zarr or anndata, which keep ids as text",
 ) -> None:
-    """Raise `InputError` for the first bag id that cannot be a file's name, or that is another's
-    on a file system that knows no case."""
-    seen: dict[str, str] = {}
+    """Raise `InputError` for the first bag id that cannot be a file's name, or that names the same
+    file as another one where a file system ignores case."""
+    id_of: dict[str, str] = {}
     for bag_id in ids:
         fault = _name_fault(bag_id)
         folded = unicodedata.normalize("NFC", bag_id).casefold()
-        if fault is None and folded in seen:
-            fault = f"a name that differs from {seen[folded]!r} only by case"
+        if fault is None and folded in id_of:
+            fault = f"a name that differs from {id_of[folded]!r} only by case"
         if fault is not None:
             raise InputError(
                 f"bag {bag_id[:60]!r}",
@@ -36,7 +36,7 @@ def require_file_names(
                 got=fault,
                 remedy=remedy,
             )
-        seen[folded] = bag_id
+        id_of[folded] = bag_id
 
 
 def _name_fault(bag_id: str) -> str | None:
@@ -56,7 +56,7 @@ def _name_fault(bag_id: str) -> str | None:
 def require_new(out: Path) -> None:
     """Raise `InputError` unless a folder is empty or does not exist yet.
 
-    A file that a kill left unfinished is none.
+    Unfinished files of a killed process do not count.
     """
     if out.exists() and (not out.is_dir() or not all(map(is_unfinished, out.iterdir()))):
         got = "one with files" if out.is_dir() else "a file"
@@ -79,25 +79,25 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file atomically."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with beside.open("wb") as file:
+        with scratch.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        scratch.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether a file is what a killed `write_bytes` left beside its own."""
+    """Whether a file is the scratch file of a killed `write_bytes`."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a folder's names durable (a rename is not until then)."""
+    """Make a folder's names durable: a rename can be lost until then."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

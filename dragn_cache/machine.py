@@ -23,47 +23,48 @@ def default_workers() -> int:
 
 
 def parse_memory(text: str) -> int | None:
-    """Bytes of ``8GB``, ``500MB`` or ``1000B``; None for ``auto``. A number alone says too little.
+    """Bytes of ``8GB``, ``500MB`` or ``1000B``; None for ``auto``. A number needs its unit.
 
     Raises:
-        SettingError: it is none of these.
+        SettingError: any other text.
     """
     if text == "auto":
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]B?|B)", text.upper())
-    if found is None or float(found[1]) == 0:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]B?|B)", text.upper())
+    if match is None or float(match[1]) == 0:
         raise SettingError(
             "memory",
             expected="auto or a size with its unit, as 8GB",
             got=repr(text),
             remedy="correct it",
         )
-    return int(float(found[1]) * 1000 ** "BKMGT".index(found[2][0]))
+    return int(float(match[1]) * 1000 ** "BKMGT".index(match[2][0]))
 
 
 def free_memory(root: Path = Path("/")) -> int:
-    """Bytes of memory that this process can still have: the machine's, and its control group's."""
+    """Free bytes for this process: those of the machine, or of its control group if fewer."""
     free = sys.maxsize
     with suppress(OSError):
-        found = re.search(r"MemAvailable:\s+(\d+)", (root / "proc/meminfo").read_text())
-        if found:
-            free = int(found[1]) * 1024
+        match = re.search(r"MemAvailable:\s+(\d+)", (root / "proc/meminfo").read_text())
+        if match:
+            free = int(match[1]) * 1024
     group = root / "sys/fs/cgroup"
     for limit, used, cached in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
     ):
         with suppress(OSError, ValueError):  # no such group, or "max": no limit
-            most, taken = (int((group / name).read_text()) for name in (limit, used))
-            # Files that were read count as used, although they give way.
+            limit_bytes, used_bytes = (int((group / name).read_text()) for name in (limit, used))
+            # Cached files count as used, but the kernel drops them when memory is needed.
             statistics = (group / limit).with_name("memory.stat")
             text = statistics.read_text() if statistics.is_file() else ""
-            found = re.search(rf"^{cached} (\d+)$", text, re.MULTILINE)
-            free = min(free, most - taken + (int(found[1]) if found else 0))
+            match = re.search(rf"^{cached} (\d+)$", text, re.MULTILINE)
+            cached_bytes = int(match[1]) if match else 0
+            free = min(free, limit_bytes - used_bytes + cached_bytes)
     return max(0, free)
 
 
 def find_compiler() -> str | None:
-    """The C++ compiler: $CXX, g++, clang++ or c++, whichever is there first; or None."""
+    """Path of the C++ compiler: the first of $CXX, g++, clang++ and c++ that exists, or None."""
     names = [os.environ.get("CXX"), "g++", "clang++", "c++"]
     return next((path for name in names if name and (path := shutil.which(name))), None)

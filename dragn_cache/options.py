@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib
 import inspect
 import tomllib
 import types
@@ -483,7 +484,8 @@ def require_known(
     """Raise an UnknownNameError for the first name that is not known."""
     for name in names:
         if name not in known:
-            raise UnknownNameError(noun, name, known).at(where)
+            remedy = None if known else "there are none: leave it out"
+            raise UnknownNameError(noun, name, known, remedy=remedy).at(where)
 
 
 def _input_error(
@@ -568,6 +570,26 @@ def merge(cls: type[Settings], *layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # --- things chosen by name ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registered:
+    """A class in a registry, as far as it is known before it is imported.
+
+    Attributes:
+        target: ``package.module:Class``.
+        options: its options.
+        text: one line on what it does.
+    """
+
+    target: str
+    options: type[Settings]
+    text: str
+
+    def load(self) -> Any:
+        """The class."""
+        module, _, name = self.target.partition(":")
+        return getattr(importlib.import_module(module), name)
 
 
 def choose(kind: str, registry: Mapping[str, type[S]], name: str, options: Mapping[str, Any]) -> S:

@@ -17,7 +17,7 @@ SIZES = [1, 2, *range(1, 14), 5, 1, 17, 23, 31, 40]
 LABELS = 3
 # Options that a method cannot be made without, and widths that keep the tests small.
 REQUIRED: dict[str, dict[str, Any]] = {
-    name: {"labels": LABELS} for name, cls in AGGREGATORS.items() if "labels" in options_of(cls)
+    name: {"labels": LABELS} for name in AGGREGATORS if "labels" in options_of(name)
 } | {"bilstm": {"hidden": 29}}
 
 

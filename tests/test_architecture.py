@@ -24,7 +24,6 @@ GROUND = {
     "files",
     "machine",
     "options",
-    "old_options",
     "backbone_input",
     "parallel",
 }
@@ -34,7 +33,6 @@ ALLOWED: dict[str, set[str]] = {
     "files": {"errors", "types"},
     "machine": {"errors", "types"},
     "options": {"errors", "types"},
-    "old_options": {"errors", "types"},
     "backbone_input": {"errors", "types", "options"},
     "parallel": {"errors", "types"},
     "devices": {"errors", "types", "machine"},
@@ -75,12 +73,32 @@ NOT_LOADED = {
     "dragn_cache.manifest": ("torch", "PIL"),
     "dragn_cache.extraction.workers": ("torch", "h5py", "zarr", "pandas"),
     "dragn_cache.images.augment": ("torch", "h5py", "zarr", "pandas", "dragn_cache.store"),
-    "dragn_cache.aggregators": ("torchvision", "PIL", "dragn_cache.backbones", "h5py"),
-    "dragn_cache.training.train": ("torchvision", "PIL", "dragn_cache.backbones"),
+    "dragn_cache.aggregators": ("torch", "numpy", "h5py"),
+    "dragn_cache.aggregators.base": ("torchvision", "PIL", "dragn_cache.backbones", "h5py"),
+    "dragn_cache.classical": ("torch", "numpy", "sklearn"),
+    "dragn_cache.training.methods": ("torch", "numpy"),
+    "dragn_cache.training.losses": ("torch", "numpy"),
+    "dragn_cache.training.schedules": ("torch", "numpy"),
+    "dragn_cache.training.train": (
+        "torchvision",
+        "PIL",
+        "dragn_cache.backbones",
+        "dragn_cache.images",
+    ),
     "dragn_cache.training.fit": ("torchvision", "PIL", "dragn_cache.backbones", "sklearn"),
-    "dragn_cache.runs.train": ("torchvision", "PIL", "dragn_cache.backbones"),
-    "dragn_cache.runs.explain": ("torchvision", "PIL", "dragn_cache.backbones"),
-    "dragn_cache.studies.crossval": ("torchvision", "PIL", "dragn_cache.backbones"),
+    "dragn_cache.runs.train": ("torchvision", "PIL", "dragn_cache.backbones", "dragn_cache.images"),
+    "dragn_cache.runs.explain": (
+        "torchvision",
+        "PIL",
+        "dragn_cache.backbones",
+        "dragn_cache.images",
+    ),
+    "dragn_cache.studies.crossval": (
+        "torchvision",
+        "PIL",
+        "dragn_cache.backbones",
+        "dragn_cache.images",
+    ),
     "dragn_cache.backbones": ("torch", "torchvision", "h5py"),
     "dragn_cache.backbones.families": ("torch", "torchvision", "h5py"),
     "dragn_cache.backbones.backbone": ("h5py", "zarr", "dragn_cache.manifest"),
@@ -148,6 +166,48 @@ def test_every_import_is_allowed() -> None:
     assert not found, "\n".join(found)
 
 
+def texts(path: Path) -> Iterator[tuple[int, str]]:
+    """Every text of a file with its line, docstrings too; `{}` for what is put into one."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    joined = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
+    pieces = {id(piece) for node in joined for piece in node.values}
+    for node in joined:
+        parts = [v.value if isinstance(v, ast.Constant) else "{}" for v in node.values]
+        yield node.lineno, "".join(map(str, parts))
+    for node in ast.walk(tree):
+        alone = isinstance(node, ast.Constant) and id(node) not in pieces
+        if alone and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+def flags_in(text: str) -> list[str]:
+    """The options of the command line that a text spells, but for those of a whole command."""
+    commands = r"dragn-cache [a-z][^`\n]*(?:\\\n[^`\n]*)*"
+    return re.findall(r"(?<![\w-])--[a-z][a-z-]*", re.sub(commands, "", text))
+
+
+def test_flags_are_found_but_in_whole_commands() -> None:
+    assert flags_in("lower --lr, or ``--memory``") == ["--lr", "--memory"]
+    assert flags_in("run: dragn-cache verify {} --repair") == []
+    assert flags_in("# --- how ---") == []
+
+
+OTHER_PROGRAMS = {"aggregators/recursion/library.py"}  # asks the compiler for its --version
+
+
+@pytest.mark.parametrize("name", sorted(ALLOWED))
+def test_the_library_spells_no_flags(name: str) -> None:
+    """A Python caller knows settings by their names; the command line spells them as options."""
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {flag}"
+        for module, path in modules().items()
+        if room(module) == name and str(path.relative_to(LIBRARY)) not in OTHER_PROGRAMS
+        for line, text in texts(path)
+        for flag in flags_in(text)
+    ]
+    assert not found, "\n".join(found)
+
+
 @pytest.mark.parametrize("stub", sorted(LIBRARY.rglob("*.pyi")), ids=name_of)
 def test_a_face_gives_every_name_of_its_stub(stub: Path) -> None:
     module = importlib.import_module(name_of(stub))
@@ -186,28 +246,43 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         visit(module, ())
 
 
-# Who can be called from Python and from the command line names settings, in backquotes; the command
-# line writes the options.
-WITHOUT_OPTIONS = {
-    *("types", "errors", "files", "machine", "options", "backbone_input", "parallel", "devices"),
-    *("manifest", "images", "backbones", "extraction", "store", "interop", "datasets", "runs"),
-    *("figures", "demo", "ragged"),
-}
-# Still to be reworded.
-OPTIONS_LEFT = {"dragn_cache.extraction.engine", "dragn_cache.extraction.workers"}
+def drawn_arrows() -> set[tuple[str, str]]:
+    text = (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8")
+    return set(re.findall(r'data-from="(\w+)" data-to="(\w+)"', text))
 
 
-def test_the_library_spells_no_options() -> None:
-    found = [
-        f"{path.relative_to(ROOT)}:{node.lineno}: {node.value!r}"
-        for module, path in modules().items()
-        if room(module) in WITHOUT_OPTIONS and module not in OPTIONS_LEFT
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Constant)
-        and isinstance(node.value, str)
-        and re.search(r"(?<![\w-])--[a-z]", node.value)
-    ]
-    assert not found, "\n".join(found)
+def test_the_drawing_shows_the_imports() -> None:
+    """Every arrow is an import, and every import between packages lies along the arrows."""
+    known = modules()
+    ground = GROUND | {"devices"}
+    found = {
+        (room(module), room(name))
+        for module, path in known.items()
+        for name, _ in imports(path, set(known))
+        if name.startswith("dragn_cache.")
+    }
+    between = {(a, b) for a, b in found if a and a != b and a not in ground and b not in ground}
+    arrows = drawn_arrows()
+    assert arrows <= between, arrows - between
+    reached = arrows
+    while longer := {(a, d) for a, b in reached for c, d in arrows if b == c} - reached:
+        reached = reached | longer
+    assert between <= reached, between - reached
+
+
+def test_the_architectures_names_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([a-z_/]+\.py): (\w+)`", text)
+    assert len(named) > 30
+    for file, name in named:
+        tree = ast.parse((LIBRARY / file).read_text(encoding="utf-8"))
+        names = {getattr(node, "name", "") for node in tree.body}
+        targets = (t for n in tree.body if isinstance(n, ast.Assign) for t in n.targets)
+        names |= {getattr(target, "id", "") for target in targets}
+        names |= {getattr(n.target, "id", "") for n in tree.body if isinstance(n, ast.AnnAssign)}
+        assert name in names, (file, name)
+    for folder in re.findall(r"`((?:tests|docs|cli|dragn_cache|data_manifests)/[\w/.-]*)`", text):
+        assert (ROOT / folder).exists(), folder
 
 
 @pytest.mark.parametrize("module", list(NOT_LOADED))
@@ -218,12 +293,34 @@ def test_a_fresh_import_loads_nothing_it_must_not(module: str) -> None:
     assert not loaded & set(NOT_LOADED[module])
 
 
-def test_the_readmes_tree_names_every_module() -> None:
+def modules_in_the_readme() -> set[str]:
+    """The library's modules as README's tree has them: ``store/plan.py``."""
     readme = (ROOT / "README.md").read_text()
-    tree = readme[readme.index("## The tree") :]
-    for path in [*sorted(LIBRARY.rglob("*.py")), *sorted(CLI.rglob("*.py"))]:
+    tree = readme[readme.index("dragn_cache/  ") : readme.index("cli/dragn_cache_cli/")]
+    named, folder = set(), ""
+    for line in tree.splitlines()[1:]:
+        indent, name = len(line) - len(line.lstrip()), line.split()[0]
+        if name.endswith("/"):
+            folder = name
+        elif indent == 2:
+            named.add(name)
+        elif indent == 4:
+            named.add(folder + name)
+    return named
+
+
+def test_the_readmes_tree_is_the_librarys() -> None:
+    files = [*LIBRARY.rglob("*.py"), *LIBRARY.rglob("*.cpp")]
+    have = {str(f.relative_to(LIBRARY)) for f in files if f.name != "__init__.py"}
+    assert modules_in_the_readme() == have
+
+
+def test_the_readmes_tree_names_every_command() -> None:
+    readme = (ROOT / "README.md").read_text()
+    tree = readme[readme.index("cli/dragn_cache_cli/    ") :]
+    for path in CLI.rglob("*.py"):
         if path.name != "__init__.py":
-            assert re.search(rf"\b{re.escape(path.stem)}\b", tree), path
+            assert re.search(rf"\b{path.stem}\b", tree), path
 
 
 def test_the_readme_calls_only_commands_and_options_that_exist() -> None:

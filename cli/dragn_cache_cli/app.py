@@ -75,6 +75,8 @@ COMMANDS = {
     ),
     "simulate": ("simulate", "Write a simulated fluorescence data set: PNG files and a manifest."),
 }
+# Where an aggregator may be a class of one's own, by its name or by a run that was trained with it.
+NAME_CLASSES = ("train-agg", "crossval", "evaluate", "predict", "explain", "aggregators")
 
 LOOKS: dict[str, Any] = {
     "add_completion": False,
@@ -182,11 +184,21 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Options that come before the command."""
+    if context.invoked_subcommand in NAME_CLASSES:
+        _find_own_classes()
+
+
+def _find_own_classes() -> None:
+    """Let modules in the working directory be imported, after all others."""
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

@@ -12,11 +12,13 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
+from typer.models import ArgumentInfo, OptionInfo
 
 from dragn_cache.errors import DragnCacheError, InputError, SettingError
 from dragn_cache.options import (
@@ -35,6 +37,9 @@ Command = Callable[..., None]
 Values = Mapping[str, Any]
 
 CONFIG, RECIPE = "config_file", "recipe"
+
+shown_flags: ContextVar[Mapping[str, str]] = ContextVar("shown_flags")
+"""The options of the settings that the running command takes, by name, for warnings."""
 
 
 def takes(
@@ -73,7 +78,9 @@ def takes(
             if recipe is not None and recipes is not None:
                 below.append((f"recipe {recipe}", recipes(recipe)))
             if file is not None:
-                below.append((str(file), read_table(file, section)))
+                table = read_table(file, section)
+                _require_settings(cls, file, section, table)
+                below.append((str(file), table))
             for where, values in below:
                 require_known(where, values, declarations(cls))
             with _named_as_given(cls, given, below):
@@ -95,6 +102,7 @@ def _named_as_given(
 ) -> Iterator[None]:
     """Errors of settings name the option, the file or the recipe that gave the value."""
     flags = flags_of(cls)
+    before = shown_flags.set({**shown_flags.get({}), **flags})
     try:
         yield
     except SettingError as error:
@@ -105,6 +113,20 @@ def _named_as_given(
         raise spell(error, flags) from error
     except DragnCacheError as error:
         raise spell(error, flags) from error
+    finally:
+        shown_flags.reset(before)
+
+
+def _require_settings(cls: type[Settings], file: Path, section: str | None, table: Values) -> None:
+    """Raise an InputError for a file of other sections: a cross-validation's, a data set's."""
+    others = [n for n, v in table.items() if isinstance(v, dict) and n not in declarations(cls)]
+    if others:
+        raise InputError(
+            str(file),
+            expected=f"settings alone, or in a section [{section}] as a run's config.toml has it",
+            got=", ".join(f"[{name}]" for name in others),
+            remedy="give a run's, or write the settings to a file of their own",
+        )
 
 
 def spell(
@@ -148,8 +170,16 @@ def flags_of(cls: type[Settings]) -> dict[str, str]:
 
 def own_flags(command: Command) -> dict[str, str]:
     """The options of a command's own arguments, by their names."""
-    names = inspect.signature(command).parameters
-    return {name: f"--{name.replace('_', '-')}" for name in names}
+    flags = {}
+    for name, own in _parameters(command).items():
+        facts = [fact for fact in get_args(own.annotation) if isinstance(fact, OptionInfo)]
+        # In an annotation Typer takes the first name for the default, and sorts that out later.
+        names = [word for fact in facts for word in (fact.default, *(fact.param_decls or ()))]
+        declared = [word for word in names if isinstance(word, str)]
+        positional = any(isinstance(fact, ArgumentInfo) for fact in get_args(own.annotation))
+        if not positional:
+            flags[name] = (declared or [f"--{name.replace('_', '-')}"])[0].split("/")[0]
+    return flags
 
 
 def flag(declared: Declared) -> str:

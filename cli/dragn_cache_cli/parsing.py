@@ -18,26 +18,18 @@ def parse_names(text: str | None) -> tuple[str, ...] | None:
 
 
 def parse_bags(text: str | None) -> tuple[str, ...] | Path | None:
-    """Ids separated by commas; the table where the text is a file, or is called like one."""
+    """Ids separated by commas, or the path of a table if the text is a file or ends like one."""
     if text is None:
         return None
     path = Path(text)
     return path if path.is_file() or path.suffix in (".csv", ".tsv") else parse_names(text)
 
 
-def parse_weight(text: str | None) -> Any:
-    """A number where the text is one; other texts stay, for the settings to judge."""
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return text
-
-
 def parse_options(texts: Sequence[str], flag: str = "--option") -> dict[str, Any]:
-    """``name=value`` pairs; true, false, none, numbers and lists of whole ones are such.
+    """``name=value`` pairs; true, false, none, numbers and lists of whole numbers get their types.
 
     Args:
-        flag: what gave them, for errors.
+        flag: the option that gave them, for errors.
     """
     words = {"true": True, "false": False, "none": None}
     options: dict[str, Any] = {}
@@ -68,8 +60,8 @@ def option_text(value: object) -> str:
 
 
 def parse_aggregators(texts: Sequence[str]) -> tuple[tuple[str, dict[str, Any]], ...]:
-    """Names separated by commas, perhaps with options: ``abmil,dragn[unit=L3Agg,bn=false]``."""
-    found = []
+    """Names separated by commas, with options if any: ``abmil,dragn[unit=L3Agg,bn=false]``."""
+    aggregators = []
     for text in texts:
         for piece in re.split(r",(?![^\[]*\])", text):
             match = re.fullmatch(r"([^\[\]\s]+)(?:\[([^\[\]]*)\])?", piece.strip())
@@ -82,5 +74,5 @@ def parse_aggregators(texts: Sequence[str]) -> tuple[tuple[str, dict[str, Any]],
                 )
             # A comma starts an option only where a name and an equals sign follow.
             options = re.split(r",(?=[^,=]+=)", match[2]) if match[2] else []
-            found.append((match[1], parse_options(options)))
-    return tuple(found)
+            aggregators.append((match[1], parse_options(options)))
+    return tuple(aggregators)

@@ -1,4 +1,4 @@
-"""What a person sees: tables on stdout; progress and notes on stderr."""
+"""Output for people: tables on stdout; progress and notes on stderr."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-PIPED_WIDTH = 160  # nobody's screen: tables need not fold
+from dragn_cache_cli.options import shown_flags, spell_text
+
+PIPED_WIDTH = 160  # where stdout is no screen, so that tables need not fold
 
 out = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
 err = Console(stderr=True, highlight=False)
 
 
 def print_json(value: object) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document on stdout."""
     out.out(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
-    """A table; columns that hold numbers are aligned to the right."""
+    """Print a table on stdout; columns of numbers are aligned to the right."""
     table = Table(
         title=title or None,
         title_justify="left",
@@ -43,23 +45,24 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[object]], title: st
 
 
 def say(text: str) -> None:
-    """A line on stdout, as it is."""
+    """Print a line on stdout, without markup."""
     out.print(text, markup=False, soft_wrap=True)
 
 
 def note(text: str) -> None:
-    """A line on stderr."""
+    """Print a line on stderr."""
     err.print(text, markup=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:
-    """A warning on stderr."""
+    """Print a warning on stderr, with settings named by their options."""
+    text = spell_text(text, shown_flags.get({}))
     err.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
 
 
 @contextmanager
-def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar with the rate and the time left; gives ``update(done, total)``.
+def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with the rate and the time left; yields ``update(done, total)``.
 
     Where stderr is no terminal (a log file, CI) nothing is drawn.
     """
@@ -73,14 +76,14 @@ def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         disable=not err.is_terminal,
         transient=True,
     ) as bars:
-        task = bars.add_task(what, total=None, rate="–")
-        first: list[Any] = []
+        task = bars.add_task(title, total=None, rate="–")
+        start: list[Any] = []  # done and time at the first update
 
         def update(done: int, total: int) -> None:
-            if not first:  # what an earlier run had done does not count for the rate
-                first.extend((done, time.monotonic()))
-            elapsed = time.monotonic() - first[1]
-            rate = f"{(done - first[0]) / elapsed:.1f}" if elapsed > 0.5 else "–"
+            if not start:  # the work of an earlier run does not count for the rate
+                start.extend((done, time.monotonic()))
+            elapsed = time.monotonic() - start[1]
+            rate = f"{(done - start[0]) / elapsed:.1f}" if elapsed > 0.5 else "–"
             bars.update(task, completed=done, total=total, rate=rate)
 
         yield update

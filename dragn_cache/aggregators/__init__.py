@@ -1,18 +1,8 @@
-"""Aggregators: ragged bags in, one embedding per bag out."""
+"""Aggregators: ragged bags in, one embedding per bag out.
 
-from dragn_cache.aggregators.base import Aggregated, Aggregator
-from dragn_cache.aggregators.registry import (
-    AGGREGATORS,
-    aggregator_class,
-    create_aggregator,
-    options_of,
-)
+Names are imported when they are first used; where each comes from is in ``__init__.pyi``.
+"""
 
-__all__ = [
-    "AGGREGATORS",
-    "Aggregated",
-    "Aggregator",
-    "aggregator_class",
-    "create_aggregator",
-    "options_of",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,40 +13,32 @@ softmax would cancel. Maps are averaged over h and w first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.aggregators.declared import AbmilOptions
 from dragn_cache.aggregators.layers import relu_network
-from dragn_cache.old_options import check_count
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.segments import segment_softmax, segment_sum
 
 
-class Abmil(Aggregator):
+class Abmil(Aggregator, declared="abmil"):
     """Embedding (B, D): each bag's attention-weighted mean; the attention is (N,).
 
     Args:
         in_shape: (C, h, w) or (C,).
-        attn_dim: width of V h, on which the attention is computed.
-        embed: widths of a ReLU network h = f(x) in front, one or several; the last is D. Empty, the
-            default, h is the feature itself and D = C: a frozen CNN's vector is an embedding
-            already. The paper's network for feature vectors is 256, 128, 64 with ``attn_dim`` 64.
+        options: `AbmilOptions`.
     """
 
-    needs: ClassVar[Literal["map", "vector", "any"]] = "any"
-    order_sensitive: bool = False
-    has_attention: ClassVar[bool] = True
+    options: AbmilOptions
 
-    def __init__(
-        self, in_shape: Sequence[int], *, attn_dim: int = 128, embed: int | Sequence[int] = ()
-    ) -> None:
-        super().__init__(in_shape)
-        check_count("abmil", "attn_dim", attn_dim)
-        self.embed, self.out_dim = relu_network("abmil", "embed", self.out_dim, embed)
-        self.V = nn.Linear(self.out_dim, attn_dim)
-        self.w = nn.Linear(attn_dim, 1, bias=False)
+    def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
+        super().__init__(in_shape, **options)
+        self.embed, self.out_dim = relu_network(self.out_dim, self.options.embed)
+        self.V = nn.Linear(self.out_dim, self.options.attn_dim)
+        self.w = nn.Linear(self.options.attn_dim, 1, bias=False)
 
     def hidden(self, h: Tensor) -> Tensor:
         """(N, D) → (N, attn_dim): what w makes a score of."""
@@ -60,14 +52,12 @@ class Abmil(Aggregator):
         return Aggregated(segment_sum(h, bags.offsets, attention), attention)
 
 
-class GatedAbmil(Abmil):
+class GatedAbmil(Abmil, declared="gated_abmil"):
     """``Abmil`` with a gate: tanh(V h) ⊙ σ(U h). Same options."""
 
-    def __init__(
-        self, in_shape: Sequence[int], *, attn_dim: int = 128, embed: int | Sequence[int] = ()
-    ) -> None:
-        super().__init__(in_shape, attn_dim=attn_dim, embed=embed)
-        self.U = nn.Linear(self.out_dim, attn_dim)
+    def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
+        super().__init__(in_shape, **options)
+        self.U = nn.Linear(self.out_dim, self.options.attn_dim)
 
     def hidden(self, h: Tensor) -> Tensor:
         """(N, D) → (N, attn_dim): what w makes a score of."""

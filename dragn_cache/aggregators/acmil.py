@@ -19,61 +19,38 @@ branch there is no diversity, but its classifier stays; the authors then leave i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.aggregators.declared import AcmilOptions
 from dragn_cache.aggregators.layers import GatedScores, relu_network
 from dragn_cache.aggregators.supervision import Supervision
-from dragn_cache.old_options import check_count, check_rate
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import owners
 from dragn_cache.ragged.segments import segment_attend, segment_ranks, segment_softmax, segment_sum
 
 
-class Acmil(Aggregator):
+class Acmil(Aggregator, declared="acmil"):
     """Embedding (B, D): each bag's mean weighted by the mean attention, which is (N,).
 
     Args:
         in_shape: (C, h, w) or (C,); maps are averaged over h and w first.
-        labels: L, of the branches' classifiers.
-        branches: K.
-        top: of how many of the highest scores some are masked.
-        mask: which part of them.
-        embed: widths of the ReLU network in front, one or several; the last is D. Empty: h = x.
-        attn_dim: width of the gated attention.
+        options: `AcmilOptions`.
     """
 
-    needs: ClassVar[Literal["map", "vector", "any"]] = "any"
-    order_sensitive: bool = False
-    has_attention: ClassVar[bool] = True
+    options: AcmilOptions
 
-    def __init__(
-        self,
-        in_shape: Sequence[int],
-        *,
-        labels: int,
-        branches: int = 5,
-        top: int = 10,
-        mask: float = 0.6,
-        embed: int | Sequence[int] = 512,
-        attn_dim: int = 128,
-    ) -> None:
-        super().__init__(in_shape)
-        for option, value in (
-            ("labels", labels),
-            ("branches", branches),
-            ("top", top),
-            ("attn_dim", attn_dim),
-        ):
-            check_count("acmil", option, value)
-        check_rate("acmil", "mask", mask)
-        self.top, self.mask = top, mask
-        self.embed, self.out_dim = relu_network("acmil", "embed", self.out_dim, embed)
-        self.scores = GatedScores(self.out_dim, attn_dim, branches)
-        self.classifiers = nn.ModuleList(nn.Linear(self.out_dim, labels) for _ in range(branches))
+    def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
+        super().__init__(in_shape, **options)
+        branches = self.options.branches
+        self.embed, self.out_dim = relu_network(self.out_dim, self.options.embed)
+        self.scores = GatedScores(self.out_dim, self.options.attn_dim, branches)
+        self.classifiers = nn.ModuleList(
+            nn.Linear(self.out_dim, self.options.labels) for _ in range(branches)
+        )
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         return self._attend(bags)[0]
@@ -92,7 +69,7 @@ class Acmil(Aggregator):
         h = self.embed(self.vectors(bags))
         scores = self.scores(h)
         if self.training:
-            chosen = masked_rows(scores, bags.offsets, self.top, self.mask)
+            chosen = masked_rows(scores, bags.offsets, self.options.top, self.options.mask)
             scores = scores.masked_fill(chosen, float("-inf"))
         attention = segment_softmax(scores, bags.offsets)
         mean = attention.mean(1)

@@ -13,51 +13,35 @@ Maps are averaged over h and w first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any
 
 from torch import nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
-from dragn_cache.old_options import check_choice, check_count
+from dragn_cache.aggregators.declared import AnnoFlyOptions
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.packed import run_over_bags
 from dragn_cache.ragged.segments import segment_softmax, segment_sum
 
 
-class AnnoFly(Aggregator):
+class AnnoFly(Aggregator, declared="annofly"):
     """Embedding (B, 2 H), or (B, H) in one direction; attention (N,). Order matters.
 
     Args:
         in_shape: (C, h, w) or (C,).
-        cell: "gru" or "lstm".
-        hidden: H, the units of a direction.
-        bidirectional: forward and backward states side by side; False is forward only.
-        attn_dim: width of W h, on which the attention is computed.
+        options: `AnnoFlyOptions`.
     """
 
-    needs: ClassVar[Literal["map", "vector", "any"]] = "any"
-    order_sensitive: bool = True
-    has_attention: ClassVar[bool] = True
+    options: AnnoFlyOptions
 
-    def __init__(
-        self,
-        in_shape: Sequence[int],
-        *,
-        cell: Literal["gru", "lstm"] = "gru",
-        hidden: int = 256,
-        bidirectional: bool = True,
-        attn_dim: int = 128,
-    ) -> None:
-        super().__init__(in_shape)
-        check_choice("annofly", "cell", cell, ("gru", "lstm"))
-        check_count("annofly", "hidden", hidden)
-        check_choice("annofly", "bidirectional", bidirectional, (True, False))
-        check_count("annofly", "attn_dim", attn_dim)
-        kind = nn.GRU if cell == "gru" else nn.LSTM
-        self.rnn = kind(self.out_dim, hidden, bidirectional=bidirectional)
-        self.out_dim = 2 * hidden if bidirectional else hidden
-        self.W = nn.Linear(self.out_dim, attn_dim)
-        self.v = nn.Linear(attn_dim, 1, bias=False)
+    def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
+        super().__init__(in_shape, **options)
+        hidden, both = self.options.hidden, self.options.bidirectional
+        kind = nn.GRU if self.options.cell == "gru" else nn.LSTM
+        self.rnn = kind(self.out_dim, hidden, bidirectional=both)
+        self.out_dim = 2 * hidden if both else hidden
+        self.W = nn.Linear(self.out_dim, self.options.attn_dim)
+        self.v = nn.Linear(self.options.attn_dim, 1, bias=False)
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         h = run_over_bags(self.rnn, self.vectors(bags), bags.offsets)

@@ -1,7 +1,7 @@
 """What every aggregator takes and gives: RaggedBags in, one embedding per bag out.
 
-A new aggregator is one file with a subclass of ``Aggregator`` that writes ``aggregate``, and one
-line in the registry; the checks, the conversion of stored fp16 features and the pooling of maps
+A new aggregator is one file with a subclass of ``Aggregator`` that writes ``aggregate``, and its
+entry in `declared`; the checks, the conversion of stored fp16 features and the pooling of maps
 live here, so that no method can forget them. What a method may write besides:
 
 - ``supervised``, where training adds losses of its own to the bag's (CLAM, DSMIL);
@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dragn_cache.aggregators.declared import AGGREGATORS, Needs, NoOptions
 from dragn_cache.aggregators.supervision import Supervision
 from dragn_cache.errors import InputError
+from dragn_cache.options import Settings, make
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import averaged
 
@@ -43,28 +45,52 @@ class Aggregated(NamedTuple):
 class Aggregator(nn.Module, ABC):
     """Base of all aggregators. Law: in evaluation mode no bag's output depends on its batch mates.
 
+    A registered method names its entry in `declared`, as in ``class Abmil(Aggregator,
+    declared="abmil")``, and has options and the attributes of its class from there. A class of
+    one's own writes ``needs`` and ``order_sensitive``; its options are keyword-only arguments.
+
     Class attributes:
         needs: the kind of tap it is meant for: "map", "vector", or "any" where a map and its
             average give the same result. Either kind is accepted by ``vectors`` and ``maps``.
         order_sensitive: whether the order of the instances changes the result. An object may
             differ from its class by an option.
         has_attention: whether ``Aggregated.attention`` is given.
+        name: as it is registered; that of the class where it is not.
+        options_class: the settings that its options are.
+        embedding_among_features: whether the embedding lies in the space of the instances'
+            vectors, a bag of one instance having that instance's, so that the cosine between an
+            instance and its bag says how much of it the aggregation kept.
 
     Attributes:
         in_shape: (C, h, w) or (C,), the shape of one instance.
+        options: what it was made with, all of it, checked.
         out_dim: D, the width of the embedding; C unless a method sets another.
         bag_weight: what the loss of the bags' logits counts in training, beside the auxiliary one.
     """
 
-    needs: ClassVar[Literal["map", "vector", "any"]]
+    needs: ClassVar[Needs]
     order_sensitive: bool
     has_attention: ClassVar[bool] = False
+    name: ClassVar[str]
+    options_class: ClassVar[type[Settings]] = NoOptions
+    options: Settings
+    embedding_among_features: ClassVar[bool] = False
     out_dim: int
     bag_weight: float = 1.0
 
-    def __init__(self, in_shape: Sequence[int]) -> None:
+    def __init_subclass__(cls, *, declared: str | None = None, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        cls.name = declared or cls.__name__
+        if declared is not None:
+            method = AGGREGATORS[declared]
+            cls.options_class, cls.needs = method.options, method.needs
+            cls.order_sensitive, cls.has_attention = method.order_sensitive, method.has_attention
+            cls.embedding_among_features = method.embedding_among_features
+
+    def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
         super().__init__()
         self.in_shape = _require_shape(in_shape)
+        self.options = make(f"aggregator {self.name}", self.options_class, options)
         self.out_dim = self.in_shape[0]
         # Empty, but it follows .to(), .double() and .half() as parameters do, so that methods
         # without parameters have a dtype to compute in as well.
@@ -128,17 +154,16 @@ class Aggregator(nn.Module, ABC):
         return values if values.dim() == 4 else values[:, :, None, None]
 
     def _require_fitting(self, bags: RaggedBags) -> None:
-        name = type(self).__name__
         if bags.in_shape != self.in_shape:
             raise InputError(
-                f"aggregator {name}",
+                f"aggregator {self.name}",
                 expected=f"instances of shape {self.in_shape}",
                 got=f"{bags.in_shape}",
                 remedy="use the tap it was made for, or make it with the in_shape of these bags",
             )
         if len(bags) == 0:
             raise InputError(
-                f"aggregator {name}",
+                f"aggregator {self.name}",
                 expected="at least one bag",
                 got="a batch without bags",
                 remedy="leave out empty batches",
@@ -146,7 +171,7 @@ class Aggregator(nn.Module, ABC):
         empty = np.flatnonzero(np.diff(bags.offsets.numpy()) == 0)
         if len(empty):
             raise InputError(
-                f"aggregator {name}, bag {int(empty[0])} of the batch",
+                f"aggregator {self.name}, bag {int(empty[0])} of the batch",
                 expected="at least one instance",
                 got="an empty bag",
                 remedy="leave bags without usable instances out with select",
@@ -162,7 +187,7 @@ class Aggregator(nn.Module, ABC):
         else:
             return
         raise InputError(
-            f"aggregator {type(self).__name__}",
+            f"aggregator {self.name}",
             expected=f"Aggregated with an embedding of shape {wanted}, bags × out_dim",
             got=got,
             remedy="correct its aggregate, or the out_dim that it sets",

@@ -9,7 +9,7 @@ backward one at the first, through the same layers.
 - Their mean runs over the zero padding of a batch as well, so that a prediction depends on its
   batch mates. Here bags are packed and the mean is over a bag's own steps.
 - Their dropout is the one in here. Training puts another in front of the classifier, unless
-  it is told to use none (``--dropout 0``), as published.
+  it is told to use none (`dropout=0`), as published.
 
 Maps are averaged over h and w first.
 """
@@ -17,13 +17,13 @@ Maps are averaged over h and w first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
-from dragn_cache.old_options import check_choice, check_count
+from dragn_cache.aggregators.declared import BiLstmOptions
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.packed import run_over_bags
 from dragn_cache.ragged.segments import segment_mean
@@ -32,36 +32,26 @@ LAYERS = 2
 DROPOUT = 0.5
 
 
-class BiLstm(Aggregator):
+class BiLstm(Aggregator, declared="bilstm"):
     """Embedding (B, H), not negative. The order of the instances matters. No attention.
 
     Args:
         in_shape: (C, h, w) or (C,).
-        hidden: H, the units of each direction, and the width of the linear layer.
-        readout: what of the steps is kept: their "mean", or the two "ends".
+        options: `BiLstmOptions`.
     """
 
-    needs: ClassVar[Literal["map", "vector", "any"]] = "any"
-    order_sensitive: bool = True
+    options: BiLstmOptions
 
-    def __init__(
-        self,
-        in_shape: Sequence[int],
-        *,
-        hidden: int = 1024,
-        readout: Literal["mean", "ends"] = "mean",
-    ) -> None:
-        super().__init__(in_shape)
-        check_count("bilstm", "hidden", hidden)
-        check_choice("bilstm", "readout", readout, ("mean", "ends"))
-        self.readout = readout
+    def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
+        super().__init__(in_shape, **options)
+        hidden = self.options.hidden
         self.lstm = nn.LSTM(self.out_dim, hidden, num_layers=LAYERS, bidirectional=True)
         self.project = nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(2 * hidden, hidden), nn.ReLU())
         self.out_dim = hidden
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         steps = run_over_bags(self.lstm, self.vectors(bags), bags.offsets)
-        if self.readout == "mean":
+        if self.options.readout == "mean":
             return Aggregated(segment_mean(self.project(steps), bags.offsets), None)
         first, last = (rows.to(steps.device) for rows in (bags.offsets[:-1], bags.offsets[1:] - 1))
         ends = torch.cat((steps[last, : self.out_dim], steps[first, self.out_dim :]), 1)

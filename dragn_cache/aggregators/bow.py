@@ -12,33 +12,31 @@ well. Vectors are maps of one pixel.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any
 
 import torch.nn.functional as F
 from torch import nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
-from dragn_cache.old_options import check_count
+from dragn_cache.aggregators.declared import BowOptions
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.segments import segment_sum
 
 
-class Bow(Aggregator):
+class Bow(Aggregator, declared="bow"):
     """Embedding (B, K), not negative, each row of length 1. No attention.
 
     Args:
         in_shape: (C, h, w) or (C,).
-        clusters: K, the number of words, at least 2.
+        options: `BowOptions`.
     """
 
-    needs: ClassVar[Literal["map", "vector", "any"]] = "map"
-    order_sensitive: bool = False
+    options: BowOptions
 
-    def __init__(self, in_shape: Sequence[int], *, clusters: int = 64) -> None:
-        super().__init__(in_shape)
-        check_count("bow", "clusters", clusters, least=2)
-        self.assign = nn.Linear(self.out_dim, clusters)
-        self.out_dim = clusters
+    def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
+        super().__init__(in_shape, **options)
+        self.assign = nn.Linear(self.out_dim, self.options.clusters)
+        self.out_dim = self.options.clusters
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         pixels = self.maps(bags).flatten(2)

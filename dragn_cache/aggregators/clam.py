@@ -3,7 +3,7 @@
 "Data-efficient and weakly supervised computational pathology on whole-slide images" (Lu et al.,
 2021), both forms in one file because the paper has both:
 
-- h = ReLU(W x + b), dropout; scores by gated attention (``dense.GatedScores``), dropout as well;
+- h = ReLU(W x + b), dropout; scores by gated attention (``layers.GatedScores``), dropout as well;
   a = softmax over the bag;
 - ``clam_sb``: one a, embedding Σ a_k h_k, one linear classifier;
 - ``clam_mb``: one a per label, embedding Σ a_kl h_k per label, and for each label a classifier of
@@ -26,69 +26,39 @@ no bias, which the softmax would cancel.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.aggregators.declared import ClamOptions
 from dragn_cache.aggregators.layers import GatedScores, relu_network
 from dragn_cache.aggregators.supervision import Supervision
 from dragn_cache.errors import InputError
-from dragn_cache.old_options import check_choice, check_count, check_rate
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import owners
 from dragn_cache.ragged.segments import segment_attend, segment_ranks, segment_softmax, segment_sum
 
 
-class ClamSb(Aggregator):
+class ClamSb(Aggregator, declared="clam_sb"):
     """Embedding (B, D): each bag's attention-weighted mean; the attention is (N,).
 
     Args:
         in_shape: (C, h, w) or (C,); maps are averaged over h and w first.
-        labels: L.
-        embed: widths of the ReLU network in front, one or several; the last is D. Empty: h = x.
-        attn_dim: width of the gated attention.
-        instances: B, how many instances of each end the instance loss takes, at most.
-        instance_weight: what the instance loss counts; the bag's counts the rest up to 1.
-        subtyping: whether labels exclude each other as subtypes do, so that what a label's
-            attention finds in a bag without it is an example against it.
-        dropout: of h and of both factors of the gated attention, in training.
+        options: `ClamOptions`.
     """
 
-    needs: ClassVar[Literal["map", "vector", "any"]] = "any"
-    order_sensitive: bool = False
-    has_attention: ClassVar[bool] = True
-    name: ClassVar[str] = "clam_sb"
+    options: ClamOptions
 
-    def __init__(
-        self,
-        in_shape: Sequence[int],
-        *,
-        labels: int,
-        embed: int | Sequence[int] = 512,
-        attn_dim: int = 256,
-        instances: int = 8,
-        instance_weight: float = 0.3,
-        subtyping: bool = False,
-        dropout: float = 0.25,
-    ) -> None:
-        super().__init__(in_shape)
-        for option, value in (
-            ("labels", labels),
-            ("attn_dim", attn_dim),
-            ("instances", instances),
-        ):
-            check_count(self.name, option, value)
-        check_rate(self.name, "instance_weight", instance_weight)
-        check_rate(self.name, "dropout", dropout)
-        check_choice(self.name, "subtyping", subtyping, (False, True))
-        self.labels, self.instances, self.subtyping = labels, instances, subtyping
-        self.instance_weight, self.bag_weight = instance_weight, 1 - instance_weight
-        self.embed, width = relu_network(self.name, "embed", self.out_dim, embed)
-        self.dropout = nn.Dropout(dropout)
-        self.scores = GatedScores(width, attn_dim, self.branches, dropout)
-        self.instance_classifiers = nn.Linear(width, 2 * labels)
+    def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
+        super().__init__(in_shape, **options)
+        chosen = self.options
+        self.bag_weight = 1 - chosen.instance_weight
+        self.embed, width = relu_network(self.out_dim, chosen.embed)
+        self.dropout = nn.Dropout(chosen.dropout)
+        self.scores = GatedScores(width, chosen.attn_dim, self.branches, chosen.dropout)
+        self.instance_classifiers = nn.Linear(width, 2 * chosen.labels)
         self.out_dim = self.branches * width
 
     @property
@@ -106,9 +76,9 @@ class ClamSb(Aggregator):
         losses = self._instance_losses(h, attention, bags.offsets, has_label)
         if supervision.weights is not None:
             losses = losses * supervision.weights.to(losses)
-        labels = self.labels if self.subtyping else has_label.sum(1).clamp(min=1)
+        labels = self.options.labels if self.options.subtyping else has_label.sum(1).clamp(min=1)
         loss = (losses.sum(1) / labels).mean()
-        return result._replace(loss=self.instance_weight * loss)
+        return result._replace(loss=self.options.instance_weight * loss)
 
     def _attend(self, bags: RaggedBags) -> tuple[Aggregated, Tensor, Tensor]:
         """The result, h (N, D) and the attention of each branch (N, branches)."""
@@ -126,31 +96,31 @@ class ClamSb(Aggregator):
         """(B, L): the mean over the instances that take part, 0 without any; has_label (B, L)."""
         sizes = offsets.diff().to(h.device)
         bag = owners(offsets).to(h.device)
-        taken = (sizes // 2).clamp(max=self.instances)
+        taken = (sizes // 2).clamp(max=self.options.instances)
         ranks = segment_ranks(attention, offsets)
         top, bottom = ranks < taken[bag, None], ranks >= (sizes - taken)[bag, None]
         inside = has_label[bag]
         positive, negative = top & inside, bottom & inside
-        if self.subtyping:
+        if self.options.subtyping:
             negative = negative | (top & ~inside)
-        likelihood = self.instance_classifiers(h).view(len(h), self.labels, 2).log_softmax(2)
+        likelihood = (
+            self.instance_classifiers(h).view(len(h), self.options.labels, 2).log_softmax(2)
+        )
         picked = likelihood[:, :, 1].masked_fill(~positive, 0)
         picked = picked + likelihood[:, :, 0].masked_fill(~negative, 0)
         counts = taken[:, None] * (1 + has_label.to(taken.dtype))
         return -segment_sum(picked, offsets) / counts.clamp(min=1)
 
 
-class ClamMb(ClamSb):
+class ClamMb(ClamSb, declared="clam_mb"):
     """``ClamSb`` with an attention per label: embedding (B, L · D), attention (N, L). Same options.
 
     A label's part of the embedding is D wide; ``head`` classifies each by itself.
     """
 
-    name: ClassVar[str] = "clam_mb"
-
     @property
     def branches(self) -> int:
-        return self.labels
+        return self.options.labels
 
     def head(self, labels: int) -> nn.Module:
         """A classifier for each label on its own part of the embedding.
@@ -158,10 +128,10 @@ class ClamMb(ClamSb):
         Raises:
             InputError: for another number of labels than there are branches.
         """
-        if labels != self.labels:
+        if labels != self.branches:
             raise InputError(
                 "aggregator clam_mb, head",
-                expected=f"the {self.labels} labels that it has branches for",
+                expected=f"the {self.branches} labels that it has branches for",
                 got=str(labels),
                 remedy="make it with labels=… for as many",
             )

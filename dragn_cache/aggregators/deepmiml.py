@@ -13,7 +13,7 @@ the maximum over instances (B, L·K), label by label, and ``head`` takes the one
   here has the softmax after the maxima, softmax(max_k s_k): the same for bags of one instance, not
   for others.
 - Dropout before the head would fall on scores, not on features, and is not in the paper: there is
-  none, whatever ``--dropout`` says.
+  none, whatever `dropout` says.
 
 Maps are averaged over h and w first.
 """
@@ -21,36 +21,33 @@ Maps are averaged over h and w first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.aggregators.declared import DeepMimlOptions
 from dragn_cache.aggregators.supervision import Supervision
-from dragn_cache.old_options import check_count
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.segments import segment_max
 
 
-class DeepMiml(Aggregator):
+class DeepMiml(Aggregator, declared="deepmiml"):
     """Embedding (B, L·K): a bag's largest score of each sub-concept, K neighbours to a label.
 
     Args:
         in_shape: (C, h, w) or (C,).
-        labels: L.
-        subconcepts: K, for each label.
+        options: `DeepMimlOptions`.
     """
 
-    needs: ClassVar[Literal["map", "vector", "any"]] = "any"
-    order_sensitive: bool = False
     bag_weight: float = 0.0
 
-    def __init__(self, in_shape: Sequence[int], *, labels: int, subconcepts: int = 20) -> None:
-        super().__init__(in_shape)
-        check_count("deepmiml", "labels", labels)
-        check_count("deepmiml", "subconcepts", subconcepts)
-        self.scores = nn.Linear(self.out_dim, labels * subconcepts)
-        self.out_dim = labels * subconcepts
+    options: DeepMimlOptions
+
+    def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
+        super().__init__(in_shape, **options)
+        self.out_dim, width = self.options.labels * self.options.subconcepts, self.out_dim
+        self.scores = nn.Linear(width, self.out_dim)
 
     def head(self, labels: int) -> nn.Module:
         return LargestSubconcept(labels)

@@ -11,13 +11,13 @@ seldom about the size. Take ``pool="sum"`` where the number of instances tells s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from typing import Any
 
 from torch import Tensor
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.aggregators.declared import DeepSetsOptions
 from dragn_cache.aggregators.layers import relu_network
-from dragn_cache.old_options import check_choice
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.segments import segment_max, segment_mean, segment_sum
 
@@ -28,33 +28,21 @@ POOLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-class DeepSets(Aggregator):
+class DeepSets(Aggregator, declared="deepsets"):
     """Embedding (B, D): ρ(pool over the bag of φ(h)); no attention.
 
     Args:
         in_shape: (C, h, w) or (C,).
-        embed: widths of φ, one or several. Empty: φ(h) = h.
-        pool: "sum", "mean" or "max", the last channel by channel.
-        after: widths of ρ, one or several; the last is D. Empty: the classifier alone is ρ.
+        options: `DeepSetsOptions`.
     """
 
-    needs: ClassVar[Literal["map", "vector", "any"]] = "any"
-    order_sensitive: bool = False
+    options: DeepSetsOptions
 
-    def __init__(
-        self,
-        in_shape: Sequence[int],
-        *,
-        embed: int | Sequence[int] = 256,
-        pool: Literal["sum", "mean", "max"] = "mean",
-        after: int | Sequence[int] = 256,
-    ) -> None:
-        super().__init__(in_shape)
-        check_choice("deepsets", "pool", pool, tuple(POOLS))
-        self.pool = pool
-        self.phi, width = relu_network("deepsets", "embed", self.out_dim, embed)
-        self.rho, self.out_dim = relu_network("deepsets", "after", width, after)
+    def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
+        super().__init__(in_shape, **options)
+        self.phi, width = relu_network(self.out_dim, self.options.embed)
+        self.rho, self.out_dim = relu_network(width, self.options.after)
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
-        pooled = POOLS[self.pool](self.phi(self.vectors(bags)), bags.offsets)
+        pooled = POOLS[self.options.pool](self.phi(self.vectors(bags)), bags.offsets)
         return Aggregated(self.rho(pooled), None)

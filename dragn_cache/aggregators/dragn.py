@@ -4,32 +4,34 @@
 instances, ``o <- [u(o_j, o_j+1, o_j+2) for j = 1..n-2]``; then one instance is the result, and
 of two the mean. Global average pooling comes after the recursion, so the features are maps.
 
-- **One pass for the whole batch.** In each round all windows of all bags that still have more
-  than two instances are gathered and meet the unit in one call: no padding, no loop over windows
-  or bags. ``plan_rounds`` decides which rows those are, from the bag sizes alone. A bag that has
-  two or one left is pooled to a vector and leaves, so each round holds only what it works on.
+- **One pass for the whole batch.** In each round the unit is called once, on all windows of all
+  bags that still have more than two rows: no padding, no loop over windows or bags.
+  ``plan_rounds`` finds the windows' rows from the bag sizes alone. A bag of two rows or one is
+  pooled to a vector and leaves, so that a round has the rows of its windows only.
 - **Three ways, one result.** L1Agg with one unit for all rounds is linear: its recursion and the
-  pooling after it are one weighted sum (`adjoint`), and no window is ever made. On a CPU with a C++
-  compiler everything else, and L1Agg with kernels of its own per channel, runs in `recursion`. What
-  is left (a GPU, ``full``, no compiler) goes through the unit's own layers, round by round, here.
-- **The order** (``order``) is the caller's, unless the embedding is the mean over ``permutations``
-  seeded ones of each bag, or the order is the one in which HAMIL's tree has the instances, which
-  does not depend on the caller's (see `orders`). Rows are put in order once, before the recursion;
-  where L1Agg is one weighted sum not even that: its weights are.
+  pooling after it are one weighted sum (`linear`), without any window. The other units, and L1Agg
+  with a kernel per channel, run in C++ on a CPU with a compiler (`compiled`). Without it, on a GPU
+  and for ``full``, the other units' own layers are called, round by round, here.
+- **The order** (``order``) is the caller's, or that of the leaves of HAMIL's tree, which does not
+  depend on the caller's, or the embedding is the mean over seeded permutations of each bag (see
+  `orders`). Features are put in order once, before the recursion; where L1Agg is one weighted sum,
+  its weights are instead.
 - **Short and long bags** (``short``, ``cap``): one or two instances are taken as they are, or
   repeated to three; of very many, some may be taken, evenly spaced in the order above.
-- **The unit** sees windows as a batch of M maps, the three instances as channels. ``mixing``:
+- **The unit** has windows as a batch of M maps, the three instances as channels. ``mixing``:
   ``shared``, one kernel for all feature channels, M = windows x C, (M, 3, h, w) -> (M, 1, h, w);
   ``per_channel``, a kernel of its own for each feature channel, and ``full``, all channels into
   all, both M = windows, (M, 3C, h, w) -> (M, C, h, w). There, input channel ``3 c + k`` is
   feature channel c of the window's instance k: the three instances of channel 0 come first.
-- **Batch normalisation in training.** ``bn_scope="round"``: statistics over everything that one
-  BN channel sees in a round (all windows of all bags, h and w; with ``shared`` the C feature
+- **The start** (``init``): "mean" starts as the recursive mean, exactly so without BN on
+  non-negative features; "default" is PyTorch's, which can explode on long bags.
+- **Batch normalisation in training.** ``bn_scope="round"``: statistics over all values of
+  one BN channel in a round (all windows of all bags, h and w; with ``shared`` the C feature
   channels as well); running statistics move once per forward pass, to the pooled moments of all
   rounds. ``"window"``: as in a loop that calls the unit on one window at a time: each window is
   normalised by its own statistics, and running statistics move once per window, bag by bag, round
   by round, window by window. Variances are unbiased in running statistics, as in PyTorch. In
-  evaluation mode both are plain batch normalisation. Where a channel sees one value of a window
+  evaluation mode both are plain batch normalisation. Where a channel has one value in a window
   (vectors, unless ``shared``; C = 1), a round of one window has no statistics: no BN there.
 """
 
@@ -37,12 +39,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.aggregators.declared import DragnOptions
 from dragn_cache.aggregators.recursion import compiled
 from dragn_cache.aggregators.recursion.linear import pool_linearly
 from dragn_cache.aggregators.recursion.orders import (
@@ -51,117 +54,67 @@ from dragn_cache.aggregators.recursion.orders import (
     reordered,
     resized,
 )
-from dragn_cache.aggregators.recursion.rounds import Round, plan_rounds
+from dragn_cache.aggregators.recursion.rounds import Round, Schedule, plan_rounds
 from dragn_cache.aggregators.recursion.units import (
     CONVOLUTIONS,
-    BatchNormScope,
     DragnUnit,
-    Init,
-    KernelSize,
     NormPass,
     UnitConv,
-    UnitName,
 )
-from dragn_cache.errors import InputError, UnknownNameError
-from dragn_cache.old_options import check_choice, check_count
+from dragn_cache.errors import InputError
 from dragn_cache.ragged import RaggedBags
-
-Mixing = Literal["shared", "per_channel", "full"]
-Order = Literal["given", "permuted", "clustered"]
-Short = Literal["kept", "repeated"]
 
 PERMUTATIONS = 8
 KEPT = (1, None)  # fewest and most instances of a bag that the recursion is given
 
 
-class Dragn(Aggregator):
+class Dragn(Aggregator, declared="dragn"):
     """Embedding (B, C): global average pooling of the recursion's result. No attention.
 
     Args:
         in_shape: (C, h, w), or (C,) for vectors, which are maps of one pixel (then only the
             kernel's centre works).
-        unit: how many convolutions the unit has: 1, 2 or 3.
-        mixing: what the convolutions mix besides the three instances; see the module.
-        kernel: side of the square kernel in pixels; zero padding keeps h and w.
-        bn: batch normalisation after each hidden convolution; None is off for L1Agg, which has no
-            hidden convolution, and where a window is one value (see the module), else on.
-        bn_scope: over what training statistics are taken; see the module. Unused without BN.
-        init: "mean" starts as the recursive mean (exactly so without BN on non-negative
-            features); "default" is PyTorch's, which can explode on long bags.
-        share_rounds: one unit for all rounds; False makes one per round.
-        rounds: with ``share_rounds=False`` only, how many units; later rounds reuse the last.
-        order: "given": as the rows come (training shuffles them unless told otherwise);
-            "permuted": the embedding is the mean over seeded permutations of the bag; "clustered":
-            the leaves of the bag's single-link tree, so the object is not ``order_sensitive``
-            (unless ``short`` is "repeated").
-        permutations: with ``order="permuted"`` only, how many; None is 8.
-        short: a bag of one or two instances is "kept", so that the result is the instance or the
-            mean of both, or "repeated" to three, the first one coming again.
-        cap: of bags of more instances so many are taken, evenly spaced; None is all.
+        options: `DragnOptions`.
 
     Attributes:
         units: the units by round, each a module (M, 3, h, w) -> (M, 1, h, w) (see ``mixing``);
             ``unit`` is the first, and the only one when rounds share it.
 
     Raises:
-        InputError: a value that is not allowed, BN for L1Agg or for windows of one value,
-            ``rounds`` without ``share_rounds=False`` or the other way round, or ``permutations``
-            in another order.
+        InputError: an option that is not allowed, or BN for windows of one value.
     """
 
-    needs: ClassVar[Literal["map", "vector", "any"]] = "map"
-    order_sensitive: bool = True
+    options: DragnOptions
 
-    def __init__(
-        self,
-        in_shape: Sequence[int],
-        *,
-        unit: UnitName = "L3Agg",
-        mixing: Mixing = "shared",
-        kernel: KernelSize = 3,
-        bn: bool | None = None,
-        bn_scope: BatchNormScope = "round",
-        init: Init = "mean",
-        share_rounds: bool = True,
-        rounds: int | None = None,
-        order: Order = "given",
-        permutations: int | None = None,
-        short: Short = "kept",
-        cap: int | None = None,
-    ) -> None:
-        super().__init__(in_shape)
-        if not isinstance(unit, str) or unit not in CONVOLUTIONS:
-            raise UnknownNameError("unit", str(unit), CONVOLUTIONS)
-        check_choice("dragn", "mixing", mixing, get_args(Mixing))
-        check_choice("dragn", "kernel", kernel, get_args(KernelSize))
+    def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
+        super().__init__(in_shape, **options)
+        chosen = self.options
         channels, values = self.in_shape[0], math.prod(self.in_shape[1:])
-        plain = unit == "L1Agg" or (values * channels if mixing == "shared" else values) == 1
-        check_choice("dragn", "bn", bn, (None, False) if plain else (None, True, False))
-        check_choice("dragn", "bn_scope", bn_scope, get_args(BatchNormScope))
-        check_choice("dragn", "init", init, get_args(Init))
-        check_choice("dragn", "share_rounds", share_rounds, (True, False))
-        check_choice("dragn", "order", order, get_args(Order))
-        check_choice("dragn", "short", short, get_args(Short))
-        if cap is not None:
-            check_count("dragn", "cap", cap)
-        self._sizes = (1 if short == "kept" else 3, cap)
-        self._order = order
-        self._permutations = _permutation_count(permutations, order)
+        single = (values * channels if chosen.mixing == "shared" else values) == 1
+        if chosen.bn and single:
+            raise InputError(
+                "aggregator dragn, option bn",
+                expected="none or false, as a window is one value",
+                got="True",
+                remedy="leave it out",
+            )
+        self._sizes = (1 if chosen.short == "kept" else 3, chosen.cap)
+        self._order = chosen.order
         # A tree does not tell which of two instances is the first to be repeated.
-        self.order_sensitive = order != "clustered" or short == "repeated"
-        self.bn_scope = bn_scope
-        self._mixing = mixing
-        self._linear = unit == "L1Agg" and share_rounds and mixing != "full"
+        self.order_sensitive = chosen.order != "clustered" or chosen.short == "repeated"
+        self.bn_scope = chosen.bn_scope
+        self._mixing = chosen.mixing
+        self._linear = chosen.unit == "L1Agg" and chosen.share_rounds and chosen.mixing != "full"
         self.units = nn.ModuleList(
             DragnUnit(
-                CONVOLUTIONS[unit],
-                channels=1 if mixing == "shared" else channels,
-                groups=channels if mixing == "per_channel" else 1,
-                kernel=kernel,
-                bn=not plain if bn is None else bn,
-                init=init,
+                CONVOLUTIONS[chosen.unit],
+                channels=1 if chosen.mixing == "shared" else channels,
+                groups=channels if chosen.mixing == "per_channel" else 1,
+                kernel=chosen.kernel,
+                bn=chosen.unit != "L1Agg" and not single if chosen.bn is None else chosen.bn,
+                init=chosen.init,
             )
-            for _ in range(_unit_count(rounds, share_rounds=share_rounds))
+            for _ in range(chosen.rounds or 1)
         )
 
     @property
@@ -190,49 +143,51 @@ class Dragn(Aggregator):
             return None
         if self._order == "clustered":
             return clustered_orders(bags)
-        return permuted_orders(bags.offsets, self._permutations)
+        return permuted_orders(bags.offsets, self.options.permutations or PERMUTATIONS)
 
     def _pool_linearly(self, bags: RaggedBags, orders: Tensor | None = None) -> Tensor:
-        """(B, C) by `adjoint`."""
+        """(B, C) by `linear`."""
         conv = cast(UnitConv, self.unit[0])
         return pool_linearly(bags, conv.weight, cast(Tensor, conv.bias), orders)
 
     def _fold_all(self, bags: RaggedBags) -> Tensor:
-        """(B, C): the recursion on bags in their order, in the fastest way that there is."""
+        """(B, C): the recursion on bags in their order, by the fastest way for them."""
         if self._linear and not (self._mixing == "per_channel" and self._compiled(bags)):
             return self._pool_linearly(bags)
-        steps = list(plan_rounds(bags.offsets.diff()))
+        rounds = list(plan_rounds(bags.offsets.diff()))
         norms = NormPass(self.bn_scope)
         if self._compiled(bags):
-            units, shared = self._all_units(), self._mixing == "shared"
-            by_window = self.bn_scope == "window"
-            pooled = compiled.fold(bags, units, steps, norms, shared=shared, by_window=by_window)
+            shared = self._mixing == "shared"
+            schedule = Schedule(rounds)
+            pooled = compiled.fold(bags, self._all_units(), schedule, norms, shared=shared)
         else:
-            pooled = self._fold_by_library(bags, steps, norms)
+            pooled = self._fold_by_library(bags, rounds, norms)
         norms.finish()
         return pooled
 
     def _compiled(self, bags: RaggedBags) -> bool:
-        """Whether the recursion in C++ can do it; ``full`` it cannot."""
+        """Whether the recursion in C++ applies; it has no mixing ``full``."""
         return self._mixing != "full" and compiled.applies(self._all_units(), bags)
 
     def _all_units(self) -> list[DragnUnit]:
         return [cast(DragnUnit, unit) for unit in self.units]
 
-    def _fold_by_library(self, bags: RaggedBags, steps: Sequence[Round], norms: NormPass) -> Tensor:
+    def _fold_by_library(
+        self, bags: RaggedBags, rounds: Sequence[Round], norms: NormPass
+    ) -> Tensor:
         """(B, C) by PyTorch: one call of the unit for all windows of a round."""
         maps = self.maps(bags)
         pooled: list[Tensor] = []
-        owners: list[Tensor] = []
-        for number, step in enumerate(steps):
-            if len(step.done):
-                owners.append(step.done)
-                pooled.append(_pool_ends(maps, step.ends))
+        finished: list[Tensor] = []
+        for number, step in enumerate(rounds):
+            if len(step.finished):
+                finished.append(step.finished)
+                pooled.append(_pool_last(maps, step.last_rows))
             if len(step.members):
-                norms.start_round(step.turns)
+                norms.start_round(step.loop_index)
                 maps = self._fold(maps, step.members, number, norms)
-        place = torch.cat(owners).argsort().to(maps.device)
-        return torch.cat(pooled).index_select(0, place)
+        order = torch.cat(finished).argsort().to(maps.device)
+        return torch.cat(pooled).index_select(0, order)
 
     def _fold(self, maps: Tensor, members: Tensor, number: int, norms: NormPass) -> Tensor:
         """One round: (rows, C, h, w) -> (W, C, h, w), one map per window."""
@@ -246,35 +201,7 @@ class Dragn(Aggregator):
         return folded.reshape(count, channels, height, width)
 
 
-def _pool_ends(maps: Tensor, ends: Tensor) -> Tensor:
-    """(b, C): the mean of a finished bag's two maps (one map twice where it has one), pooled."""
-    rows = maps.index_select(0, ends.flatten().to(maps.device))
-    return rows.mean((2, 3)).reshape(len(ends), 2, -1).mean(1)
-
-
-def _unit_count(rounds: int | None, *, share_rounds: bool) -> int:
-    if share_rounds and rounds is None:
-        return 1
-    if not share_rounds and type(rounds) is int and rounds > 0:
-        return rounds
-    raise InputError(
-        "aggregator dragn, option rounds",
-        expected="no value with share_rounds=True" if share_rounds else "a whole number above 0",
-        got=repr(rounds),
-        remedy="share_rounds=False, rounds=R makes a unit for each of the first R rounds",
-    )
-
-
-def _permutation_count(permutations: int | None, order: Order) -> int:
-    if order == "permuted":
-        count = PERMUTATIONS if permutations is None else permutations
-        check_count("dragn", "permutations", count)
-        return count
-    if permutations is None:
-        return 1
-    raise InputError(
-        "aggregator dragn, option permutations",
-        expected=f"no value with order={order!r}",
-        got=repr(permutations),
-        remedy="order='permuted', permutations=K takes the mean over K orders of each bag",
-    )
+def _pool_last(maps: Tensor, rows: Tensor) -> Tensor:
+    """(b, C): the mean of a finished bag's two last maps, ``rows`` (b, 2), averaged over pixels."""
+    last = maps.index_select(0, rows.flatten().to(maps.device))
+    return last.mean((2, 3)).reshape(len(rows), 2, -1).mean(1)

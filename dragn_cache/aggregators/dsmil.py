@@ -20,58 +20,41 @@ the later code by default, average both streams.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.aggregators.declared import DsmilOptions
 from dragn_cache.aggregators.supervision import Supervision
-from dragn_cache.old_options import check_choice, check_count
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.segments import segment_argmax, segment_attend, segment_softmax
 
 
-class Dsmil(Aggregator):
+class Dsmil(Aggregator, declared="dsmil"):
     """Embedding (B, L · C), label after label; attention (N, L), a label's adds up to 1 in a bag.
 
     Args:
         in_shape: (C, h, w) or (C,); maps are averaged over h and w first.
-        labels: L.
-        attn_dim: width of q.
-        query: "linear", or "mlp": Linear, ReLU, Linear, tanh (the later code).
-        value: "linear"; "identity", v = h (the later code), or "relu", linear with a ReLU after
-            (that code's switch; its dropout is the classifier's here).
+        options: `DsmilOptions`.
     """
 
-    needs: ClassVar[Literal["map", "vector", "any"]] = "any"
-    order_sensitive: bool = False
-    has_attention: ClassVar[bool] = True
     bag_weight: float = 0.5
 
-    def __init__(
-        self,
-        in_shape: Sequence[int],
-        *,
-        labels: int,
-        attn_dim: int = 128,
-        query: Literal["linear", "mlp"] = "linear",
-        value: Literal["identity", "linear", "relu"] = "linear",
-    ) -> None:
-        super().__init__(in_shape)
-        check_count("dsmil", "labels", labels)
-        check_count("dsmil", "attn_dim", attn_dim)
-        check_choice("dsmil", "query", query, ("linear", "mlp"))
-        check_choice("dsmil", "value", value, ("identity", "linear", "relu"))
-        width = self.out_dim
+    options: DsmilOptions
+
+    def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
+        super().__init__(in_shape, **options)
+        labels, attn_dim, width = self.options.labels, self.options.attn_dim, self.out_dim
         self.instances = nn.Linear(width, labels)
         self.query = nn.Sequential(nn.Linear(width, attn_dim))
-        if query == "mlp":
+        if self.options.query == "mlp":
             self.query.extend((nn.ReLU(), nn.Linear(attn_dim, attn_dim), nn.Tanh()))
         self.value = nn.Sequential()
-        if value != "identity":
+        if self.options.value != "identity":
             self.value.append(nn.Linear(width, width))
-        if value == "relu":
+        if self.options.value == "relu":
             self.value.append(nn.ReLU())
         self.out_dim = labels * width
 

@@ -28,57 +28,38 @@ none, which the softmax would cancel.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.aggregators.declared import DtfdOptions
 from dragn_cache.aggregators.layers import GatedScores, relu_network
 from dragn_cache.aggregators.supervision import Supervision
-from dragn_cache.old_options import check_choice, check_count
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import offsets_of, owners
 from dragn_cache.ragged.segments import segment_argmax, segment_ranks, segment_softmax, segment_sum
 
 
-class Dtfd(Aggregator):
+class Dtfd(Aggregator, declared="dtfd"):
     """Embedding (B, D): a weighted sum of a bag's h_k; the attention (N,) is the weights.
 
     Args:
         in_shape: (C, h, w) or (C,); maps are averaged over h and w first.
-        labels: L, of the classifier of pseudo-bags.
-        groups: G, how many pseudo-bags a bag becomes, at most. With one, the order of the
-            instances does not matter.
-        distill: "afs", "max" (the paper's MaxS) or "maxmin" (MaxMinS).
-        embed: widths of the ReLU network in front, one or several; the last is D. Empty: h = x.
-        attn_dim: width of both gated attentions.
+        options: `DtfdOptions`.
     """
 
-    needs: ClassVar[Literal["map", "vector", "any"]] = "any"
-    order_sensitive: bool = True
-    has_attention: ClassVar[bool] = True
+    options: DtfdOptions
 
-    def __init__(
-        self,
-        in_shape: Sequence[int],
-        *,
-        labels: int,
-        groups: int = 4,
-        distill: Literal["afs", "max", "maxmin"] = "afs",
-        embed: int | Sequence[int] = 512,
-        attn_dim: int = 128,
-    ) -> None:
-        super().__init__(in_shape)
-        for option, value in (("labels", labels), ("groups", groups), ("attn_dim", attn_dim)):
-            check_count("dtfd", option, value)
-        check_choice("dtfd", "distill", distill, ("afs", "max", "maxmin"))
-        self.groups, self.distill = groups, distill
-        self.order_sensitive = groups > 1
-        self.embed, self.out_dim = relu_network("dtfd", "embed", self.out_dim, embed)
-        self.tier1 = GatedScores(self.out_dim, attn_dim)
-        self.tier2 = GatedScores(self.out_dim, attn_dim)
-        self.classifier = nn.Linear(self.out_dim, labels)
+    def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
+        super().__init__(in_shape, **options)
+        # With one pseudo-bag the order of the instances does not matter.
+        self.order_sensitive = self.options.groups > 1
+        self.embed, self.out_dim = relu_network(self.out_dim, self.options.embed)
+        self.tier1 = GatedScores(self.out_dim, self.options.attn_dim)
+        self.tier2 = GatedScores(self.out_dim, self.options.attn_dim)
+        self.classifier = nn.Linear(self.out_dim, self.options.labels)
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         return self._tiers(bags)[0]
@@ -91,7 +72,7 @@ class Dtfd(Aggregator):
 
     def _tiers(self, bags: RaggedBags) -> tuple[Aggregated, Tensor, Tensor]:
         """The result; the pooled pseudo-bags (P, D); their offsets by bag (B + 1,)."""
-        parts, groups = pseudo_bags(bags.offsets, self.groups)
+        parts, groups = pseudo_bags(bags.offsets, self.options.groups)
         h = self.embed(self.vectors(bags))
         if not self.training:
             embedding, attention, pooled = self._distilled(h, parts, groups)
@@ -106,13 +87,13 @@ class Dtfd(Aggregator):
         """Embedding (B, D), weights (N,) and pooled pseudo-bags (P, D) of h in pseudo-bags."""
         first = segment_softmax(self.tier1(h).squeeze(1), parts)
         pooled = segment_sum(h, parts, first)
-        if self.distill == "afs":
+        if self.options.distill == "afs":
             second = segment_softmax(self.tier2(pooled).squeeze(1), groups)
             weights = first * second[owners(parts).to(h.device)]
             return segment_sum(pooled, groups, second), weights, pooled
         activation = ((h * first[:, None]) @ self.classifier.weight.t()).amax(1, keepdim=True)
         rows = segment_argmax(activation, parts)
-        if self.distill == "maxmin":
+        if self.options.distill == "maxmin":
             rows = torch.cat((rows, segment_argmax(-activation, parts)), 1)
         picked, ends = h[rows.flatten()], groups * rows.shape[1]
         second = segment_softmax(self.tier2(picked).squeeze(1), ends)

@@ -9,31 +9,31 @@ two maps by one, u(x, y), with one unit for all channels and merges:
 - ``L2Agg``: W' * f(g(W * [x, y] + b)) + b', f a ReLU, g batch normalisation, two hidden maps
 - ``L3Agg``: one such stage more
 
-Global average pooling comes after the last merge. A bag of one instance is that instance; two meet
-the unit once. Where the paper leaves a choice, or this differs from it:
+Global average pooling comes after the last merge. A bag of one instance is that instance; two are
+merged once. Where the paper leaves a choice, or this differs from it:
 
 - **The kernel's size** is not in our sources: 3, as in DRAGN, unless ``kernel`` says otherwise.
 - **Distances** are between averaged maps, and the tree is taken as given: no gradient through it.
 - **Symmetry.** A convolution tells its two inputs apart, and a tree does not. By default a merge is
   ``(u(x, y) + u(y, x)) / 2``, so that the order of a bag's instances does not matter (unless
-  distances are equal: see `tree`). Without it, x is the node with the lower number.
+  distances are equal: see `tree`). Otherwise x is the node with the lower number.
 - **The start.** DRAGN's "mean" start (hidden convolutions the identity, the last one an average)
   would be its own mirror image: with hidden maps and inputs both swapped nothing changes, so under
   a symmetric unit the gradients keep it so, and half of the parameters would repeat the other half
   for ever. The first hidden convolution therefore starts as ``[x, (x + y) / 2]``. Without BN and on
   non-negative features a merge still starts as exactly the mean of its two. L1Agg cannot be more
   than symmetric: it is linear, and its two kernels count by their sum.
-- **Batch normalisation in training** takes its statistics over everything that meets the unit in
-  one level of the batch's trees, both orders; running statistics move once per forward pass, to the
+- **Batch normalisation in training** takes its statistics over all pairs of one level of the
+  batch's trees, in both orders; running statistics move once per forward pass, to the
   pooled moments of all levels. Statistics over a single value raise PyTorch's ValueError, "Expected
   more than 1 value per channel".
 - **A symmetric L1Agg is linear**: a merge is one convolution of (x + y) / 2. So the embedding is a
-  weighted sum over the features, like DRAGN's (see `adjoint`): an instance d merges below the root
-  has κ_d, the average over pixels led back d times through the halved, transposed convolution, and
-  a merge e below the root adds b sum(κ_e). No merge is ever made.
+  weighted sum over the features, like DRAGN's (see `chain`): an instance d merges below the root
+  has the weights κ_d, which are the average over pixels through d halved, transposed convolutions,
+  and a merge e below the root adds b sum(κ_e). The merges themselves are not computed.
 
-On the CPU with a compiler the others run in C++ (`recursion`, decision 0014): a level of trees is a
-round of windows of two rows, under a symmetric unit both orders one after the other.
+On the CPU with a compiler the other units run in C++ (`compiled`, decision 0014): a level of trees
+is a round of windows of two rows, under a symmetric unit both orders one after the other.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar, Literal, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -49,82 +49,55 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.aggregators.declared import HamilOptions
 from dragn_cache.aggregators.recursion import compiled
 from dragn_cache.aggregators.recursion.tree import (
     Merges,
     bag_vectors,
     merge_levels,
-    merge_rounds,
     node_depths,
-    plan_merges,
+    plan_levels,
     single_link_tree,
 )
 from dragn_cache.aggregators.recursion.units import (
     CONVOLUTIONS,
     DragnUnit,
-    Init,
-    KernelSize,
     NormPass,
     UnitConv,
-    UnitName,
 )
 from dragn_cache.aggregators.recursion.weighted_sum import weighted_pool
-from dragn_cache.errors import UnknownNameError
-from dragn_cache.old_options import check_choice
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import owners
 
 
-class Hamil(Aggregator):
+class Hamil(Aggregator, declared="hamil"):
     """Embedding (B, C): global average pooling of the tree's root. No attention.
 
     Args:
         in_shape: (C, h, w), or (C,) for vectors, which are maps of one pixel.
-        unit: how many convolutions the unit has: 1, 2 or 3.
-        kernel: side of the square kernel in pixels; zero padding keeps h and w.
-        bn: batch normalisation after each hidden convolution; None is off for L1Agg, which has no
-            hidden convolution, and on for the others.
-        symmetric: whether a merge is the mean over both orders of its two; if not, the object is
-            ``order_sensitive``.
-        init: "mean" starts as the mean at every merge (with ``symmetric`` off as well, without BN,
-            on non-negative features); "default" is PyTorch's.
+        options: `HamilOptions`.
 
     Raises:
-        InputError: a value that is not allowed, or BN for L1Agg.
+        InputError: an option that is not allowed.
     """
 
-    needs: ClassVar[Literal["map", "vector", "any"]] = "map"
-    order_sensitive: bool = False
+    options: HamilOptions
 
-    def __init__(
-        self,
-        in_shape: Sequence[int],
-        *,
-        unit: UnitName = "L3Agg",
-        kernel: KernelSize = 3,
-        bn: bool | None = None,
-        symmetric: bool = True,
-        init: Init = "mean",
-    ) -> None:
-        super().__init__(in_shape)
-        if not isinstance(unit, str) or unit not in CONVOLUTIONS:
-            raise UnknownNameError("unit", str(unit), CONVOLUTIONS)
-        check_choice("hamil", "kernel", kernel, get_args(KernelSize))
-        check_choice("hamil", "bn", bn, (None, False) if unit == "L1Agg" else (None, True, False))
-        check_choice("hamil", "symmetric", symmetric, (True, False))
-        check_choice("hamil", "init", init, get_args(Init))
-        self.symmetric = symmetric
-        self.order_sensitive = not symmetric
+    def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
+        super().__init__(in_shape, **options)
+        unit, init = self.options.unit, self.options.init
+        self.symmetric = self.options.symmetric
+        self.order_sensitive = not self.symmetric
         self.unit = DragnUnit(
             CONVOLUTIONS[unit],
             instances=2,
             channels=1,
             groups=1,
-            kernel=kernel,
-            bn=unit != "L1Agg" if bn is None else bn,
+            kernel=self.options.kernel,
+            bn=unit != "L1Agg" if self.options.bn is None else self.options.bn,
             init=init,
         )
-        if init == "mean" and symmetric and unit != "L1Agg":
+        if init == "mean" and self.symmetric and unit != "L1Agg":
             _separate_hidden_maps(self.unit.convolutions[0])
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
@@ -132,15 +105,15 @@ class Hamil(Aggregator):
         if self.symmetric and len(self.unit.convolutions) == 1:
             return Aggregated(self._pool_linearly(bags, trees), None)
         norms = NormPass("round")
-        # A single value has no statistics, as PyTorch says.
+        # A single value has no statistics: that error is PyTorch's.
         single = math.prod(self.in_shape) == 1 and any(norm.training for norm in self.unit.norms)
         if not single and compiled.applies([self.unit], bags):
-            rounds = merge_rounds(trees, both_orders=self.symmetric)
-            orders = 2 if self.symmetric else 1
-            pooled = compiled.fold(bags, [self.unit], rounds, norms, orders=orders, grows=True)
+            schedule = plan_levels(trees, both_orders=self.symmetric)
+            pooled = compiled.fold(bags, [self.unit], schedule, norms)
         else:
-            merged = partial(self._merge, norms=norms)
-            pooled = merge_levels(plan_merges(trees), self.maps(bags), merged).mean((2, 3))
+            rounds = plan_levels(trees, both_orders=False).rounds
+            roots = merge_levels(rounds, self.maps(bags), partial(self._merge, norms=norms))
+            pooled = roots.mean((2, 3))
         norms.finish()
         return Aggregated(pooled, None)
 
@@ -168,7 +141,7 @@ class Hamil(Aggregator):
         return torch.addcmul(pooled, cast(Tensor, conv.bias), factors[:, None])
 
     def _merge(self, x: Tensor, y: Tensor, norms: NormPass) -> Tensor:
-        """(m, C, h, w) twice -> (m, C, h, w)."""
+        """(m, C, h, w) twice -> (m, C, h, w): one level."""
         pairs = torch.stack((x, y), dim=2)
         if self.symmetric:
             pairs = torch.cat((pairs, pairs.flip(2)))
@@ -179,6 +152,6 @@ class Hamil(Aggregator):
 
 @torch.no_grad()
 def _separate_hidden_maps(conv: UnitConv) -> None:
-    """From [x, y] to [x, (x + y) / 2]; see the module."""
+    """Turn the start [x, y] into [x, (x + y) / 2]; see the module."""
     centre = conv.kernel_size[0] // 2
     conv.weight[1, :, centre, centre] = 0.5

@@ -15,51 +15,36 @@ there, is ``embed``, behind a linear layer. Q, K and V have no biases, and no dr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
-from dragn_cache.old_options import check_choice, check_count
+from dragn_cache.aggregators.declared import ImplocOptions
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.padded import Linear, Padding, attend, firsts, with_first
 from dragn_cache.ragged.segments import segment_mean
 
 
-class Imploc(Aggregator):
+class Imploc(Aggregator, declared="imploc"):
     """Embedding (B, embed): the mean of the encoder's rows, or its CLS row; no attention.
 
     Args:
         in_shape: (C, h, w) or (C,); maps are averaged over h and w.
-        embed: the model's width d.
-        layers: of the encoder.
-        heads: of each layer.
-        head_dim: d_k = d_v, the width of a head.
-        readout: ``mean`` or ``cls``.
+        options: `ImplocOptions`.
     """
 
-    needs: ClassVar[Literal["map", "vector", "any"]] = "any"
-    order_sensitive: bool = False
+    options: ImplocOptions
 
-    def __init__(
-        self,
-        in_shape: Sequence[int],
-        *,
-        embed: int = 192,
-        layers: int = 4,
-        heads: int = 6,
-        head_dim: int = 32,
-        readout: str = "mean",
-    ) -> None:
-        super().__init__(in_shape)
-        options = {"embed": embed, "layers": layers, "heads": heads, "head_dim": head_dim}
-        for option, value in options.items():
-            check_count("imploc", option, value)
-        check_choice("imploc", "readout", readout, ("mean", "cls"))
+    def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
+        super().__init__(in_shape, **options)
+        embed, heads, head_dim = self.options.embed, self.options.heads, self.options.head_dim
         self.embed = Linear(self.out_dim, embed)
-        self.cls = nn.Parameter(torch.randn(embed)) if readout == "cls" else None
+        with_cls = self.options.readout == "cls"
+        self.cls = nn.Parameter(torch.randn(embed)) if with_cls else None
+        layers = self.options.layers
         self.layers = nn.ModuleList(EncoderLayer(embed, heads, head_dim) for _ in range(layers))
         self.out_dim = embed
 

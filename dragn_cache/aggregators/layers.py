@@ -7,29 +7,17 @@ score per instance or several. The last layer has no bias, which a softmax over 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from dragn_cache.old_options import check_count
 
-
-def relu_network(
-    owner: str, option: str, width: int, widths: int | Sequence[int]
-) -> tuple[nn.Sequential, int]:
+def relu_network(width: int, widths: int | tuple[int, ...]) -> tuple[nn.Sequential, int]:
     """Linear layers from ``width`` to each of ``widths``, a ReLU after each; and the last width.
 
     Args:
-        owner: the method, for errors.
-        option: the name under which ``widths`` was given.
         widths: one or several; empty makes the identity.
-
-    Raises:
-        InputError: a width that is no whole number above 0.
     """
-    chosen = tuple(widths) if isinstance(widths, Sequence) else (widths,)
-    for value in chosen:
-        check_count(owner, option, value)
+    chosen = widths if isinstance(widths, tuple) else (widths,)
     pairs = itertools.pairwise((width, *chosen))
     layers = (m for i, o in pairs for m in (nn.Linear(i, o), nn.ReLU()))
     return nn.Sequential(*layers), (width, *chosen)[-1]

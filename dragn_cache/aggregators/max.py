@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from dragn_cache.aggregators.base import Aggregated, Aggregator
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.segments import segment_max
 
 
-class Max(Aggregator):
+class Max(Aggregator, declared="max"):
     """Embedding (B, C): the maximum over each bag's instances, channel by channel.
 
     This is ``mvcnn`` by another name: "Multi-view Convolutional Neural Networks" (Su et al.,
     2015), as the DRAGN paper compares with it. No parameters, no attention. Instances that tie for
     a maximum share its gradient evenly, as in ``Tensor.amax``.
     """
-
-    needs: ClassVar[Literal["map", "vector", "any"]] = "any"
-    order_sensitive: bool = False
 
     @property
     def stackable(self) -> bool:

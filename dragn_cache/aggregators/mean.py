@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from dragn_cache.aggregators.base import Aggregated, Aggregator
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.segments import segment_mean
 
 
-class Mean(Aggregator):
+class Mean(Aggregator, declared="mean"):
     """Embedding (B, C): the mean over each bag's instances (the DRAGN paper's MI-mean baseline).
 
     No parameters, no attention; the order of the instances matters to rounding only.
     """
-
-    needs: ClassVar[Literal["map", "vector", "any"]] = "any"
-    order_sensitive: bool = False
 
     @property
     def stackable(self) -> bool:

@@ -16,47 +16,39 @@ Maps are averaged over h and w first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
-from dragn_cache.old_options import check_choice
+from dragn_cache.aggregators.declared import NanOptions
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.segments import segment_softmax, segment_sum
 
 
-class Nan(Aggregator):
+class Nan(Aggregator, declared="nan"):
     """Embedding (B, C): each bag's attention-weighted mean; the attention (N,) is the last block's.
 
     Args:
         in_shape: (C, h, w) or (C,).
-        blocks: attention blocks, 1 or 2.
-        unit_length: scale every instance to length 1 first.
+        options: `NanOptions`.
     """
 
-    needs: ClassVar[Literal["map", "vector", "any"]] = "any"
-    order_sensitive: bool = False
-    has_attention: ClassVar[bool] = True
+    options: NanOptions
 
-    def __init__(
-        self, in_shape: Sequence[int], *, blocks: int = 2, unit_length: bool = False
-    ) -> None:
-        super().__init__(in_shape)
-        check_choice("nan", "blocks", blocks, (1, 2))
-        check_choice("nan", "unit_length", unit_length, (True, False))
-        self.unit_length = unit_length
+    def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
+        super().__init__(in_shape, **options)
         self.q0 = nn.Parameter(torch.zeros(self.out_dim))
-        self.W = nn.Linear(self.out_dim, self.out_dim) if blocks == 2 else None
+        self.W = nn.Linear(self.out_dim, self.out_dim) if self.options.blocks == 2 else None
         if self.W is not None:
             nn.init.normal_(self.W.weight, std=self.out_dim**-0.5)
             nn.init.zeros_(self.W.bias)
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         f = self.vectors(bags)
-        if self.unit_length:
+        if self.options.unit_length:
             f = F.normalize(f)
         result, attention = _attend(f, f @ self.q0, bags)
         if self.W is not None:

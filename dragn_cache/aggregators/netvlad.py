@@ -22,15 +22,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.aggregators.declared import NetVladOptions
 from dragn_cache.errors import InputError
-from dragn_cache.old_options import check_choice, check_count
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.codebook import SAMPLE, SEED, sample_rows, train_centres
 from dragn_cache.ragged.segments import segment_outer, segment_sum
@@ -41,40 +41,26 @@ ASSIGNMENT_RATIO = 100.0
 MOST_STEPS = 100  # of k-means
 
 
-class NetVlad(Aggregator):
+class NetVlad(Aggregator, declared="netvlad"):
     """Embedding (B, K·C), cluster by cluster, or (B, ``reduce``), rows of length 1. No attention.
 
     Args:
         in_shape: (C, h, w) or (C,).
-        clusters: K, at least 2.
-        pixels: assign pixels of maps, not their averages.
-        reduce: width of a linear layer after it; None is no such layer.
+        options: `NetVladOptions`.
     """
 
-    needs: ClassVar[Literal["map", "vector", "any"]] = "any"
-    order_sensitive: bool = False
+    options: NetVladOptions
 
-    def __init__(
-        self,
-        in_shape: Sequence[int],
-        *,
-        clusters: int = 64,
-        pixels: bool = False,
-        reduce: int | None = None,
-    ) -> None:
-        super().__init__(in_shape)
-        check_count("netvlad", "clusters", clusters, least=2)
-        check_choice("netvlad", "pixels", pixels, (True, False))
-        self.pixels = pixels
-        channels = self.in_shape[0]
+    def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
+        super().__init__(in_shape, **options)
+        channels, clusters = self.in_shape[0], self.options.clusters
         self.assign = nn.Linear(channels, clusters)
         self.centres = nn.Parameter(F.normalize(torch.randn(clusters, channels)))
         self.out_dim = clusters * channels
         self.reduce = None
-        if reduce is not None:
-            check_count("netvlad", "reduce", reduce)
-            self.reduce = nn.Linear(self.out_dim, reduce, bias=False)
-            self.out_dim = reduce
+        if self.options.reduce is not None:
+            self.reduce = nn.Linear(self.out_dim, self.options.reduce, bias=False)
+            self.out_dim = self.options.reduce
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         x, offsets = self._local(bags)
@@ -104,7 +90,7 @@ class NetVlad(Aggregator):
 
     def _local(self, bags: RaggedBags) -> tuple[Tensor, Tensor]:
         """What is assigned, (M, C) of length 1, and where each bag's rows start and end."""
-        if not self.pixels:
+        if not self.options.pixels:
             return F.normalize(self.vectors(bags)), bags.offsets
         maps = self.maps(bags).flatten(2)
         rows = maps.transpose(1, 2).flatten(0, 1)

@@ -1,65 +1,18 @@
-"""The aggregators by name: one file per published method, one line here."""
+"""Aggregators made by name, of this package or of one's own; imported when they are asked for."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import sys
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from dragn_cache.aggregators.abmil import Abmil, GatedAbmil
-from dragn_cache.aggregators.acmil import Acmil
-from dragn_cache.aggregators.annofly import AnnoFly
-from dragn_cache.aggregators.base import Aggregator
-from dragn_cache.aggregators.bilstm import BiLstm
-from dragn_cache.aggregators.bow import Bow
-from dragn_cache.aggregators.clam import ClamMb, ClamSb
-from dragn_cache.aggregators.deepmiml import DeepMiml
-from dragn_cache.aggregators.deepsets import DeepSets
-from dragn_cache.aggregators.dragn import Dragn
-from dragn_cache.aggregators.dsmil import Dsmil
-from dragn_cache.aggregators.dtfd import Dtfd
-from dragn_cache.aggregators.hamil import Hamil
-from dragn_cache.aggregators.imploc import Imploc
-from dragn_cache.aggregators.max import Max
-from dragn_cache.aggregators.mean import Mean
-from dragn_cache.aggregators.nan import Nan
-from dragn_cache.aggregators.netvlad import NetVlad
-from dragn_cache.aggregators.rrt import Rrt
-from dragn_cache.aggregators.set_transformer import SetTransformer
-from dragn_cache.aggregators.si import Si
-from dragn_cache.aggregators.spoc import Spoc
-from dragn_cache.aggregators.transmil import Transmil
+from dragn_cache.aggregators.declared import AGGREGATORS
 from dragn_cache.errors import InputError, UnknownNameError
-from dragn_cache.old_options import check_options
+from dragn_cache.options import Declared, declarations, make, require_known, signature_settings
 
-AGGREGATORS: dict[str, type[Aggregator]] = {
-    "abmil": Abmil,
-    "acmil": Acmil,
-    "annofly": AnnoFly,
-    "bilstm": BiLstm,
-    "bow": Bow,
-    "clam_mb": ClamMb,
-    "clam_sb": ClamSb,
-    "deepmiml": DeepMiml,
-    "deepsets": DeepSets,
-    "dragn": Dragn,
-    "dsmil": Dsmil,
-    "dtfd": Dtfd,
-    "gated_abmil": GatedAbmil,
-    "hamil": Hamil,
-    "imploc": Imploc,
-    "max": Max,
-    "mean": Mean,
-    "nan": Nan,
-    "netvlad": NetVlad,
-    "rrt": Rrt,
-    "set_transformer": SetTransformer,
-    "si": Si,
-    "spoc": Spoc,
-    "transmil": Transmil,
-}
+if TYPE_CHECKING:
+    from dragn_cache.aggregators.base import Aggregator
 
 SEE_LIST = "see dragn-cache aggregators"
 
@@ -70,35 +23,50 @@ def create_aggregator(name: str, *, in_shape: tuple[int, ...], **options: Any) -
     Args:
         name: a key of ``AGGREGATORS``, or ``package.module:Class`` for a class of one's own.
         in_shape: the shape of one instance, as ``RaggedBags.in_shape`` gives it.
-        options: the keyword arguments of the method's class.
+        options: those of `options_of`.
 
     Raises:
-        UnknownNameError: no aggregator has this name.
-        InputError: an option that the method does not have, one that it lacks, a value that it
-            does not allow, or a class that cannot be imported.
+        UnknownNameError: no aggregator has this name, or no option of it.
+        InputError: an option that the method lacks, a value that it does not allow, or a class
+            that cannot be imported.
     """
     cls = aggregator_class(name)
-    known = {
-        option: parameter.default is not inspect.Parameter.empty
-        for option, parameter in options_of(cls).items()
-    }
-    check_options(f"aggregator {name}", options, known)
+    if name not in AGGREGATORS:
+        options = _checked(name, cls, options)
     return cls(in_shape, **options)
 
 
-def options_of(cls: type[Aggregator]) -> dict[str, inspect.Parameter]:
-    """The options of a method's class: its keyword-only arguments."""
-    return {
-        option: parameter
-        for option, parameter in inspect.signature(cls).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+def options_of(name: str) -> Mapping[str, Declared]:
+    """The options of a method by name, for which a registered one is not imported.
+
+    Those of a class of one's own are its keyword-only arguments and, where it has ``**options``,
+    those of the method that it is derived from.
+
+    Raises:
+        UnknownNameError, InputError: as `aggregator_class`.
+    """
+    if name in AGGREGATORS:
+        return declarations(AGGREGATORS[name].options)
+    cls = aggregator_class(name)
+    own = declarations(signature_settings(cls))
+    parameters = inspect.signature(cls).parameters.values()
+    passes_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    return {**declarations(cls.options_class), **own} if passes_on else own
+
+
+def _checked(name: str, cls: type[Aggregator], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a class of one's own, checked as its signature declares them."""
+    require_known(f"aggregator {name}", options, options_of(name), "option")
+    signature = signature_settings(cls)
+    own = {option: v for option, v in options.items() if option in declarations(signature)}
+    return {**options, **make(f"aggregator {name}", signature, own).given}
 
 
 def aggregator_class(name: str) -> type[Aggregator]:
     """The class of a registered name, or of ``package.module:Class``.
 
-    The module is looked for where Python looks, and in the working directory.
+    The module is looked for where Python looks, ``sys.path``; the command line adds the working
+    directory to that.
 
     Raises:
         UnknownNameError: no aggregator has this name.
@@ -107,10 +75,11 @@ def aggregator_class(name: str) -> type[Aggregator]:
     if ":" not in name:
         if name not in AGGREGATORS:
             raise UnknownNameError("aggregator", name, AGGREGATORS, remedy=SEE_LIST)
-        return AGGREGATORS[name]
+        cls: type[Aggregator] = AGGREGATORS[name].load()
+        return cls
+    from dragn_cache.aggregators.base import Aggregator
+
     module, _, attribute = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError, SyntaxError) as error:

@@ -25,7 +25,7 @@ the bias after it makes up for). No dropout is inside.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,65 +34,36 @@ from torch import Tensor, nn
 
 from dragn_cache.aggregators.abmil import GatedAbmil
 from dragn_cache.aggregators.base import Aggregated, Aggregator
-from dragn_cache.errors import InputError
-from dragn_cache.old_options import check_count
+from dragn_cache.aggregators.declared import RrtOptions
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import offsets_of
-from dragn_cache.ragged.padded import Linear, Padding, attend, masked_softmax, require_heads, split
+from dragn_cache.ragged.padded import Linear, Padding, attend, masked_softmax, split
 
 LEAST_RANGE = 1e-3
 
 
-class Rrt(Aggregator):
+class Rrt(Aggregator, declared="rrt"):
     """Embedding (B, embed): a weighted mean of re-embedded rows; the attention (N,) is its weights.
 
     Args:
         in_shape: (C, h, w) or (C,); maps are averaged over h and w.
-        embed: the model's width, a multiple of ``heads``.
-        heads: of both attentions.
-        regions: r, at most, along each side of the square.
-        kernel: of EPEG, an odd number of queries.
-        means: K, weighted means of each region.
-        attn_dim: of the gated attention.
+        options: `RrtOptions`.
     """
 
-    needs: ClassVar[Literal["map", "vector", "any"]] = "any"
-    order_sensitive: bool = True
-    has_attention: ClassVar[bool] = True
+    options: RrtOptions
 
-    def __init__(
-        self,
-        in_shape: Sequence[int],
-        *,
-        embed: int = 512,
-        heads: int = 8,
-        regions: int = 8,
-        kernel: int = 15,
-        means: int = 3,
-        attn_dim: int = 128,
-    ) -> None:
-        super().__init__(in_shape)
-        options = {"embed": embed, "heads": heads, "regions": regions, "kernel": kernel}
-        for option, value in (options | {"means": means, "attn_dim": attn_dim}).items():
-            check_count("rrt", option, value)
-        require_heads("rrt", embed, heads)
-        if kernel % 2 == 0:
-            raise InputError(
-                "aggregator rrt, option kernel",
-                expected="an odd number",
-                got=str(kernel),
-                remedy=f"give kernel={kernel + 1}",
-            )
-        self.regions = regions
+    def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
+        super().__init__(in_shape, **options)
+        embed, heads = self.options.embed, self.options.heads
         self.embed = Linear(self.out_dim, embed)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(embed) for _ in range(3))
-        self.inside = RegionAttention(embed, heads, kernel)
-        self.across = CrossRegionAttention(embed, heads, means)
-        self.pool = GatedAbmil((embed,), attn_dim=attn_dim)
+        self.inside = RegionAttention(embed, heads, self.options.kernel)
+        self.across = CrossRegionAttention(embed, heads, self.options.means)
+        self.pool = GatedAbmil((embed,), attn_dim=self.options.attn_dim)
         self.out_dim = embed
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
-        regions = partition(bags.offsets, self.regions)
+        regions = partition(bags.offsets, self.options.regions)
         x = F.relu(self.embed(self.vectors(bags)))
         x = x.index_select(0, regions.rows.to(x.device))
         padding = Padding(regions.offsets, x.device)

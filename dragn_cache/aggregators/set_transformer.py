@@ -18,49 +18,32 @@ no attention. Nothing depends on the order of the instances.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
-from dragn_cache.old_options import check_count
+from dragn_cache.aggregators.declared import SetTransformerOptions
 from dragn_cache.ragged import RaggedBags
-from dragn_cache.ragged.padded import Linear, Padding, attend, masked_softmax, require_heads, split
+from dragn_cache.ragged.padded import Linear, Padding, attend, masked_softmax, split
 
 
-class SetTransformer(Aggregator):
+class SetTransformer(Aggregator, declared="set_transformer"):
     """Embedding (B, embed): the seed's row; the attention (N,) is PMA's, averaged over heads.
 
     Args:
         in_shape: (C, h, w) or (C,); maps are averaged over h and w.
-        embed: the model's width d, a multiple of ``heads``.
-        heads: of every block.
-        layers: SABs, or ISABs, before the PMA.
-        inducing: rows of I in each ISAB, for time linear in the bag's size; None takes SABs.
+        options: `SetTransformerOptions`.
     """
 
-    needs: ClassVar[Literal["map", "vector", "any"]] = "any"
-    order_sensitive: bool = False
-    has_attention: ClassVar[bool] = True
+    options: SetTransformerOptions
 
-    def __init__(
-        self,
-        in_shape: Sequence[int],
-        *,
-        embed: int = 128,
-        heads: int = 4,
-        layers: int = 2,
-        inducing: int | None = None,
-    ) -> None:
-        super().__init__(in_shape)
-        for option, value in (("embed", embed), ("heads", heads), ("layers", layers)):
-            check_count("set_transformer", option, value)
-        if inducing is not None:
-            check_count("set_transformer", "inducing", inducing)
-        require_heads("set_transformer", embed, heads)
-        widths = [self.out_dim] + [embed] * (layers - 1)
+    def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
+        super().__init__(in_shape, **options)
+        embed, heads, inducing = self.options.embed, self.options.heads, self.options.inducing
+        widths = [self.out_dim] + [embed] * (self.options.layers - 1)
         self.encoder = nn.ModuleList(
             SetBlock(width, embed, heads)
             if inducing is None

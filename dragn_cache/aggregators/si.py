@@ -19,47 +19,34 @@ the history's losses are theirs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.aggregators.declared import SiOptions
 from dragn_cache.aggregators.supervision import Supervision
-from dragn_cache.old_options import check_choice, check_count
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.segments import segment_logsumexp, segment_max
 
 
-class Si(Aggregator):
+class Si(Aggregator, declared="si"):
     """Embedding (B, L): the bags' logits. No attention.
 
     Args:
         in_shape: (C, h, w), averaged over h and w, or (C,).
-        labels: L.
-        test: what a bag's probability is of its instances': "max" or "mean".
-        task: what instances' logits mean: "multilabel", a sigmoid each, or "multiclass", a softmax.
+        options: `SiOptions`.
     """
 
-    needs: ClassVar[Literal["map", "vector", "any"]] = "any"
-    order_sensitive: bool = False
     bag_weight: float = 0.0
 
-    def __init__(
-        self,
-        in_shape: Sequence[int],
-        *,
-        labels: int,
-        test: Literal["max", "mean"] = "max",
-        task: Literal["multilabel", "multiclass"] = "multilabel",
-    ) -> None:
-        super().__init__(in_shape)
-        check_count("si", "labels", labels)
-        check_choice("si", "test", test, ("max", "mean"))
-        check_choice("si", "task", task, ("multilabel", "multiclass"))
-        self.test, self.task = test, task
-        self.classify = nn.Linear(self.out_dim, labels)
-        self.out_dim = labels
+    options: SiOptions
+
+    def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
+        super().__init__(in_shape, **options)
+        self.classify = nn.Linear(self.out_dim, self.options.labels)
+        self.out_dim = self.options.labels
 
     def head(self, labels: int) -> nn.Module:
         """The embedding is the logits already."""
@@ -76,13 +63,13 @@ class Si(Aggregator):
     def _of_bags(self, logits: Tensor, bags: RaggedBags) -> Tensor:
         """(N, L) → (B, L)."""
         offsets = bags.offsets
-        if self.task == "multiclass":
+        if self.options.task == "multiclass":
             logits = logits.log_softmax(1)
-        if self.test == "max":
+        if self.options.test == "max":
             return segment_max(logits, offsets)
         # Sums in place of means: the number of instances cancels, in the difference as in a
         # softmax.
-        if self.task == "multiclass":
+        if self.options.task == "multiclass":
             return segment_logsumexp(logits, offsets)
         yes, no = F.logsigmoid(logits), F.logsigmoid(-logits)
         return segment_logsumexp(yes, offsets) - segment_logsumexp(no, offsets)

@@ -16,7 +16,7 @@ and an L2 norm of one again. The prior is what the DRAGN paper calls radial basi
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
+from dragn_cache.aggregators.declared import SpocOptions
 from dragn_cache.errors import InputError
-from dragn_cache.old_options import check_choice, check_count
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.segments import segment_sum
 
@@ -33,42 +33,38 @@ from dragn_cache.ragged.segments import segment_sum
 LEAST_VARIANCE = 1e-10
 
 
-class Spoc(Aggregator):
+class Spoc(Aggregator, declared="spoc"):
     """Embedding (B, C) or (B, ``whiten``), each row of length 1. No parameters, no attention.
 
     Args:
         in_shape: (C, h, w), or (C,) for vectors, which are maps of one pixel.
-        spatial_prior: the Gaussian; False sums all pixels alike.
-        whiten: how many principal components are kept and whitened, at most C; None is no PCA.
-            Until ``fit`` they are the first channels as they are.
+        options: `SpocOptions`.
 
     Raises:
         InputError: a value that is not allowed, or more components than channels.
     """
 
-    needs: ClassVar[Literal["map", "vector", "any"]] = "map"
-    order_sensitive: bool = False
     prior: Tensor
     centre: Tensor
     components: Tensor
 
-    def __init__(
-        self, in_shape: Sequence[int], *, spatial_prior: bool = True, whiten: int | None = None
-    ) -> None:
-        super().__init__(in_shape)
-        check_choice("spoc", "spatial_prior", spatial_prior, (True, False))
+    options: SpocOptions
+
+    def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
+        super().__init__(in_shape, **options)
         height, width = self.in_shape[1:] or (1, 1)
-        prior = _gaussian(height, width) if spatial_prior else torch.ones(height * width)
+        weighted, whiten = self.options.spatial_prior, self.options.whiten
+        prior = _gaussian(height, width) if weighted else torch.ones(height * width)
         self.register_buffer("prior", prior, persistent=False)
-        self.whiten = whiten
         if whiten is not None:
-            self.out_dim = _require_components(whiten, at_most=self.in_shape[0], what="channels")
+            _require_components(whiten, at_most=self.in_shape[0], what="channels")
+            self.out_dim = whiten
             self.register_buffer("centre", torch.zeros(self.in_shape[0]))
             self.register_buffer("components", torch.eye(whiten, self.in_shape[0]))
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         descriptors = self._descriptors(bags)
-        if self.whiten is not None:
+        if self.options.whiten is not None:
             descriptors = F.normalize((descriptors - self.centre) @ self.components.T)
         return Aggregated(descriptors, None)
 
@@ -79,13 +75,14 @@ class Spoc(Aggregator):
         Raises:
             InputError: as many components as bags, or more.
         """
-        if self.whiten is None:
+        whiten = self.options.whiten
+        if whiten is None:
             return
         from sklearn.decomposition import PCA
 
         found = torch.cat([self._descriptors(bags) for bags in batches]).cpu().double().numpy()
-        _require_components(self.whiten, at_most=len(found) - 1, what="training bags, less one")
-        pca = PCA(self.whiten, svd_solver="full").fit(found)
+        _require_components(whiten, at_most=len(found) - 1, what="training bags, less one")
+        pca = PCA(whiten, svd_solver="full").fit(found)
         variance = pca.explained_variance_
         told = variance > LEAST_VARIANCE * variance[0]
         scale = np.where(told, 1 / np.sqrt(np.where(told, variance, 1)), 0)
@@ -107,8 +104,7 @@ def _gaussian(height: int, width: int) -> Tensor:
     return (-powers).exp().float().flatten()
 
 
-def _require_components(whiten: int, *, at_most: int, what: str) -> int:
-    check_count("spoc", "whiten", whiten)
+def _require_components(whiten: int, *, at_most: int, what: str) -> None:
     if whiten > at_most:
         raise InputError(
             "aggregator spoc, option whiten",
@@ -116,4 +112,3 @@ def _require_components(whiten: int, *, at_most: int, what: str) -> int:
             got=str(whiten),
             remedy="give fewer, or whiten=none",
         )
-    return whiten

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
-from dragn_cache.old_options import check_count
+from dragn_cache.aggregators.declared import TransmilOptions
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import resampled
 from dragn_cache.ragged.nystroem import nystroem
@@ -43,34 +43,24 @@ from dragn_cache.ragged.padded import (
     Padding,
     attend,
     firsts,
-    require_heads,
     split,
     with_first,
 )
 
 
-class Transmil(Aggregator):
+class Transmil(Aggregator, declared="transmil"):
     """Embedding (B, embed): the class token's row; no attention.
 
     Args:
         in_shape: (C, h, w) or (C,); maps are averaged over h and w.
-        embed: the model's width, a multiple of ``heads``.
-        heads: of both layers.
-        landmarks: of Nyström's attention; bags of at most as many tokens take the exact one.
+        options: `TransmilOptions`.
     """
 
-    needs: ClassVar[Literal["map", "vector", "any"]] = "any"
-    order_sensitive: bool = True
+    options: TransmilOptions
 
-    def __init__(
-        self, in_shape: Sequence[int], *, embed: int = 512, heads: int = 8, landmarks: int = 256
-    ) -> None:
-        super().__init__(in_shape)
-        options = {"embed": embed, "heads": heads, "landmarks": landmarks}
-        for option, value in options.items():
-            check_count("transmil", option, value)
-        require_heads("transmil", embed, heads)
-        self.landmarks = landmarks
+    def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
+        super().__init__(in_shape, **options)
+        embed, heads = self.options.embed, self.options.heads
         self.embed = Linear(self.out_dim, embed)
         self.cls = nn.Parameter(torch.randn(embed))
         self.before = TokenAttention(embed, heads)
@@ -82,9 +72,9 @@ class Transmil(Aggregator):
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         x = F.relu(self.embed(self.vectors(bags)))
         sides = square_sides(bags.offsets)
-        long = torch.from_numpy(sides**2 + 1 > self.landmarks)
+        long = torch.from_numpy(sides**2 + 1 > self.options.landmarks)
         results, order = [], []
-        for landmarks, chosen in ((None, ~long), (self.landmarks, long)):
+        for landmarks, chosen in ((None, ~long), (self.options.landmarks, long)):
             numbers = chosen.nonzero().flatten()
             if len(numbers):
                 some = RaggedBags(x, bags.offsets)

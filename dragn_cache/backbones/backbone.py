@@ -31,15 +31,15 @@ from dragn_cache.errors import InputError
 
 
 class Backbone(nn.Module):
-    """A network whose weights never change, cut off after its last tap. Made by `load_backbone`.
+    """A network with fixed weights, cut off after its last tap. Made by `load_backbone`.
 
     Attributes:
         name: the backbone's name.
-        network: normalised images `(N, 3, h, w)` in (`(N, P, h, w)` where channels are averaged),
-            the taps' graph outputs by node out.
-        taps: the taps in the order asked for.
+        network: from normalised images `(N, 3, h, w)` (`(N, P, h, w)` where channels are averaged)
+            to the taps' graph outputs by node.
+        taps: the taps in the order of the call.
         grid: side of the grid that maps are pooled to, or None.
-        preprocessing: what its images must have gone through; `forward` does the normalisation.
+        preprocessing: the settings of its images; `forward` itself does the normalisation.
         weights_digest: SHA-256 (hex) of the tensors that the taps depend on.
         tap_shapes: one image's shape by tap, `(C, h, w)` or `(C,)`, after any grid; where each of
             P channels is run by itself, their P·C features are in channel order.
@@ -75,7 +75,7 @@ class Backbone(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Backbone:
-        """Stays in evaluation mode whatever `mode` is: the backbone is frozen."""
+        """Stay in evaluation mode whatever `mode` is: the backbone is frozen."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -86,7 +86,7 @@ class Backbone(nn.Module):
                 P = 3 unless channels are averaged or run each by itself.
 
         Returns:
-            By tap, in the order asked for: `(N, C, h, w)` or `(N, C)` float32, contiguous. An
+            By tap, in the order of `taps`: `(N, C, h, w)` or `(N, C)` float32, contiguous. An
             output `(N, C, 1, 1)` is given as `(N, C)`.
 
         Raises:
@@ -97,12 +97,12 @@ class Backbone(nn.Module):
             return self.compute(images)
 
     def compute(self, images: Tensor) -> dict[str, Tensor]:
-        """`forward` without its check and its mode: what `torch.compile` takes as one graph."""
+        """`forward` without its check and its mode, as one graph for `torch.compile`."""
         if self.preprocessing.channels != "each":
             return self._run(images)
         planes = range(self.preprocessing.planes)
-        alone = [self._run(images[:, k : k + 1].expand(-1, 3, -1, -1)) for k in planes]
-        return {tap.name: torch.cat([one[tap.name] for one in alone], 1) for tap in self.taps}
+        by_plane = [self._run(images[:, k : k + 1].expand(-1, 3, -1, -1)) for k in planes]
+        return {tap.name: torch.cat([out[tap.name] for out in by_plane], 1) for tap in self.taps}
 
     def _run(self, images: Tensor) -> dict[str, Tensor]:
         # As torchvision's evaluation transform: scaled to 0–1 first, then normalised.
@@ -116,17 +116,17 @@ class Backbone(nn.Module):
         return (self.preprocessing.planes, *self.preprocessing.size)
 
     def _require_pixels(self, images: Tensor) -> None:
-        wanted = self.input_shape
-        if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != wanted:
+        shape = self.input_shape
+        if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != shape:
             raise InputError(
                 f"images for backbone {self.name}",
-                expected=f"uint8 (N, {', '.join(map(str, wanted))})",
+                expected=f"uint8 (N, {', '.join(map(str, shape))})",
                 got=f"{images.dtype} ({', '.join(map(str, images.shape))})",
                 remedy="prepare them with the backbone's preprocessing",
             )
 
     def provenance(self) -> dict[str, Any]:
-        """All that its features depend on besides the images, as JSON values."""
+        """Everything besides the images that its features depend on, as JSON values."""
         return {
             "backbone": self.name,
             "weights_sha256": self.weights_digest,
@@ -145,7 +145,7 @@ def load_backbone(
     preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     device: str | torch.device = "cpu",
 ) -> Backbone:
-    """A frozen backbone with its weights, ready to run.
+    """Load a frozen backbone with its weights.
 
     Everything is checked before anything is downloaded.
 
@@ -163,8 +163,8 @@ def load_backbone(
     Raises:
         UnknownNameError: no such backbone, weights, tap or preprocessing setting.
         InputError: an image size that the network cannot take, a tap that is neither map nor
-            vector, a grid larger than a map, or channels averaged where the network itself
-            takes its inputs apart.
+            vector, a grid larger than a map, or averaged channels where the network itself
+            scales each of its inputs.
         WeightsError: weights that cannot be downloaded, read or fitted.
     """
     spec, source = family(name), resolve_weights(name, weights)
@@ -176,19 +176,21 @@ def load_backbone(
     names = _tap_names(spec.default_taps if taps is None else taps)
     side = image_size(name, source)
     graph = tap_graph(name, preprocessing.size, side)
-    found = [graph.tap(tap) for tap in names]
-    for tap in found:
+    chosen = [graph.tap(tap) for tap in names]
+    for tap in chosen:
         tap.grid_shape(grid)
 
-    needed = graph.tensors(found)
+    needed = graph.tensors(chosen)
     whole = build(name, side, seed=source.seed if isinstance(source, RandomWeights) else 0)
     if not isinstance(source, RandomWeights):
         where = f"weights {weights} for {name}"
         fit_state_dict(whole, _read(source), spec=spec, needed=needed, where=where)
     state = whole.state_dict()
     digest = weights_digest({key: state[key] for key in needed})
-    network = tap_network(whole, found)
-    backbone = Backbone(name, network, found, preprocessing=preprocessing, grid=grid, digest=digest)
+    network = tap_network(whole, chosen)
+    backbone = Backbone(
+        name, network, chosen, preprocessing=preprocessing, grid=grid, digest=digest
+    )
     return backbone.to(target).to(memory_format=torch.channels_last)
 
 

@@ -33,7 +33,7 @@ def _vit_image_size(state: Mapping[str, Tensor]) -> int | None:
 
 @dataclass(frozen=True)
 class Family:
-    """What networks of one design have in common.
+    """The properties that networks of one design share.
 
     Args:
         last_map: the tap of the last feature map, `(C, h, w)`.

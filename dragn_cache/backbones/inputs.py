@@ -1,4 +1,4 @@
-"""More than three channels into a network made for three: its first convolution, averaged."""
+"""Input of more than three channels, by averaging the weights of the first convolution."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def require_channel_mode(name: str, mode: str) -> None:
 def average_inputs(name: str, network: fx.GraphModule, channels: int) -> None:
     """Give a network's first convolution any number of input channels, in place.
 
-    Each gets the mean over the three inputs' weights, times 3 / channels: an image whose channels
-    are all equal gives what the grey image in all three inputs gave.
+    Each channel gets the mean of the three inputs' weights, times 3 / channels. So an image with
+    equal channels has the output that the network had for it as a grey image in three channels.
     """
     with torch.no_grad():
         first = _first_convolution(name, network)

@@ -136,7 +136,7 @@ class Preprocessing:
 def default_preprocessing(
     name: str, weights: str | Path | Weights | WeightsEnum = "imagenet"
 ) -> Preprocessing:
-    """What a backbone's images get unless told otherwise.
+    """The default preprocessing of a backbone's images.
 
     Args:
         name: the backbone.

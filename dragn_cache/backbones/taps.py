@@ -1,13 +1,13 @@
 """Taps: the places in a network whose output can be stored, found on its graph without weights.
 
 The network is traced and run once on the meta device, which gives every output's shape in about a
-second and no memory. The same walk finds each map's axis order: Swin and ConvNeXt work on
+second and takes no memory. The trace also gives each map's axis order: Swin and ConvNeXt work on
 `(N, h, w, C)` inside, vision transformers on tokens, and every tap is given as `(N, C, h, w)`.
 
-Names and values are those of torchvision's `create_feature_extractor`, against which both are
-tested. It is not used itself because it traces four to five times slower (twice, and with a search
-over all earlier names for each), and because it takes a wrong node where one tap is the last part
-of another: of `layer4` and `layer4.1` asked for together, one is from before the last ReLU.
+Names and values are those of torchvision's `create_feature_extractor`, and are tested against it.
+It is not used for two reasons. It traces four to five times slower: twice, with a search over all
+earlier names for each name. And it takes a wrong node where one tap is the last part of another:
+with `layer4` and `layer4.1` together, the value of one is from before the last ReLU.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from dragn_cache.errors import InputError, UnknownNameError
 
 @dataclass(frozen=True)
 class TapInfo:
-    """One tap as it can be listed: `shape` is one image's, `(C, h, w)` or `(C,)`."""
+    """One tap in a list of taps: `shape` is one image's, `(C, h, w)` or `(C,)`."""
 
     name: str
     kind: Literal["map", "vector"]
@@ -51,10 +51,10 @@ class TapInfo:
 
 @dataclass(frozen=True)
 class Tap:
-    """One tap and how its value is read from the graph.
+    """One tap, and the reading of its value from the graph.
 
     Args:
-        name: as the user gives it.
+        name: the tap's name, as users write it.
         node: path of the operation that computes it.
         layout: the axes of the node's output.
         shape: of one image's value, `(C, h, w)` or `(C,)`, before any grid.
@@ -104,7 +104,7 @@ class Tap:
 
 @dataclass(frozen=True)
 class Output:
-    """What a graph node gives; `layout` is None where it does not depend on the images."""
+    """The output of a graph node; `layout` is None if it does not depend on the images."""
 
     layout: Layout | None
     shape: tuple[int, ...]
@@ -116,7 +116,7 @@ class TapGraph:
     Args:
         name: the backbone.
         size: (h, w) of the images.
-        side: the side that the network is built for, where that is part of it.
+        side: the side that the network is built for, where its weights depend on it.
 
     Attributes:
         outputs: every operation by its path, in forward order.
@@ -140,13 +140,13 @@ class TapGraph:
         self._last = self._last_outputs()
 
     def _last_outputs(self) -> dict[str, str]:
-        """Each tap's name and the output it stands for: a module's is the last one inside it."""
+        """Each tap's name and its output's path: a module's output is the last one inside it."""
         last: dict[str, str] = {}
         for path in self.outputs:
             parts = path.split(".")
             for depth in range(len(parts), 0, -1):
                 name = ".".join(parts[:depth])
-                last.pop(name, None)  # so that names come in the order of their last outputs
+                last.pop(name, None)  # so that names are in the order of their last outputs
                 last[name] = path
                 if depth < len(parts):
                     self._modules.add(name)
@@ -160,7 +160,7 @@ class TapGraph:
 
         Raises:
             UnknownNameError: the network has no such tap.
-            InputError: it is there, but gives neither a map nor a vector of the images.
+            InputError: its output is neither a map nor a vector of the images.
         """
         if name not in self._last:
             raise UnknownNameError(
@@ -169,7 +169,7 @@ class TapGraph:
                 self._last,
                 remedy="see dragn-cache taps NAME",
             )
-        tap = self._find(name)
+        tap = self._tap_or_none(name)
         if tap is None:
             shape = self.outputs[self._last[name]].shape
             raise InputError(
@@ -180,7 +180,8 @@ class TapGraph:
             )
         return tap
 
-    def _find(self, name: str) -> Tap | None:
+    def _tap_or_none(self, name: str) -> Tap | None:
+        """The tap of a name, or None if its output is neither a map nor a vector."""
         output = self.outputs[self._last[name]]
         layout, shape = output.layout, output.shape
         if layout is None or 0 in shape or shape[:1] != (TRACED_BATCH,):
@@ -202,13 +203,13 @@ class TapGraph:
 
     def tensors(self, taps: Sequence[Tap]) -> list[str]:
         """Names in the network's state dict of the tensors that the taps depend on."""
-        waiting = [self._nodes[tap.node] for tap in taps]
+        pending = [self._nodes[tap.node] for tap in taps]
         reached: set[fx.Node] = set()
-        while waiting:
-            node = waiting.pop()
+        while pending:
+            node = pending.pop()
             if node not in reached:
                 reached.add(node)
-                waiting.extend(node.all_input_nodes)
+                pending.extend(node.all_input_nodes)
         used = {str(n.target) for n in reached if n.op in ("call_module", "get_attr")}
         return [
             name for name in self._saved if any(name[:end] in used for end in _ends_of_parts(name))
@@ -220,7 +221,7 @@ class TapGraph:
         listed = {*self._modules, *default, GAP, CLS}
         order = {path: i for i, path in enumerate(self.outputs)}
         names = sorted((n for n in self._last if n in listed), key=lambda n: order[self._last[n]])
-        found = [tap for tap in map(self._find, names) if tap is not None]
+        taps = [tap for tap in map(self._tap_or_none, names) if tap is not None]
         return [
             TapInfo(
                 name=tap.name,
@@ -229,13 +230,13 @@ class TapGraph:
                 bytes_fp16=2 * math.prod(tap.shape),
                 default=tap.name in default,
             )
-            for tap in found
+            for tap in taps
         ]
 
 
 @functools.lru_cache(maxsize=8)
 def tap_graph(name: str, size: tuple[int, int], side: int) -> TapGraph:
-    """A `TapGraph`, kept: taps are mostly listed or checked and then loaded."""
+    """A `TapGraph`, cached: taps are usually listed or checked first and loaded next."""
     return TapGraph(name, size, side)
 
 
@@ -254,8 +255,8 @@ def describe_taps(
     Args:
         name: the backbone.
         size: (h, w) of the images; by default that of the weights' preprocessing.
-        weights: as in `load_backbone`. Published weights are not downloaded: they only tell the
-            side of networks that take one size.
+        weights: as in `load_backbone`, but nothing is downloaded: they only decide the side of
+            networks that take one size.
 
     Raises:
         UnknownNameError: no such backbone.
@@ -267,10 +268,10 @@ def describe_taps(
 
 
 def tap_network(network: nn.Module, taps: Sequence[Tap]) -> fx.GraphModule:
-    """The part of a network that the taps need, as one graph: images in, outputs by node out.
+    """The part of a network that the taps need, as one graph from images to outputs by node.
 
-    The network's tensors are shared, not copied. Nothing in the graph works in place, so that an
-    output does not depend on what is computed after it.
+    The network's tensors are shared, not copied. No operation of the graph works in place, so an
+    output is not changed by a later operation.
     """
     module, nodes = trace_network(network)
     (output,) = module.graph.find_nodes(op="output")
@@ -283,7 +284,7 @@ def tap_network(network: nn.Module, taps: Sequence[Tap]) -> fx.GraphModule:
     for layer in network.modules():
         if getattr(layer, "inplace", False):
             layer.inplace = False  # type: ignore[assignment]
-    # Built anew, it holds only the layers that are left.
+    # A new graph module keeps only the layers that the graph still uses.
     return fx.GraphModule(module, module.graph)
 
 

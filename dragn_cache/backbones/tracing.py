@@ -19,7 +19,7 @@ from dragn_cache.errors import InputError
 
 Layout = Literal["nchw", "nhwc", "tokens"]
 
-TRACED_BATCH = 2  # of the run for shapes
+TRACED_BATCH = 2  # images in the run for shapes
 _PERMUTED: dict[tuple[int, ...], Layout] = {(0, 2, 3, 1): "nhwc", (0, 3, 1, 2): "nchw"}
 _OPS_LAYERS = tuple(
     member
@@ -30,7 +30,7 @@ _SHAPE_KEEPING = (F.batch_norm, F.layer_norm, F.gelu, F.hardsigmoid, F.hardswish
 
 
 class _Tracer(fx.Tracer):
-    """Follows a network down to single layers; those of torchvision.ops are single ones too."""
+    """Traces a network down to single layers; a layer of torchvision.ops counts as one."""
 
     def __init__(self) -> None:
         super().__init__(autowrap_modules=(math, torchvision.ops))
@@ -42,9 +42,10 @@ class _Tracer(fx.Tracer):
 def trace_network(network: nn.Module) -> tuple[fx.GraphModule, dict[str, fx.Node]]:
     """A network's graph and its operations by path, in forward order.
 
-    A layer's path is its module's, a function's that of the module that calls it and its own name;
-    from the second call on, `_1`, `_2`, … is added. (So are torchvision's, except for layers that
-    themselves end in a number: it names a vision transformer's `ln_1` and `ln_2` `ln` and `ln_1`.)
+    The path of a layer is its module's path. The path of a function is that of the calling module
+    and the function's name. From the second call on, `_1`, `_2`, … is added. torchvision's names
+    are the same, except for layers that end in a number: it calls a vision transformer's `ln_1`
+    and `ln_2` `ln` and `ln_1`.
     """
     graph = _Tracer().trace(network)
     calls: Counter[str] = Counter()
@@ -53,7 +54,7 @@ def trace_network(network: nn.Module) -> tuple[fx.GraphModule, dict[str, fx.Node
         if node.op == "call_module":
             path = str(node.target)
         elif node.op in ("call_function", "call_method"):
-            # The modules that were being called; an operation of the network itself is in none.
+            # The modules around the call; the network's own operations have none.
             callers = [caller for caller, _ in node.meta.get("nn_module_stack", {}).values()]
             path = ".".join([*callers[-1:], re.sub(r"_\d+$", "", node.name)])
         else:
@@ -77,7 +78,7 @@ def trace_layouts(module: fx.GraphModule) -> dict[fx.Node, Layout]:
 
 
 def _permutation(node: fx.Node, module: nn.Module) -> tuple[int, ...]:
-    """The axes that a node moves, in their new order; empty if it moves none."""
+    """The axes of a node's input in their new order; empty if it does not permute them."""
     if node.op == "call_module":
         layer = module.get_submodule(str(node.target))
         return tuple(layer.dims) if isinstance(layer, Permute) else ()
@@ -90,11 +91,12 @@ def _permutation(node: fx.Node, module: nn.Module) -> tuple[int, ...]:
 def trace_shapes(
     module: fx.GraphModule, size: tuple[int, int], name: str
 ) -> dict[fx.Node, tuple[int, ...]]:
+    """The output shapes of a graph's operations, for a batch of `TRACED_BATCH` images."""
     run = _ShapeRun(module)
     try:
         with torch.no_grad(), ShapeKeeping():
             run.run(torch.empty(TRACED_BATCH, 3, *size, device="meta"))
-    # However a layer refuses its input: mostly a pooling window larger than its map.
+    # Layers refuse an input by any of these: mostly a pooling window is larger than its map.
     except (RuntimeError, AssertionError, ValueError) as error:
         raise InputError(
             f"backbone {name}",
@@ -106,7 +108,7 @@ def trace_shapes(
 
 
 class ShapeKeeping(TorchFunctionMode):
-    """Skips what keeps its input's shape; on the meta device it would take most of a run's time."""
+    """Skips functions that keep their input's shape; they would take most of a run on meta."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any | None = None

@@ -1,4 +1,4 @@
-"""Where a backbone's weights come from; reading them, fitting them to the network, their digest."""
+"""A backbone's weights: their sources, reading, fitting to the network, and digest."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _COUNTER = "num_batches_tracked"  # batch norm's; it has no part in evaluation
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """Weights that torchvision publishes (or others in the form that it publishes them)."""
+    """Weights that torchvision publishes, or others as an object of its class."""
 
     entry: Weights | WeightsEnum
 
@@ -43,7 +43,7 @@ class RandomWeights:
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A state dict that the user keeps."""
+    """A state dict in a file of the user."""
 
     path: Path
 
@@ -52,7 +52,7 @@ WeightsSource = PublishedWeights | RandomWeights | WeightsFile
 
 
 def resolve_weights(name: str, weights: str | Path | Weights | WeightsEnum) -> WeightsSource:
-    """Decide what a `weights` option means for a backbone; reads and downloads nothing.
+    """Decide the source that a `weights` option means; read and download nothing.
 
     Args:
         name: the backbone.
@@ -96,10 +96,10 @@ def _seed(weights: str, seed: str) -> int:
 
 
 def image_size(name: str, source: WeightsSource) -> int:
-    """The side in pixels that the network is built for; it matters where it is part of the network.
+    """The side in pixels that the network is built for; only some networks depend on it.
 
     Raises:
-        WeightsError: a weights file that had to be looked into cannot be read.
+        WeightsError: a weights file that shows the side cannot be read.
     """
     spec = family(name)
     side = None
@@ -112,10 +112,10 @@ def image_size(name: str, source: WeightsSource) -> int:
 
 
 def fetch_weights(weights: Weights | WeightsEnum) -> Path:
-    """The local file of published weights, downloaded unless it is there; its hash is checked.
+    """The local file of published weights: download it unless it exists, and check its hash.
 
-    The file is `$TORCH_HOME/hub/checkpoints/` and the last part of the URL, where torchvision and
-    torch.hub keep it too. Its name holds the first digits of its SHA-256.
+    The file is `$TORCH_HOME/hub/checkpoints/` and the last part of the URL, as for torchvision and
+    torch.hub. Its name has the first digits of its SHA-256.
 
     Raises:
         WeightsError: the download failed, or the file is not the one that was published.
@@ -131,11 +131,11 @@ def fetch_weights(weights: Weights | WeightsEnum) -> Path:
             weights.url, str(file), named[1] if named else None, progress=sys.stderr.isatty()
         )
         return file
-    # RuntimeError is how torch.hub reports another hash.
+    # torch.hub reports another hash as a RuntimeError.
     except (OSError, HTTPException, RuntimeError) as error:
         failure = f"{type(error).__name__}: {error}"
-    # Raised out here, without the cause: its traceback would keep the connection that torch.hub
-    # does not close.
+    # Raised outside the handler and without the cause: the cause's traceback would keep alive the
+    # connection that torch.hub does not close.
     raise WeightsError(
         f"weights {weights.url}",
         expected="a file to download",
@@ -167,13 +167,13 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # on odd pickles, which then fail or load
+            warnings.simplefilter("ignore", UserWarning)  # on odd pickles, which then load or fail
             if zipfile.is_zipfile(path):  # torch.load does not compare the checksums
                 with zipfile.ZipFile(path) as archive:
                     if damaged := archive.testzip():
                         raise zipfile.BadZipFile(f"other bytes than were written in {damaged}")
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    # Damaged bytes can make the unpickler raise nearly anything.
+    # The unpickler raises nearly any error on damaged bytes.
     except Exception as error:
         raise WeightsError(
             f"weights {os.fspath(path)}",
@@ -228,8 +228,8 @@ def fit_state_dict(
 ) -> None:
     """Copy a state dict into a network.
 
-    The classifier's tensors may be missing or have other shapes, and are then left alone, unless
-    they are among `needed`; so may batch norm's counters.
+    The classifier's tensors may be missing or have other shapes, if they are not in `needed`; they
+    are then not copied. Batch norm's counters may be missing too.
 
     Args:
         network: changed in place.
@@ -241,16 +241,17 @@ def fit_state_dict(
     Raises:
         WeightsError: names or shapes do not fit; lists the first five of each kind.
     """
-    own = network.state_dict()
-    given = {_renamed(name, spec.renames): tensor for name, tensor in state.items()}
+    target = network.state_dict()
+    tensors = {_renamed(name, spec.renames): tensor for name, tensor in state.items()}
 
     def must_fit(name: str) -> bool:
         return name in needed or not name.startswith(spec.classifier)
 
-    missing = [n for n in own if n not in given and must_fit(n) and not n.endswith(_COUNTER)]
-    unexpected = [n for n in given if n not in own and must_fit(n)]
-    misshapen = [n for n in given if n in own and given[n].shape != own[n].shape]
-    wrong = [f"{n} has {_shape(given[n])} for {_shape(own[n])}" for n in misshapen if must_fit(n)]
+    missing = [n for n in target if n not in tensors and must_fit(n) and not n.endswith(_COUNTER)]
+    unexpected = [n for n in tensors if n not in target and must_fit(n)]
+    misshapen = [n for n in tensors if n in target and tensors[n].shape != target[n].shape]
+    unfit = [n for n in misshapen if must_fit(n)]
+    wrong = [f"{n} has {_shape(tensors[n])} for {_shape(target[n])}" for n in unfit]
     if missing or unexpected or wrong:
         raise WeightsError(
             where,
@@ -259,9 +260,9 @@ def fit_state_dict(
             f"{_listed(unexpected)}, {len(wrong)} of wrong shape {_listed(wrong)}",
             remedy="check that the weights are of this backbone",
         )
-    fitting = {n: t for n, t in given.items() if n in own and n not in misshapen}
-    own.update(fitting)  # into the network's own, which carries the version of its names
-    network.load_state_dict(own)
+    fitting = {n: t for n, t in tensors.items() if n in target and n not in misshapen}
+    target.update(fitting)  # keeps the metadata of the network's state dict: versions of its layers
+    network.load_state_dict(target)
 
 
 def _renamed(name: str, renames: Sequence[tuple[str, str]]) -> str:

@@ -1,15 +1,8 @@
-"""Classical methods: a bag as one vector, made without gradients, and support vector machines."""
+"""Classical methods: a bag as one vector, made without gradients, and support vector machines.
 
-from dragn_cache.classical.base import ClassicalMethod
-from dragn_cache.classical.model import ClassicalModel, fit_model
-from dragn_cache.classical.registry import CLASSICAL, create_classical
-from dragn_cache.classical.svm import MachineChoice
+Names are imported when they are first used; where each comes from is in ``__init__.pyi``.
+"""
 
-__all__ = [
-    "CLASSICAL",
-    "ClassicalMethod",
-    "ClassicalModel",
-    "MachineChoice",
-    "create_classical",
-    "fit_model",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,39 +1,30 @@
 """Transfer by a support vector machine: a bag is the mean of its instances' vectors.
 
 The protocol of AAM's section 4.4: globally averaged features, normalised, an RBF machine for each
-label, C and γ by cross-validation on the training bags, average precision for each label. The paper
-has one image per example; a bag of images is their mean here. It does not say how features are
-normalised: ``l2`` here, or ``none`` together with ``--scale standard``.
+label, C and γ by cross-validation on the training bags, average precision for each label. In the
+paper an example is one image; here it is the mean over a bag's images. The paper does not give the
+normalisation: here it is ``l2``, or ``none`` together with `scale=standard`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
-from dragn_cache.classical.base import Arrays, ClassicalMethod, Normalise, normalised, segment_sum
+from dragn_cache.classical.base import Arrays, ClassicalMethod, normalised, segment_sum
+from dragn_cache.classical.declared import AverageOptions
 from dragn_cache.types import Floats, Ints
 
 
-@dataclass(frozen=True, kw_only=True)
-class Average(ClassicalMethod):
-    """The mean of a bag's instances; E = D.
-
-    Args:
-        normalise: ``l2`` or ``none``.
-    """
+class Average(AverageOptions, ClassicalMethod):
+    """The mean of a bag's instances; E = D."""
 
     name: ClassVar[str] = "svm"
     learns: ClassVar[bool] = False
-    normalisations: ClassVar[tuple[Normalise, ...]] = ("l2", "none")
-    normalise: Normalise = "l2"
-    svm: Literal["linear", "rbf"] = "rbf"
-    select: Literal["validation", "folds"] = "folds"
 
     def fit(self, instances: Floats, seed: int) -> Arrays:
-        """Nothing."""
+        """No arrays: a mean needs no training."""
         return {}
 
     def encode(self, arrays: Arrays, instances: Floats, offsets: Ints) -> Floats:

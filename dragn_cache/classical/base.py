@@ -1,75 +1,39 @@
-"""What every classical method has: its options, and arrays in, arrays out.
+"""The base of classical methods: options, ``fit`` to instances, ``encode`` for bags.
 
 A method encodes a bag as one vector, on which support vector machines decide (`svm`). It is a
-frozen set of options and pure: ``fit`` turns training instances into arrays, ``encode`` turns
-arrays and instances into vectors, and nothing else is kept. Everything is float64.
+frozen set of options and has no state: ``fit`` gives arrays for training instances, ``encode``
+gives vectors for arrays and instances. All numbers are float64.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
+from dragn_cache.classical.declared import ClassicalOptions, Normalise, WordOptions
 from dragn_cache.errors import InputError
-from dragn_cache.old_options import check_choice, check_count
 from dragn_cache.types import Floats, Ints
 
 Arrays = dict[str, Floats]
-Normalise = Literal["none", "l1", "l2", "power", "intra"]
 
 MOST_WORDS = 64
 INSTANCES_PER_WORD = 10  # at the least, where the number of words is not given
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassicalMethod(ABC):
-    """An encoding of bags and how its support vector machines are made.
+class ClassicalMethod(ClassicalOptions, ABC):
+    """An encoding of bags, and the settings of its support vector machines.
+
+    A subclass derives from its options in `declared` as well. Maps are averaged over h and w first.
 
     Class attributes:
         name: as it is registered.
-        needs: the tap it is meant for; maps are averaged over h and w first.
         learns: whether ``fit`` looks at instances.
-        normalisations: what ``normalise`` may be.
-
-    Args:
-        normalise: of the encoded bags; each method says which it takes.
-        pca: instances are first projected on so many principal axes of the training instances.
-        svm: kernel of the machines, ``linear`` or ``rbf``.
-        select: C and γ are those of the highest average precision, label by label, on the
-            ``validation`` bags or on held-out ``folds`` of the training bags.
-        c: the machines' C; ``search`` tries 0.1 to 1000 (linear: over the mean of ‖x‖²).
-        gamma: of exp(-γ‖x - y‖²); ``search`` tries 0.1 to 10 over the mean of ‖x - y‖².
-
-    Raises:
-        InputError: a value is not allowed.
     """
 
     name: ClassVar[str]
-    needs: ClassVar[Literal["map", "vector", "any"]] = "any"
     learns: ClassVar[bool] = True
-    normalisations: ClassVar[tuple[Normalise, ...]]
-
-    normalise: Normalise
-    pca: int | None = None
-    svm: Literal["linear", "rbf"] = "linear"
-    select: Literal["validation", "folds"] = "validation"
-    c: float | Literal["search"] = "search"
-    gamma: float | Literal["search"] = "search"
-
-    def __post_init__(self) -> None:
-        check_choice(self.name, "normalise", self.normalise, self.normalisations)
-        check_choice(self.name, "svm", self.svm, ("linear", "rbf"))
-        check_choice(self.name, "select", self.select, ("validation", "folds"))
-        if self.pca is not None:
-            check_count(self.name, "pca", self.pca)
-        for option, value in (("c", self.c), ("gamma", self.gamma)):
-            if value != "search" and not (type(value) in (int, float) and 0 < value < np.inf):
-                raise self.refused(option, "search or a number above 0", repr(value), "change it")
-        if self.svm == "linear" and self.gamma != "search":
-            raise self.refused("gamma", "none with svm=linear", repr(self.gamma), "leave it out")
 
     def refused(self, option: str, expected: str, got: str, remedy: str) -> InputError:
         """The error for a value of an option that cannot be used."""
@@ -79,48 +43,36 @@ class ClassicalMethod(ABC):
 
     @abstractmethod
     def fit(self, instances: Floats, seed: int) -> Arrays:
-        """What is taken from training instances (N, D)."""
+        """The arrays of the encoding, from training instances (N, D)."""
 
     @abstractmethod
     def encode(self, arrays: Arrays, instances: Floats, offsets: Ints) -> Floats:
         """Bags as vectors (B, E).
 
         Args:
-            arrays: what ``fit`` gave.
+            arrays: the result of ``fit``.
             instances: (N, D).
             offsets: (B + 1,): bag b has the rows ``offsets[b] : offsets[b + 1]``, at least one.
         """
 
 
-@dataclass(frozen=True, kw_only=True)
-class WordMethod(ClassicalMethod):
-    """A method with a vocabulary.
-
-    Args:
-        words: K, its size; None is a tenth of the training instances, from 2 to 64.
-    """
-
-    words: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.words is not None:
-            check_count(self.name, "words", self.words)
+class WordMethod(WordOptions, ClassicalMethod):
+    """A method with a vocabulary of ``words``, K."""
 
     def count(self, instances: Floats) -> int:
         """K for these training instances (N, D).
 
         Raises:
-            InputError: fewer of them are distinct.
+            InputError: fewer instances than words are distinct.
         """
-        wanted = max(2, min(MOST_WORDS, len(instances) // INSTANCES_PER_WORD))
-        wanted = wanted if self.words is None else self.words
+        words = max(2, min(MOST_WORDS, len(instances) // INSTANCES_PER_WORD))
+        words = words if self.words is None else self.words
         rows = np.ascontiguousarray(instances)
         distinct = len(np.unique(rows.view(np.dtype((np.void, rows.strides[0])))))
-        if distinct < wanted:
+        if distinct < words:
             expected = f"at most the number of distinct training instances, {distinct}"
-            raise self.refused("words", expected, str(wanted), "give fewer, or more training bags")
-        return wanted
+            raise self.refused("words", expected, str(words), "give fewer, or more training bags")
+        return words
 
 
 def segment_sum(values: Floats, offsets: Ints) -> Floats:
@@ -138,7 +90,7 @@ def normalised(encoded: Floats, kind: Normalise) -> Floats:
     """Encoded bags (B, K, D) or (B, E) as rows (B, E), normalised.
 
     ``l1`` and ``l2`` divide by a bag's norm; ``power`` takes sign(x)√|x| before ``l2``; ``intra``
-    divides each word's part by its own norm before ``l2``. What is zero stays zero.
+    divides each word's part by its own norm before ``l2``. Vectors of zeros stay as they are.
     """
     if kind == "power":
         encoded = np.sign(encoded) * np.sqrt(np.abs(encoded))
@@ -158,7 +110,7 @@ def principal_axes(instances: Floats, count: int) -> Arrays:
     """Mean (D,) and the ``count`` axes (count, D) of largest variance of instances (N, D).
 
     Raises:
-        InputError: there are not so many.
+        InputError: the instances have fewer axes.
     """
     most = min(instances.shape[1], len(instances) - 1)
     if count > most:
@@ -172,7 +124,7 @@ def principal_axes(instances: Floats, count: int) -> Arrays:
     mean = instances.mean(0)
     centred = instances - mean
     axes = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :count].T
-    # An axis has no direction of its own: its largest entry is made positive.
+    # The sign of an axis is arbitrary: its largest entry is made positive.
     largest = np.abs(axes).argmax(1)
     signs = np.sign(np.take_along_axis(axes, largest[:, None], 1))
     return {"mean": mean, "axes": np.ascontiguousarray(axes * signs)}

@@ -1,4 +1,4 @@
-"""Fisher vectors: how a bag's instances would move a Gaussian mixture's means and deviations.
+"""Fisher vectors: gradients of a bag's likelihood by a Gaussian mixture's means and deviations.
 
 With weights w, means μ and deviations σ (diagonal covariances) of a mixture fitted to the training
 instances and γ_t(k) the posterior of component k for instance x_t, the part of component k in the
@@ -15,7 +15,6 @@ the L2 norm (``normalise = power``); ``none`` is the first paper's vector.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -23,29 +22,22 @@ from threadpoolctl import threadpool_limits
 
 from dragn_cache.classical.base import (
     Arrays,
-    Normalise,
     WordMethod,
     normalised,
     seed_of,
     segment_sum,
 )
+from dragn_cache.classical.declared import FisherOptions
 from dragn_cache.types import Floats, Ints
 
 LEAST_VARIANCE = 1e-4  # added to each variance, as a share of the channels' mean variance
-MOST_STEPS = 200  # of expectation maximisation; a mixture that has not settled by then is used
+MOST_STEPS = 200  # of expectation maximisation; a mixture that has not converged by then is used
 
 
-@dataclass(frozen=True, kw_only=True)
-class FisherVectors(WordMethod):
-    """Gradients by means, then by deviations; E = 2·K·D.
-
-    Args:
-        normalise: ``power`` (2010), ``l2``, or ``none`` (2007).
-    """
+class FisherVectors(FisherOptions, WordMethod):
+    """Gradients by means, then by deviations; E = 2·K·D."""
 
     name: ClassVar[str] = "fisher"
-    normalisations: ClassVar[tuple[Normalise, ...]] = ("power", "l2", "none")
-    normalise: Normalise = "power"
 
     def fit(self, instances: Floats, seed: int) -> Arrays:
         """``weights`` (K,), ``means`` (K, D) and ``deviations`` (K, D) of the mixture."""
@@ -59,7 +51,7 @@ class FisherVectors(WordMethod):
             max_iter=MOST_STEPS,
             random_state=seed_of(seed),
         )
-        # One thread: several add up a centre in an order that changes from run to run.
+        # One thread: several would sum a centre in an order that changes from run to run.
         with threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             mixture.fit(instances)

@@ -35,7 +35,7 @@ class ClassicalModel:
         method: the encoding and its options.
         in_shape: the shape of one instance: (C, h, w) or (C,).
         scaling: of the features, or None.
-        pca, encoding, machines: what was fitted, float64.
+        pca, encoding, machines: the fitted arrays, float64.
     """
 
     method: ClassicalMethod
@@ -58,8 +58,8 @@ class ClassicalModel:
 
     def predict(self, bags: RaggedBags | StoredBags, task: Task) -> Floats:
         """Probabilities (B, L) of all bags."""
-        found = [machine_probabilities(self.machines, x, task) for x in self.encode(bags)]
-        return np.concatenate(found)
+        batches = [machine_probabilities(self.machines, x, task) for x in self.encode(bags)]
+        return np.concatenate(batches)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything fitted, as tensors by name."""
@@ -77,10 +77,10 @@ class ClassicalModel:
     def from_state(
         cls, method: ClassicalMethod, in_shape: tuple[int, ...], state: Mapping[str, Tensor]
     ) -> ClassicalModel:
-        """The model that `state_dict` described.
+        """The model of a `state_dict`.
 
         Raises:
-            LookupError, RuntimeError, ValueError: it was another model's.
+            LookupError, RuntimeError, ValueError: the state is of another model.
         """
         parts: dict[str, Arrays] = {"pca": {}, "encoding": {}, "machines": {}, "scaling": {}}
         for name, tensor in state.items():
@@ -92,7 +92,7 @@ class ClassicalModel:
             scaling.load_state_dict({k: torch.from_numpy(v) for k, v in parts["scaling"].items()})
         model = cls(method, in_shape, scaling, parts["pca"], parts["encoding"], parts["machines"])
         one = RaggedBags(torch.zeros(1, *in_shape), torch.tensor([0, 1]))
-        model.predict(one, "multilabel")  # so that what does not fit is found here
+        model.predict(one, "multilabel")  # raises here if arrays do not fit each other
         return model
 
 
@@ -116,7 +116,7 @@ def fit_model(
         training, validation: numbers of those bags.
         groups: names for all B bags; an empty one is a group of its own.
         scaling: fitted already, or None.
-        weights: L, what a positive bag counts against a negative one.
+        weights: L, weight of a positive bag relative to a negative one.
         seed: of sample, words and folds.
 
     Raises:
@@ -141,17 +141,17 @@ def fit_model(
 def sampled(
     bags: RaggedBags | StoredBags, training: Ints, scaling: Standardise | None, seed: int
 ) -> Floats:
-    """(n, C): the training bags' instances, `SAMPLE` of them where there are more."""
+    """(n, C): the training bags' instances, or `SAMPLE` of them if there are more."""
     total = int(bags.offsets.diff()[torch.from_numpy(training)].sum())
     kept = np.ones(total, bool)
     if total > SAMPLE:
         kept[:] = False
         kept[np.random.default_rng(seed).choice(total, SAMPLE, replace=False)] = True
-    found, start = [], 0
+    batches, start = [], 0
     for instances, _ in _batches(bags, torch.from_numpy(training), scaling, bags.in_shape):
-        found.append(instances[kept[start : start + len(instances)]])
+        batches.append(instances[kept[start : start + len(instances)]])
         start += len(instances)
-    return np.concatenate(found)
+    return np.concatenate(batches)
 
 
 def _batches(
@@ -181,11 +181,11 @@ def _batches(
         yield values.numpy(), batch.offsets.numpy()
 
 
-KERNELS = 4  # matrices at once: products, a kernel, what it is made from, a machine's rows
+KERNELS = 4  # matrices in memory at once: products, a kernel, its argument, a machine's rows
 
 
 def _require_memory(model: ClassicalModel, bags: int, training: int) -> None:
-    """Raise where the encoded bags, twice, and their kernels do not fit into memory."""
+    """Raise `InputError` unless the encoded bags, twice, and their kernels fit into memory."""
     width = model.in_shape[0] if not model.pca else len(model.pca["axes"])
     width = model.method.encode(model.encoding, np.zeros((1, width)), np.array([0, 1])).shape[1]
     needed = 8 * bags * (2 * width + KERNELS * training)
@@ -195,5 +195,5 @@ def _require_memory(model: ClassicalModel, bags: int, training: int) -> None:
             f"aggregator {model.method.name}",
             expected=f"vectors and kernels of {bags} bags in {free / 1e9:.3g} GB of memory",
             got=f"{needed / 1e9:.3g} GB for {width} numbers a bag",
-            remedy="give --option pca=64, say, fewer words, or fewer bags",
+            remedy="give the option pca=64, say, fewer words, or fewer bags",
         )

@@ -1,13 +1,15 @@
 """One support vector machine for each label on encoded bags, and probabilities from its scores.
 
 - **Judges.** C and γ are chosen, and scores turned into probabilities, on bags that the machine was
-  not fitted to: the validation bags, or folds of the training bags with groups whole, the held-out
-  scores of all folds pooled. Where one has not both classes of a label, the other judges.
+  not fitted to: the validation bags, or folds of the training bags. Folds keep groups whole, and
+  the held-out scores of all folds are pooled. Where a judge lacks one class of a label, the other
+  judge is used.
 - **Probabilities** (Platt, 1999): σ(a·f + b), a and b of greatest likelihood on the validation
-  bags' scores f. a stays positive, so that probabilities rank bags as the scores do. Classes that
-  exclude each other: one machine against the rest each, their probabilities divided by their sum.
-- A label that all or no training bags have, or that nothing can judge, has a constant probability.
-- Machines are fitted on precomputed kernels, so that one matrix of inner products serves all labels
+  bags' scores f. a stays positive, so that probabilities rank bags as the scores do. For
+  multi-class data there is one machine for each class against the rest, and the probabilities of
+  a bag are divided by their sum.
+- A label that all or no training bags have, or that has no judge, has a constant probability.
+- Machines are fitted on precomputed kernels: one matrix of inner products is enough for all labels
   and every C and γ.
 """
 
@@ -30,7 +32,7 @@ GAMMA_GRID = (0.1, 0.1**0.5, 1.0, 10**0.5, 10.0)
 LEAST_SLOPE = 0.01
 
 Parts = list[tuple[Ints, Ints]]
-"""Rows that a machine is fitted to and rows that it then scores, several times over."""
+"""Pairs of rows: those that a machine is fitted to, and those that it then scores."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,14 @@ class Examples:
 
 @dataclass(frozen=True)
 class MachineChoice:
-    """How one label's machine was made.
+    """The settings that were chosen for one label's machine.
 
     Attributes:
         judge: ``validation`` or ``folds`` chose C and γ; ``none``: a constant probability.
-        c, gamma: what was chosen; gamma is None for a linear machine.
+        c, gamma: the chosen values; gamma is None for a linear machine.
         average_precision: on the judge's bags.
         slope, offset: a and b of its probabilities σ(a·f + b).
-        note: what is unusual about it.
+        note: a remark for the user where something is unusual.
     """
 
     judge: str
@@ -80,7 +82,7 @@ def fit_machines(
     """Fit a machine for each label.
 
     Args:
-        weights: L, what a positive bag counts against a negative one.
+        weights: L, weight of a positive bag relative to a negative one.
         seed: of the folds.
 
     Returns:
@@ -103,8 +105,8 @@ def fit_machines(
         dual[k, machine.support_] = machine.dual_coef_[0]
         intercept[k] = machine.intercept_[0]
         calibrating = next(name for name in ("validation", "folds") if name in judges[k])
-        held, truth = _held_out(kernel, y, judges[k][calibrating], c, weights[k])
-        slope, offset = fit_sigmoid(held, truth)
+        scores, truth = _held_out(kernel, y, judges[k][calibrating], c, weights[k])
+        slope, offset = fit_sigmoid(scores, truth)
         judge = next(iter(judges[k]))
         note = _note(judge, calibrating, method.select, slope)
         choices.append(MachineChoice(judge, c, gamma, score, slope, offset, note))
@@ -113,7 +115,7 @@ def fit_machines(
 
 
 def decision_values(arrays: Arrays, encoded: Floats) -> Floats:
-    """Scores (B, L) of encoded bags (B, E), above 0 on a label's side."""
+    """Scores (B, L) of encoded bags (B, E); positive where the machine predicts the label."""
     if "weights" in arrays:
         linear: Floats = encoded @ arrays["weights"].T + arrays["intercept"]
         return linear
@@ -148,7 +150,7 @@ class KernelMatrices:
 
     Attributes:
         products: (T + V, T): inner products, or squared distances for RBF kernels.
-        cs, gammas: what to try; gammas is [None] for linear ones.
+        cs, gammas: the grid of values; gammas is [None] for linear machines.
     """
 
     products: Floats
@@ -157,7 +159,7 @@ class KernelMatrices:
 
     @classmethod
     def of(cls, examples: Examples, method: ClassicalMethod) -> KernelMatrices:
-        """The kernels of a method, and its grid in units of what the training bags are like."""
+        """The kernels of a method, and its grid in units of the training bags' mean square."""
         training = examples.encoded[: examples.training]
         if method.svm == "linear":
             unit = float((training**2).sum(1).mean()) or 1.0
@@ -186,38 +188,38 @@ def _search(
     weights: Sequence[float],
     judges: list[dict[str, Parts]],
 ) -> dict[int, tuple[float, float, float | None]]:
-    """For each label with a judge: highest average precision, its C and γ; smallest if tied."""
+    """For each label with a judge: the highest average precision, with its smallest γ and C."""
     from sklearn.metrics import average_precision_score
 
     best: dict[int, tuple[float, float, float | None]] = {}
     for gamma in kernels.gammas:
         kernel = kernels.at(gamma)
-        for k, found in enumerate(judges):
-            for c in kernels.cs if found else ():
-                parts = next(iter(found.values()))
-                held, truth = _held_out(kernel, examples.targets[:, k], parts, c, weights[k])
-                score = float(average_precision_score(truth, held))
+        for k, label_judges in enumerate(judges):
+            for c in kernels.cs if label_judges else ():
+                parts = next(iter(label_judges.values()))
+                scores, truth = _held_out(kernel, examples.targets[:, k], parts, c, weights[k])
+                score = float(average_precision_score(truth, scores))
                 if k not in best or score > best[k][0]:
                     best[k] = (score, c, gamma)
     return best
 
 
 def _judges(examples: Examples, label: int, preferred: str, seed: int) -> dict[str, Parts]:
-    """What can judge a label's machine, the preferred one first; empty if nothing can."""
+    """The judges of a label's machine, the preferred one first; empty if no bags can judge it."""
     y, T = examples.targets[:, label], examples.training
     rows = np.arange(len(y))
-    found: dict[str, Parts] = {}
+    judges: dict[str, Parts] = {}
     if _both(y[:T]) and _both(y[T:]):
-        found["validation"] = [(rows[:T], rows[T:])]
-    if preferred == "folds" or not found:
+        judges["validation"] = [(rows[:T], rows[T:])]
+    if preferred == "folds" or not judges:
         parts = _folds(y[:T], examples.groups, seed)
         if parts:
-            found = {"folds": parts, **found}
-    return found
+            judges = {"folds": parts, **judges}
+    return judges
 
 
 def _folds(y: NDArray[np.int8], groups: tuple[str, ...], seed: int) -> Parts:
-    """Folds of bags with labels y (T,), groups whole; none where a rest lacks a class."""
+    """Folds of bags with labels y (T,), groups whole; empty if a fold's rest lacks a class."""
     distinct = len(set(groups) - {""}) + groups.count("")
     count = min(FOLDS, distinct, int(y.sum()), int((1 - y).sum()))
     if count < 2:
@@ -232,10 +234,10 @@ def _held_out(
 ) -> tuple[Floats, NDArray[np.int8]]:
     """Scores and labels of all rows that were held out, (M,) each."""
     scores = []
-    for fitted, held in parts:
+    for fitted, scored in parts:
         machine = _machine(kernel[np.ix_(fitted, fitted)], y[fitted], c, weight)
-        scores.append(machine.decision_function(kernel[np.ix_(held, fitted)]))
-    return np.concatenate(scores), y[np.concatenate([held for _, held in parts])]
+        scores.append(machine.decision_function(kernel[np.ix_(scored, fitted)]))
+    return np.concatenate(scores), y[np.concatenate([scored for _, scored in parts])]
 
 
 def _machine(kernel: Floats, y: NDArray[np.int8], c: float, weight: float) -> Any:
@@ -249,8 +251,8 @@ def _machine(kernel: Floats, y: NDArray[np.int8], c: float, weight: float) -> An
 def fit_sigmoid(scores: Floats, y: NDArray[np.int8]) -> tuple[float, float]:
     """Slope a ≥ `LEAST_SLOPE` and offset b of σ(a·f + b) for scores f (M,) of labels y (M,).
 
-    Of greatest likelihood for targets (n₊ + 1)/(n₊ + 2) and 1/(n₋ + 2) instead of 1 and 0, which
-    keeps it finite where the scores separate the labels (Platt, 1999).
+    They have the greatest likelihood for targets (n₊ + 1)/(n₊ + 2) and 1/(n₋ + 2) instead of 1 and
+    0, which keeps them finite where the scores separate the labels (Platt, 1999).
     """
     from scipy.optimize import minimize
     from scipy.special import expit
@@ -266,8 +268,8 @@ def fit_sigmoid(scores: Floats, y: NDArray[np.int8]) -> tuple[float, float]:
         loss = float((np.logaddexp(0, logits) - targets * logits).sum())
         return loss, np.array([scores @ errors, errors.sum()])
 
-    # It is convex. With ftol = 0 the search ends where rounding hides any further descent, which
-    # SciPy may report as a line search that failed: its success flag says nothing here.
+    # The loss is convex. With ftol = 0 the search ends where rounding hides any further descent.
+    # SciPy may report that as a failed line search, so its success flag is not used.
     optimum = minimize(
         cross_entropy,
         x0=[LEAST_SLOPE, np.log((positive + 1) / (negative + 1))],
@@ -280,7 +282,7 @@ def fit_sigmoid(scores: Floats, y: NDArray[np.int8]) -> tuple[float, float]:
 
 
 def _constant(y: NDArray[np.int8]) -> MachineChoice:
-    """A label without a machine: the share of training bags that have it, by Laplace's rule."""
+    """The choice for a label without a machine: its share of training bags, by Laplace's rule."""
     share = (int(y.sum()) + 1) / (len(y) + 2)
     note = f"{int(y.sum())} of {len(y)} training bags have it"
     if _both(y):

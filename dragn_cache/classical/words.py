@@ -1,4 +1,4 @@
-"""Bag of visual words and VLAD: every instance goes to its nearest word of a k-means codebook.
+"""Bag of visual words and VLAD: an instance counts for its nearest word of a k-means codebook.
 
 - **Bag of visual words** (Csurka et al., 2004; Yang et al., 2007): entry k of a bag's vector is the
   share of its instances that are nearest to word k.
@@ -10,12 +10,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
-from dragn_cache.classical.base import Arrays, Normalise, WordMethod, normalised, owners, seed_of
+from dragn_cache.classical.base import Arrays, WordMethod, normalised, owners, seed_of
+from dragn_cache.classical.declared import BagOfWordsOptions, VladOptions
 from dragn_cache.ragged.codebook import train_centres
 from dragn_cache.types import Floats, Ints
 
@@ -23,19 +23,10 @@ STARTS = 3  # of k-means
 MOST_STEPS = 300
 
 
-@dataclass(frozen=True, kw_only=True)
-class BagOfWords(WordMethod):
-    """How often each word occurs in a bag; E = K.
-
-    Args:
-        normalise: ``l1`` gives shares, ``power`` their square roots, whose inner product is
-            Hellinger's kernel, ``l2`` counts of norm 1.
-    """
+class BagOfWords(BagOfWordsOptions, WordMethod):
+    """Counts of each word in a bag; E = K."""
 
     name: ClassVar[str] = "bovw"
-    normalisations: ClassVar[tuple[Normalise, ...]] = ("l1", "l2", "power")
-    normalise: Normalise = "l1"
-    svm: Literal["linear", "rbf"] = "rbf"
 
     def fit(self, instances: Floats, seed: int) -> Arrays:
         """``words`` (K, D): the centres that k-means finds."""
@@ -49,17 +40,10 @@ class BagOfWords(WordMethod):
         return normalised(counts.reshape(bags, len(words)), self.normalise)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Vlad(WordMethod):
-    """Sums of what separates instances from their words; E = K·D.
-
-    Args:
-        normalise: ``l2``, ``power`` or ``intra``; see the module.
-    """
+class Vlad(VladOptions, WordMethod):
+    """Sums of the differences between instances and their words; E = K·D."""
 
     name: ClassVar[str] = "vlad"
-    normalisations: ClassVar[tuple[Normalise, ...]] = ("l2", "power", "intra")
-    normalise: Normalise = "power"
 
     def fit(self, instances: Floats, seed: int) -> Arrays:
         """``words`` (K, D): the centres that k-means finds."""
@@ -71,9 +55,9 @@ class Vlad(WordMethod):
         assigned = nearest(instances, words)
         cell = owners(offsets) * len(words) + assigned
         order = np.argsort(cell, kind="stable")
-        held, starts = np.unique(cell[order], return_index=True)
+        cells, starts = np.unique(cell[order], return_index=True)
         sums = np.zeros((bags * len(words), words.shape[1]))
-        sums[held] = np.add.reduceat((instances - words[assigned])[order], starts, axis=0)
+        sums[cells] = np.add.reduceat((instances - words[assigned])[order], starts, axis=0)
         return normalised(sums.reshape(bags, *words.shape), self.normalise)
 
 
@@ -88,5 +72,5 @@ def _words(instances: Floats, count: int, seed: int) -> Arrays:
 def nearest(instances: Floats, words: Floats) -> Ints:
     """(N,): the word (K, D) nearest to each instance (N, D), the first if tied."""
     distances = (words**2).sum(1) - 2 * (instances @ words.T)  # less ‖x‖², the same for all words
-    found: Ints = distances.argmin(1)
-    return found
+    numbers: Ints = distances.argmin(1)
+    return numbers

@@ -49,7 +49,7 @@ class FieldPlan:
 
 @dataclass(frozen=True)
 class Plate:
-    """What the fields of one plate have in common; channels in the order of ``CHANNELS``."""
+    """The settings that the fields of one plate share; channels in the order of ``CHANNELS``."""
 
     cell_radius_px: float
     irregularity: float
@@ -74,8 +74,8 @@ class Plate:
 class _Outlines:
     """K star-shaped closed curves: the radius in direction u (unit complex) is a polynomial in u.
 
-    Points are complex numbers x + iy, so that a direction's harmonics are its powers: no
-    trigonometry per pixel.
+    Points are complex numbers x + iy: a direction's harmonics are then its powers, and no pixel
+    needs a sine or cosine.
     """
 
     centres: Complexes  # (K,)
@@ -105,9 +105,9 @@ class _Outlines:
         return np.asarray(self.radii.reshape(over) * (1 + (wave * u * u).real), np.float32)
 
     def depth(self, offsets: Complexes) -> tuple[Floats, Floats]:
-        """How deep points lie, and the radius there: depth is the distance over the radius.
+        """Depth of points, 0 at the centre and 1 on the curve, and the curve's radius there.
 
-        offsets: points minus their curve's centre, (K, …); 0 is the centre, 1 the curve.
+        offsets: points minus their curve's centre, (K, …).
         """
         distance: Floats = np.maximum(np.abs(offsets), np.float32(1e-6))
         directions: Complexes = np.divide(offsets, distance, dtype=np.complex64)
@@ -168,7 +168,7 @@ def _blur(planes: Floats, sigma_px: float) -> Floats:
 
 
 def _splat(points: Complexes, weights: Floats, size: tuple[int, int]) -> Floats:
-    """Add each weight to the four pixels around its point, bilinearly; what is outside is lost."""
+    """Add each weight to the four pixels around its point, bilinearly; skip points outside."""
     h, w = size
     x, y = points.real.ravel(), points.imag.ravel()
     weights = np.broadcast_to(weights, points.shape).ravel()
@@ -186,15 +186,15 @@ def _splat(points: Complexes, weights: Floats, size: tuple[int, int]) -> Floats:
 def _place_cells(rng: np.random.Generator, size: tuple[int, int], radius_px: float) -> Complexes:
     """Centres of five to seven cells per square of the shorter side, not too close: (K,)."""
     h, w = size
-    wanted = max(1, round(int(rng.integers(5, 8)) * max(h, w) / min(h, w)))
+    count = max(1, round(int(rng.integers(5, 8)) * max(h, w) / min(h, w)))
     margin = 0.35 * radius_px
-    x = rng.uniform(margin, w - margin, 12 * wanted)
-    y = rng.uniform(margin, h - margin, 12 * wanted)
+    x = rng.uniform(margin, w - margin, 12 * count)
+    y = rng.uniform(margin, h - margin, 12 * count)
     placed: list[complex] = []
     for point in (x + 1j * y).tolist():
         if all(abs(point - other) > 1.25 * radius_px for other in placed):
             placed.append(point)
-        if len(placed) == wanted:
+        if len(placed) == count:
             break
     return np.array(placed, np.complex64)
 
@@ -217,7 +217,7 @@ def _draw_scene(rng: np.random.Generator, plate: Plate, size: tuple[int, int]) -
     owner = depth.argmin(0)
     nearest = np.take_along_axis(depth, owner[None], 0)[0]
     np.put_along_axis(depth, owner[None], np.float32(np.inf), 0)
-    # Where two cells meet, the border is where both are equally deep.
+    # Two cells meet where their depths are equal.
     inside = np.minimum(1 - nearest, (depth.min(0) - nearest) / 2)
     in_cell = inside * np.take_along_axis(radius, owner[None], 0)[0]
     depth, radius = nuclei.of(owner).depth(points - nuclei.centres[owner])
@@ -240,14 +240,14 @@ def _draw_scene(rng: np.random.Generator, plate: Plate, size: tuple[int, int]) -
 def _draw_nucleoli(
     rng: np.random.Generator, nuclei: _Outlines, scale: float, points: Complexes
 ) -> Floats:
-    """Two to four compact round bodies in each nucleus: (h, w), 0–1."""
-    where: list[complex] = []
+    """Two to four round bodies in each nucleus: (h, w), 0–1."""
+    places: list[complex] = []
     for centre, radius in zip(nuclei.centres.tolist(), nuclei.radii.tolist(), strict=True):
         count = int(rng.integers(2, 5))
         turn = 2 * np.pi * (np.arange(count) + rng.uniform(0, 0.7, count)) / count
-        where += (centre + radius * rng.uniform(0.3, 0.55, count) * np.exp(1j * turn)).tolist()
-    radii = rng.uniform(1.6, 2.9, len(where)).astype(np.float32) * np.float32(scale)
-    centres = np.array(where, np.complex64)
+        places += (centre + radius * rng.uniform(0.3, 0.55, count) * np.exp(1j * turn)).tolist()
+    radii = rng.uniform(1.6, 2.9, len(places)).astype(np.float32) * np.float32(scale)
+    centres = np.array(places, np.complex64)
     distance = np.abs(points - centres[:, None, None])
     return _step((radii[:, None, None] - distance).max(0), 1.5 * scale)
 
@@ -355,6 +355,7 @@ def _protein(scene: _Scene, field: FieldPlan) -> Floats:
 def render_field(
     field: FieldPlan, plate: Plate, rng: np.random.Generator, size: tuple[int, int]
 ) -> NDArray[np.uint8]:
+    """Draw one field: (3, h, w) uint8, channels in the order of ``CHANNELS``."""
     light = np.zeros((len(CHANNELS), *size), np.float32)
     if field.quality != "empty":
         scene = _draw_scene(rng, plate, size)
@@ -367,7 +368,7 @@ def render_field(
     light = _blur(light, sigma * scale)
     light *= (plate.gain * rng.uniform(0.9, 1.1, 3))[:, None, None]
     light += _uneven_background(rng, plate, size)
-    # The sensor's noise comes after the optics: a blurred field is not free of it.
+    # The sensor adds noise after the optics, so that a blurred field has it too.
     spread = np.sqrt(plate.read_noise**2 + plate.shot_noise * light)
     light += spread * rng.standard_normal(light.shape, dtype=np.float32)
     return np.rint(np.clip(light, 0, 1) * 255).astype(np.uint8)

@@ -1,11 +1,11 @@
 """A simulated immunofluorescence data set: proteins with 1–3 locations, seen in a few fields each.
 
 Modelled on the Human Protein Atlas's ICC/IF images: red shows the microtubules, green the protein,
-blue the nuclei. What makes it a multiple-instance problem rather than a stack of copies:
+blue the nuclei. It is a multiple-instance problem rather than a stack of copies:
 
 - a field shows one of its bag's locations strongly and each other one only sometimes, so no single
   field holds the bag's label set;
-- a quarter of the fields is bad (blurred, empty or off target), but never a whole bag;
+- a quarter of the fields is bad (blurred, empty or off target), but never all fields of a bag;
 - bags are small and uneven like FlyExpress's: 1–15 fields, about half of the bags have one or two;
 - two successive bags share a plate (staining strength, background, noise, cell size). The plate is
   the bags' ``group``: it must not straddle a split.
@@ -34,13 +34,13 @@ from dragn_cache.errors import InputError
 from dragn_cache.manifest import Bag, Instance, Manifest, write_manifest
 from dragn_cache.manifest.dataset_toml import dataset_text
 
-# How common each label is: between the Human Protein Atlas's frequencies and equal ones, so that
-# the labels are uneven and 200 bags still hold some twenty of the rarest.
+# Frequencies of the labels, between those of the Human Protein Atlas and equal ones: the labels are
+# uneven, and 200 bags still hold about twenty of the rarest.
 _LABEL_WEIGHTS = np.array([0.20, 0.11, 0.09, 0.16, 0.12, 0.10, 0.12, 0.10])
 _LABEL_COUNTS = np.array([0.58, 0.34, 0.08])  # one, two, three labels
 _BAD: tuple[Quality, ...] = ("blurred", "empty", "off_target")
 _BAD_WEIGHTS = np.array([0.3, 0.3, 0.4])
-_BAD_SHARE = 0.35  # of the fields that are not spared; a quarter of all fields
+_BAD_SHARE = 0.35  # of all fields but one good one in each bag; a quarter of all fields
 _BAGS_PER_PLATE = 2
 IMAGES = "images"  # the folder of the images, beside the tables
 
@@ -77,13 +77,13 @@ def plan_bag(seed: int, index: int) -> BagPlan:
     brightness = rng.uniform(0.75, 1.0, size=count)
     n = 1 + int(rng.choice(len(_BAG_SIZES), p=_BAG_SIZES))
     bad = rng.random(n) < _BAD_SHARE
-    bad[rng.integers(n)] = False  # one field is always spared
+    bad[rng.integers(n)] = False  # every bag has a good field
     fields = []
     for order in range(n):
         if bad[order]:
             fields.append(_plan_bad(rng, chosen, brightness))
         else:
-            # The leading label goes round, so every label leads once there are fields enough.
+            # The labels take turns as the leading one, so with enough fields each one leads.
             lead = int((~bad[:order]).sum()) % count
             fields.append(FieldPlan("good", _strengths(rng, chosen, brightness, lead)))
     return BagPlan(
@@ -98,17 +98,19 @@ def _plan_bad(
     rng: np.random.Generator, chosen: NDArray[np.int64], brightness: NDArray[np.float64]
 ) -> FieldPlan:
     quality = _BAD[rng.choice(len(_BAD), p=_BAD_WEIGHTS)]
-    nothing = np.zeros(len(LABELS))
+    strengths = np.zeros(len(LABELS))
     if quality == "blurred":
         lead = int(rng.integers(len(chosen)))
         return FieldPlan(quality, _strengths(rng, chosen, brightness, lead))
     if quality == "empty":
-        return FieldPlan(quality, tuple(nothing.tolist()))
+        return FieldPlan(quality, tuple(strengths.tolist()))
     if rng.random() < 0.5:
-        return FieldPlan(quality, tuple(nothing.tolist()), unspecific=float(rng.uniform(0.5, 1.0)))
+        return FieldPlan(
+            quality, tuple(strengths.tolist()), unspecific=float(rng.uniform(0.5, 1.0))
+        )
     others = np.setdiff1d(np.arange(len(LABELS)), chosen)
-    nothing[rng.choice(others)] = rng.uniform(0.7, 1.0)
-    return FieldPlan(quality, tuple(nothing.tolist()))
+    strengths[rng.choice(others)] = rng.uniform(0.7, 1.0)
+    return FieldPlan(quality, tuple(strengths.tolist()))
 
 
 def _strengths(
@@ -176,7 +178,7 @@ def simulate(
 ) -> Path:
     """Write the simulated data set as a manifest folder with its images.
 
-    The folder is built beside ``out`` and renamed: it exists, so it is complete. When ``out``
+    The folder is built under another name and renamed: if it exists, it is complete. When ``out``
     already holds this very simulation, nothing is done.
 
     Args:
@@ -211,16 +213,16 @@ def simulate(
 
 
 def _is_done(out: Path, description: str) -> bool:
-    """Whether ``out`` holds this simulation already; an error when it holds anything else."""
+    """Whether ``out`` holds this simulation; raise `InputError` if it holds anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    there = out / "dataset.toml"
-    if there.is_file() and there.read_text(encoding="utf-8") == description:
+    toml_path = out / "dataset.toml"
+    if toml_path.is_file() and toml_path.read_text(encoding="utf-8") == description:
         return True
     raise InputError(
         str(out),
         expected="a new or empty folder, or this same simulation",
-        got="another simulation" if there.is_file() else "other files",
+        got="another simulation" if toml_path.is_file() else "other files",
         remedy="choose another folder or remove this one",
     )
 

@@ -17,7 +17,7 @@ from dragn_cache.types import Progress
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What was looked at, and everything that is wrong with it."""
+    """A data set as read, the number of its images, and every fault of its tables and images."""
 
     manifest: Manifest
     images: int
@@ -49,14 +49,15 @@ def check_dataset(
     # Without channels a path with {channel} names no file; that fault is listed already.
     paths = [p for p in by_image if manifest.channels or "{channel}" not in p]
     with ThreadPoolExecutor((config or CheckConfig()).workers) as pool:
-        for done, result in enumerate(pool.map(partial(_look, manifest), paths), start=1):
+        for done, result in enumerate(pool.map(partial(_image_size, manifest), paths), start=1):
             faults += _image_faults(result, by_image[paths[done - 1]])
             if progress is not None:
                 progress(done, len(paths))
     return CheckReport(manifest, len(paths), tuple(faults))
 
 
-def _look(manifest: Manifest, image: str) -> tuple[int, int] | ImageError:
+def _image_size(manifest: Manifest, image: str) -> tuple[int, int] | ImageError:
+    """Width and height of an image that can be decoded, all its channels."""
     names = [image]
     if "{channel}" in image:
         names = [image.replace("{channel}", channel) for channel in manifest.channels]

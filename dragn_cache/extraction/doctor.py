@@ -1,7 +1,4 @@
-"""What this machine has for extracting, and what an extraction of a data set here would cost.
-
-Nothing is written. The cost is measured on a few of the data set's own images for a few seconds.
-"""
+"""Examination of this machine: packages, devices, compiler, disk and weights cache."""
 
 from __future__ import annotations
 
@@ -34,22 +31,22 @@ class Finding:
 
 def examine(out: Path) -> list[Finding]:
     """Python, packages, devices, compiler, disk and weights cache."""
-    found = [
+    findings = [
         Finding("python", f"{platform.python_version()} on {platform.platform()}"),
         Finding("processor", f"{usable_cores()} cores, {_memory()} of memory"),
     ]
     for name in NEEDED:
-        found.append(_package(name, f"pip install {name}"))
+        findings.append(_package(name, f"pip install {name}"))
     for name in EXTRAS:
-        found.append(_package(name, f'pip install "dragn-cache[{name}]" to use it'))
-    found.append(Finding("HDF5", h5py.version.hdf5_version))
-    found.append(_cuda())
+        findings.append(_package(name, f'pip install "dragn-cache[{name}]" to use it'))
+    findings.append(Finding("HDF5", h5py.version.hdf5_version))
+    findings.append(_cuda())
     compiler = find_compiler()
     remedy = "" if compiler else "apt install g++: large extractions and DRAGN are faster"
-    found.append(Finding("C++ compiler", compiler or "none", remedy))
-    found.append(_disk(out))
-    found.append(_weights())
-    return found
+    findings.append(Finding("C++ compiler", compiler or "none", remedy))
+    findings.append(_disk(out))
+    findings.append(_weights())
+    return findings
 
 
 def _package(name: str, remedy: str) -> Finding:

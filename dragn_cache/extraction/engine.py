@@ -1,17 +1,20 @@
-"""The inside of an extraction: decode ahead, run the network, write behind, all at once.
+"""The inside of an extraction: decoding, network and writing, all at once.
 
 Worker processes decode the next images, this thread fills batches and runs the network, a writing
 thread takes features back, digests them and completes parts. Beside a GPU all three go on together.
 Where the network runs on the same cores they take turns: its threads wait for each other, so
-whatever holds up one of them holds up all. What lies between them is bounded, so memory depends on
-the batch size and not on the data. Batches are filled across bags but never across parts, so that
-a part's bytes depend on the plan alone.
+whatever holds up one of them holds up all. The queues between them are bounded, so memory depends
+on the batch size and not on the data. Batches are filled across bags but never across parts, so
+that a part's bytes depend on the plan alone.
+
+A part is one sequence of messages. Through the decoder: `Begin`, its images, `End`. To the writing
+thread: `Begin`, `Batch` and `Failed` as they come, `End`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -19,32 +22,19 @@ import numpy as np
 
 from dragn_cache.errors import ImageError
 from dragn_cache.extraction.forward import Forward
-from dragn_cache.extraction.plan import Wanted
+from dragn_cache.extraction.plan import ExtractionPlan, PlannedImage
 from dragn_cache.extraction.report import ExtractReport
-from dragn_cache.extraction.workers import Decoded, Decoder
-from dragn_cache.extraction.writing import ComputedBatch, WritingThread
-from dragn_cache.images.crops import Crops, ImageRequest
+from dragn_cache.extraction.workers import Decoded, Decoder, FromDecoder, Mark, ToDecode
+from dragn_cache.extraction.writing import Batch, Begin, End, Failed, WritingThread
+from dragn_cache.images.crops import Crops
 from dragn_cache.manifest import Instance
 from dragn_cache.store import Failure, InstanceRecord, PartPlan, StoreWriter
 from dragn_cache.types import Pixels
 
 
-@dataclass(frozen=True)
-class Policy:
-    """What to do with inputs that cannot be used.
-
-    Attributes:
-        on_error: ``stop`` or ``skip``.
-        max_errors: with ``skip``, stop when more than so many inputs were not used; None is any.
-    """
-
-    on_error: str
-    max_errors: int | None
-
-
 @dataclass
-class _Batch:
-    """Crops that wait for the network: one list of pixels for each view."""
+class _Waiting:
+    """Crops of a part that wait for the network: one list of pixels for each view."""
 
     pixels: list[list[Pixels]]
     rows: list[int] = field(default_factory=list)
@@ -65,7 +55,7 @@ class Engine:
     """Writes parts of a store.
 
     Args:
-        wanted: gives a part's images, in the order in which they are decoded.
+        plan: its images, and what to do with those that cannot be used.
         forward: the network.
         writer: the store; its views decide how many crops an instance has.
         decoder: the pool of workers.
@@ -74,19 +64,18 @@ class Engine:
 
     def __init__(
         self,
-        wanted: Callable[[PartPlan], Sequence[Wanted]],
+        plan: ExtractionPlan,
         forward: Forward,
         writer: StoreWriter,
         decoder: Decoder,
-        policy: Policy,
         report: ExtractReport,
         advance: Callable[[int], None],
     ) -> None:
-        self.wanted, self.forward, self.writer, self.decoder = wanted, forward, writer, decoder
-        self.policy, self.report, self.advance = policy, report, advance
-        self.size = forward.batch_size
+        self.plan, self.forward, self.writer = plan, forward, writer
+        self.decoder, self.report, self.advance = decoder, report, advance
         self.takes_turns = forward.device.type == "cpu"
-        self.failed = 0
+        # Those of earlier calls count as well.
+        self.failed = len(writer.failures()) if plan.config.max_errors is not None else 0
 
     def write(self, parts: Iterator[PartPlan]) -> int:
         """Write the parts given (each is taken when its images are about to be decoded).
@@ -94,49 +83,54 @@ class Engine:
         Returns:
             how many.
         """
-        stream = self.decoder.stream(self._requests(parts))
-        written = 0
-        with closing(stream), WritingThread(self.writer, self.report) as behind:
-            for (part, wanted), decoded in stream:
-                if not isinstance(wanted, Wanted):  # the part begins, or it is complete
-                    if wanted == "begin":
-                        behind.begin(part)
-                        batch = _Batch([[] for _ in self.writer.description.views])
-                        since = time.perf_counter()
-                    else:
-                        for size in batch_sizes(len(batch.rows), self.size):
-                            self._forward(behind, batch, size)
-                        behind.complete()
-                        written += 1
-                    continue
-                now = time.perf_counter()
-                self.report.wait_seconds += now - since
-                assert decoded is not None  # only marks come back without
-                self._take(behind, batch, wanted, decoded)
-                while len(batch.rows) >= self.size:
-                    self._forward(behind, batch, self.size)
-                since = time.perf_counter()
-        return written
+        views, size = self.writer.description.views, self.forward.batch_size
+        stream = self.decoder.stream(self._items(parts))
+        parts_written = 0
+        with (
+            closing(stream),
+            WritingThread(self.writer, self.forward, self.report) as writing,
+        ):
+            for item in stream:
+                match item:
+                    case Mark(Begin() as begin):
+                        writing.give(begin)
+                        waiting = _Waiting([[] for _ in views])
+                        waiting_since = time.perf_counter()
+                    case FromDecoder(image, decoded):
+                        now = time.perf_counter()
+                        self.report.wait_seconds += now - waiting_since
+                        self._take(writing, waiting, image, decoded)
+                        while len(waiting.rows) >= size:
+                            self._forward(writing, waiting, size)
+                        waiting_since = time.perf_counter()
+                    case Mark(End() as end):
+                        for rest_size in batch_sizes(len(waiting.rows), size):
+                            self._forward(writing, waiting, rest_size)
+                        writing.give(end)
+                        parts_written += 1
+        return parts_written
 
-    def _requests(
+    def _items(
         self, parts: Iterator[PartPlan]
-    ) -> Iterator[tuple[tuple[PartPlan, Wanted | str], ImageRequest | None]]:
+    ) -> Iterator[ToDecode[PlannedImage] | Mark[Begin | End]]:
         for part in parts:
-            yield (part, "begin"), None
-            for wanted in self.wanted(part):
-                yield (part, wanted), wanted.request
-            yield (part, "end"), None
+            yield Mark(Begin(part))
+            for image in self.plan.images_of(part):
+                yield ToDecode(image, image.request)
+            yield Mark(End())
 
-    def _take(self, behind: WritingThread, batch: _Batch, wanted: Wanted, decoded: Decoded) -> None:
-        """Put an image's crops into the batch, or record why they are missing."""
+    def _take(
+        self, writing: WritingThread, waiting: _Waiting, image: PlannedImage, decoded: Decoded
+    ) -> None:
+        """Let an image's crops wait for the network, or record why they are missing."""
         self.report.images_decoded += 1
         if isinstance(decoded, ImageError):
-            for row, instance in wanted.instances:
-                self._fail(behind, row, instance, decoded)
+            for row, instance in image.instances:
+                self._fail(writing, row, instance, decoded)
             return
         self.report.decode_seconds += decoded.seconds
         k = 0
-        for (row, instance), box in zip(wanted.instances, decoded.boxes, strict=True):
+        for (row, instance), box in zip(image.instances, decoded.boxes, strict=True):
             if isinstance(box, str):
                 error = ImageError(
                     f"{instance.file}:{instance.line} ({instance.image})",
@@ -144,22 +138,25 @@ class Engine:
                     got=box,
                     remedy="correct the box",
                 )
-                self._fail(behind, row, instance, error)
+                self._fail(writing, row, instance, error)
                 continue
-            for view, pixels in enumerate(batch.pixels):
-                pixels.append(_crop(decoded, view, k, len(batch.pixels)))
+            for view, pixels in enumerate(waiting.pixels):
+                pixels.append(_crop(decoded, view, k, len(waiting.pixels)))
             k += 1
-            batch.rows.append(row)
+            waiting.rows.append(row)
             record = InstanceRecord(instance.image, box, instance.order, decoded.digest)
-            batch.records.append(record)
+            waiting.records.append(record)
 
-    def _fail(self, behind: WritingThread, row: int, instance: Instance, error: ImageError) -> None:
+    def _fail(
+        self, writing: WritingThread, row: int, instance: Instance, error: ImageError
+    ) -> None:
+        """Record an input that cannot be used, or raise if the settings say to stop."""
         self.failed += 1
-        limit = self.policy.max_errors
-        if self.policy.on_error == "stop" or (limit is not None and self.failed > limit):
-            remedy = f"{error.remedy}, or extract with --on-error skip"
-            if self.policy.on_error == "skip":
-                remedy = f"{self.failed} inputs failed: {error.remedy}, or raise --max-errors"
+        on_error, limit = self.plan.config.on_error, self.plan.config.max_errors
+        if on_error == "stop" or (limit is not None and self.failed > limit):
+            remedy = f"{error.remedy}, or extract with `on_error=skip`"
+            if on_error == "skip":
+                remedy = f"{self.failed} inputs failed: {error.remedy}, or raise `max_errors`"
             raise ImageError(
                 f"bag {instance.bag_id!r}, {error.where}",
                 expected=error.expected,
@@ -167,32 +164,32 @@ class Engine:
                 remedy=remedy,
             )
         box = ",".join(map(str, instance.box)) if instance.box else ""
-        behind.fail(row, Failure(instance.bag_id, instance.image, box, str(error)))
+        writing.give(Failed(row, Failure(instance.bag_id, instance.image, box, str(error))))
         self.advance(1)
 
-    def _forward(self, behind: WritingThread, batch: _Batch, size: int) -> None:
+    def _forward(self, writing: WritingThread, waiting: _Waiting, size: int) -> None:
         """Run one batch of a fixed size, filled up by repeating its last instance."""
-        count = min(size, len(batch.rows))
-        for view, pixels in zip(self.writer.description.views, batch.pixels, strict=True):
+        count = min(size, len(waiting.rows))
+        rows, records = waiting.rows[:count], waiting.records[:count]
+        for view, pixels in zip(self.writer.description.views, waiting.pixels, strict=True):
             if self.takes_turns:
-                self._settle(behind)
+                self._settle(writing)
             started = time.perf_counter()
             images = np.stack(pixels[:count] + pixels[count - 1 : count] * (size - count))
-            pending = self.forward(images)
+            features = self.forward(images)
             self.report.forward_seconds += time.perf_counter() - started
-            rows, records = batch.rows[:count], batch.records[:count]
-            behind.put(ComputedBatch(images, pending, rows, records, view), self.forward)
+            writing.give(Batch(images, features, rows, records, view))
             del pixels[:count]
-        del batch.rows[:count], batch.records[:count]
+        del waiting.rows[:count], waiting.records[:count]
         self.report.instances_done += count
         self.advance(count)
 
-    def _settle(self, behind: WritingThread) -> None:
+    def _settle(self, writing: WritingThread) -> None:
         """Let workers and the writing thread come to rest."""
         started = time.perf_counter()
         self.decoder.settle()
         self.report.wait_seconds += time.perf_counter() - started
-        behind.settle()
+        writing.settle()
 
 
 def _crop(decoded: Crops, view: int, k: int, views: int) -> Pixels:

@@ -1,4 +1,8 @@
-"""Estimate of the time and space that an extraction takes on this machine."""
+"""Estimate of the time and space that an extraction takes on this machine.
+
+Nothing is written. Decoding and the network are measured for a few seconds on a few of the data
+set's own images.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +17,19 @@ import numpy as np
 
 from dragn_cache.errors import ImageError, InputError
 from dragn_cache.extraction.config import ExtractConfig
-from dragn_cache.extraction.forward import Forward, choose_compute
-from dragn_cache.extraction.plan import Wanted, describe, open_backbone, plan_images, with_channels
+from dragn_cache.extraction.forward import Forward
+from dragn_cache.extraction.plan import PlannedImage, plan_extraction, with_channels
 from dragn_cache.extraction.report import Phase, advice_for
 from dragn_cache.extraction.workers import attempt
 from dragn_cache.machine import usable_cores
 from dragn_cache.manifest import Manifest
-from dragn_cache.store import instances_of, plan_parts
 
 SECONDS = 2.5  # spent on each of decoding and the network
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What an extraction here would take.
+    """Time and space of an extraction on this machine.
 
     Attributes:
         images, instances: of the data set; ``bytes``: of the store.
@@ -55,6 +58,7 @@ class Cost:
 
 
 def existing_folder(path: Path) -> Path:
+    """A folder, or the nearest one above it that exists."""
     return next(p for p in (path.absolute(), *path.absolute().parents) if p.is_dir())
 
 
@@ -72,55 +76,41 @@ def estimate(
     """
     config = with_channels(manifest, config.with_defaults(manifest.extract))
     started = time.perf_counter()
-    backbone = open_backbone(config)
-    sizes = [len(instances_of(manifest, bag)) for bag in range(len(manifest.bags))]
-    instances, views = sum(sizes), 1 + config.views
-    compute: str = config.compute
-    if compute == "auto":
-        compute = choose_compute(backbone, instances * views, config.batch_size)
-    description = describe(manifest, config, backbone, compute)
-    images = [
-        wanted
-        for part in plan_parts(sizes, description.row_bytes, config.part_instances)
-        for wanted in plan_images(manifest, part, backbone, config.augmentation)
-    ]
-    precision = description.provenance["numerics"]["autocast"] or "float32"
-    forward = Forward(
-        backbone,
-        compute=compute,
-        batch_size=config.batch_size,
-        dtype=config.dtype,
-        precision=precision,
-    )
-    if compute == "compiled":
+    plan = plan_extraction(manifest, config, None)
+    images = [image for part in plan.parts for image in plan.images_of(part)]
+    forward = plan.create_forward()
+    if plan.compute == "compiled":
         say("compiling the network, as the extraction would")
     forward.warm_up()
     start_s = time.perf_counter() - started
     decode_s, unreadable = _decode_seconds(images)
-    forward_s = views * _forward_seconds(forward)
-    decoding = decode_s * len(images) / max(1, instances) / min(config.workers or 1, usable_cores())
+    forward_s = len(plan.description.views) * _forward_seconds(forward)
+    decode_ms = 1000 * decode_s
+    cores = min(config.workers or 1, usable_cores())
+    decoding_s = decode_s * len(images) / max(1, plan.instances) / cores  # of an instance
+    # Beside a GPU the two go on together, on the CPU one after the other.
     on_gpu = forward.device.type == "cuda"
-    each = max(decoding, forward_s) if on_gpu else decoding + forward_s
-    limit: Phase = "decoding" if decoding > forward_s else "network"
+    instance_s = max(decoding_s, forward_s) if on_gpu else decoding_s + forward_s
+    limit: Phase = "decoding" if decoding_s > forward_s else "network"
     return Cost(
         images=len(images),
-        instances=instances,
-        bytes=instances * description.row_bytes,
-        decode_ms=1000 * decode_s,
+        instances=plan.instances,
+        bytes=plan.instances * plan.description.row_bytes,
+        decode_ms=decode_ms,
         forward_ms=1000 * forward_s,
         start_s=start_s,
-        rate=1 / each,
-        seconds=start_s + instances * each,
+        rate=1 / instance_s,
+        seconds=start_s + plan.instances * instance_s,
         limit=limit,
         advice=advice_for(
             limit,
             device=config.device,
             workers=config.workers,
             cores=usable_cores(),
-            decode_ms=1000 * decode_s,
+            decode_ms=decode_ms,
             batch_size=config.batch_size,
         ),
-        compute=compute,
+        compute=plan.compute,
         device=config.device,
         workers=config.workers,
         unreadable=unreadable,
@@ -128,7 +118,7 @@ def estimate(
     )
 
 
-def _decode_seconds(images: Sequence[Wanted]) -> tuple[float, int]:
+def _decode_seconds(images: Sequence[PlannedImage]) -> tuple[float, int]:
     """Seconds an image on one core, over images spread across the data set; and how many failed."""
     order = np.random.default_rng(0).permutation(len(images))
     seconds: list[float] = []
@@ -160,8 +150,8 @@ def _forward_seconds(forward: Forward) -> float:
     deadline = time.perf_counter() + SECONDS
     while len(seconds) < 3 or time.perf_counter() < deadline:
         started = time.perf_counter()
-        pending = [forward(batch) for _ in range(2)]
-        for each in pending:
-            each.arrays()
+        results = [forward(batch) for _ in range(2)]
+        for result in results:
+            result.arrays()
         seconds.append((time.perf_counter() - started) / (2 * forward.batch_size))
     return float(np.median(seconds))

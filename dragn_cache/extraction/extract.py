@@ -51,10 +51,8 @@ def extract(
         require_images(manifest)
     config = with_channels(manifest, config)
     try:
-        if len(config.devices) > 1:
-            report = extract_on_devices(manifest, config, out, update, progress, say)
-        else:
-            report = extract_on_one_device(manifest, config, out, update, progress, say)
+        run = extract_on_devices if len(config.devices) > 1 else extract_on_one_device
+        report = run(manifest, config, out, update=update, progress=progress, say=say)
     except OSError as error:
         raise disk_error(out, error) from error
     report.total_seconds = time.perf_counter() - started

@@ -1,7 +1,7 @@
-"""How a backbone computes: eager or compiled, in which precision, on which device.
+"""Forward passes of a backbone: eager or compiled, in one precision, on one device.
 
-Decided once, from the whole plan, and written into the store's *numerics*: every resume and every
-process computes the same way or refuses.
+The way is decided once, from the whole plan, and written into the store's *numerics*: every resume
+and every process computes the same way or refuses.
 
 - *compiled*: full batches go through ``torch.compile`` with frozen weights, which folds batch
   normalisation into the convolutions and fixes their memory layout. The last batch of a part has
@@ -83,7 +83,7 @@ class Pending:
 
 
 class Forward:
-    """uint8 batches in, features in the store's dtype out.
+    """The network: takes uint8 batches and gives features in the store's dtype.
 
     Args:
         backbone: on its device.
@@ -119,11 +119,11 @@ class Forward:
             return Pending(*run(images), None)
         outputs, finite = run(images.pin_memory().to(self.device, non_blocking=True))
         # Allocated and copied in the same stream, so the GPU's buffers may be reused behind it.
-        host = {name: _pinned(value) for name, value in outputs.items()}
-        flag = _pinned(finite)
+        host_outputs = {name: _pinned(value) for name, value in outputs.items()}
+        host_finite = _pinned(finite)
         ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ready.record(torch.cuda.current_stream(self.device))
-        return Pending(host, flag, ready)
+        return Pending(host_outputs, host_finite, ready)
 
     def _features(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
@@ -134,5 +134,6 @@ class Forward:
 
 
 def _pinned(value: Tensor) -> Tensor:
-    host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
-    return host.copy_(value, non_blocking=True)
+    """A copy in pinned memory of the host, on its way."""
+    copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+    return copy.copy_(value, non_blocking=True)

@@ -1,63 +1,83 @@
-"""Extraction on several devices: one process each, over the same store."""
+"""Extraction on several devices: one process each, over the same store.
+
+A device's process tells its parent how it goes by messages: `Advanced` and `Said`, any number of
+them, then `Finished` or `Stopped`. One that says neither has died.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+from collections.abc import Collection
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from dragn_cache.devices import find_device
 from dragn_cache.errors import DragnCacheError
 from dragn_cache.extraction.config import ExtractConfig
 from dragn_cache.extraction.one_device import Say, disk_error, extract_on_one_device
-from dragn_cache.extraction.plan import decide_compute, describe, open_backbone, plan_images
+from dragn_cache.extraction.plan import plan_extraction
 from dragn_cache.extraction.report import ExtractReport
-from dragn_cache.extraction.update import update_plan
+from dragn_cache.extraction.update import update_store
 from dragn_cache.manifest import Manifest
 from dragn_cache.parallel.local import follow_parent
-from dragn_cache.store import instances_of
 from dragn_cache.types import Progress
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """Instances in the store, as a process sees it, and their total."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Said:
+    """A line for people."""
+
+    line: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The store is complete, and this is what the process did for it."""
+
+    report: ExtractReport
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The process cannot go on."""
+
+    error: DragnCacheError
+
+
+Message = Advanced | Said | Finished | Stopped
 
 
 def extract_on_devices(
     manifest: Manifest,
     config: ExtractConfig,
     out: Path,
+    *,
     update: bool,
     progress: Progress | None,
     say: Say,
 ) -> ExtractReport:
-    """One process for each device, all on one store."""
+    """Share the missing parts of a store among processes, one for each device."""
     for device in config.devices:
         find_device(device)
+    changes = None
     if update and (out / "store.json").exists():  # the plan is changed once, by this process
-        backbone = open_backbone(config.replace(device="cpu"))
         first = config.replace(device=config.devices[0])
-        sizes = [len(instances_of(manifest, bag)) for bag in range(len(manifest.bags))]
-        compute = decide_compute(out, first, backbone, sum(sizes))
-        description = describe(manifest, first, backbone, compute)
-        changes = update_plan(
-            out,
-            description,
-            manifest,
-            lambda part: plan_images(manifest, part, backbone, config.augmentation),
-            config,
-        )
-    else:
-        changes = None
-    context = multiprocessing.get_context("spawn")
-    each = max(1, config.workers // len(config.devices)) if config.workers else 0
-    children = {}
-    for device in config.devices:
-        ours, theirs = context.Pipe(duplex=False)
-        own = config.replace(device=device, workers=each)
-        child = context.Process(target=_on_device, args=(manifest, own, out, theirs))
-        child.start()
-        theirs.close()
-        children[ours] = child
+        plan = plan_extraction(manifest, first, out, backbone_device="cpu")
+        changes = update_store(out, plan)
+    children = _start_processes(manifest, config, out)
     try:
         reports = _follow(children, progress, say)
     finally:
@@ -72,53 +92,80 @@ def extract_on_devices(
     return report
 
 
+def _start_processes(
+    manifest: Manifest, config: ExtractConfig, out: Path
+) -> dict[Connection, SpawnProcess]:
+    """One process for each device, by the connection on which it sends its messages."""
+    context = multiprocessing.get_context("spawn")
+    workers = max(1, config.workers // len(config.devices)) if config.workers else 0
+    children = {}
+    for device in config.devices:
+        receiver, sender = context.Pipe(duplex=False)
+        own_config = config.replace(device=device, workers=workers)
+        child = context.Process(target=_on_device, args=(manifest, own_config, out, sender))
+        child.start()
+        sender.close()
+        children[receiver] = child
+    return children
+
+
 def _on_device(manifest: Manifest, config: ExtractConfig, out: Path, parent: Connection) -> None:
-    """One device's process: sends instances done, lines for people, and its report or its error."""
+    """Extract in a process of its own."""
     follow_parent()
 
-    def count(done: int, total: int) -> None:
-        parent.send((done, total))
+    def send(message: Message) -> None:
+        parent.send(message)
 
     try:
-        parent.send(extract_on_one_device(manifest, config, out, False, count, parent.send))
+        report = extract_on_one_device(
+            manifest,
+            config,
+            out,
+            update=False,
+            progress=lambda done, total: send(Advanced(done, total)),
+            say=lambda line: send(Said(line)),
+        )
+        send(Finished(report))
     except DragnCacheError as error:
-        parent.send(error)
+        send(Stopped(error))
     except OSError as error:
-        parent.send(disk_error(out, error))
+        send(Stopped(disk_error(out, error)))
     except KeyboardInterrupt:
         os._exit(130)
 
 
-def _follow(children: dict[Any, Any], progress: Progress | None, say: Say) -> list[ExtractReport]:
-    """Relay what the children send until all have ended.
+def _follow(
+    children: Collection[Connection], progress: Progress | None, say: Say
+) -> list[ExtractReport]:
+    """Relay what the processes send until all have ended.
 
-    A child that dies leaves its parts to the others; only when none is left is it an error.
+    One that dies leaves its parts to the others; only when none is left is it an error.
     """
     reports: list[ExtractReport] = []
-    open_ends: list[Any] = list(children)
-    firsts: dict[Any, int] = {}
-    latest: dict[Any, int] = {}
-    said: set[str] = set()
-    while open_ends:
-        for end in list[Any](wait_for(open_ends)):
+    open_connections = list(children)
+    advances: dict[Connection, tuple[Advanced, Advanced]] = {}  # the first and the latest
+    lines: set[str] = set()
+    while open_connections:
+        for connection in cast("list[Connection]", wait_for(open_connections)):
             try:
-                message = end.recv()
+                message: Message = connection.recv()
             except EOFError:
-                open_ends.remove(end)
+                open_connections.remove(connection)
                 continue
-            if isinstance(message, DragnCacheError):
-                raise message
-            if isinstance(message, ExtractReport):
-                reports.append(message)
-            elif isinstance(message, str) and message not in said:
-                said.add(message)
-                say(message)
-            elif isinstance(message, tuple):
-                firsts.setdefault(end, message[0])
-                latest[end] = message[0]
-                if progress is not None:
-                    grown = sum(latest[e] - firsts[e] for e in latest)
-                    progress(min(min(firsts.values()) + grown, message[1]), message[1])
+            match message:
+                case Advanced():
+                    first, _ = advances.get(connection, (message, message))
+                    advances[connection] = first, message
+                    if progress is not None:
+                        progress(joint_progress(advances.values()), message.total)
+                case Said(line):
+                    if line not in lines:  # each process says it
+                        lines.add(line)
+                        say(line)
+                case Finished(report):
+                    reports.append(report)
+                case Stopped(error):
+                    raise error
     if not reports:
         raise DragnCacheError(
             "extraction",
@@ -127,3 +174,18 @@ def _follow(children: dict[Any, Any], progress: Progress | None, say: Say) -> li
             remedy="run the same command again, with a smaller `batch_size` if it repeats",
         )
     return reports
+
+
+def joint_progress(advances: Collection[tuple[Advanced, Advanced]]) -> int:
+    """Instances done by several processes together.
+
+    Each process counts on from what the store held when it looked: the smallest first count was
+    there before all of them, and each adds what it has done since its own first.
+
+    Args:
+        advances: of each process that has counted so far, its first message and its latest.
+    """
+    before = min(first.done for first, _ in advances)
+    since = sum(latest.done - first.done for first, latest in advances)
+    total = min(latest.total for _, latest in advances)
+    return min(before + since, total)

@@ -7,26 +7,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dragn_cache.backbones import Backbone
 from dragn_cache.errors import StoreError
 from dragn_cache.extraction.config import ExtractConfig
-from dragn_cache.extraction.engine import Engine, Policy
+from dragn_cache.extraction.engine import Engine
 from dragn_cache.extraction.forward import Forward
-from dragn_cache.extraction.plan import (
-    Wanted,
-    choose_precision,
-    decide_compute,
-    describe,
-    open_backbone,
-    plan_images,
-    require_channels,
-)
+from dragn_cache.extraction.plan import ExtractionPlan, plan_extraction
 from dragn_cache.extraction.report import ExtractReport
-from dragn_cache.extraction.update import update_plan
+from dragn_cache.extraction.update import update_store
 from dragn_cache.extraction.workers import Decoder
 from dragn_cache.machine import usable_cores
 from dragn_cache.manifest import Manifest
-from dragn_cache.store import PartPlan, StoreWriter, instances_of, open_writer, plan_parts
+from dragn_cache.store import StoreWriter, open_writer
 from dragn_cache.types import Progress
 
 Say = Callable[[str], None]
@@ -39,63 +30,71 @@ def extract_on_one_device(
     manifest: Manifest,
     config: ExtractConfig,
     out: Path,
+    *,
     update: bool,
     progress: Progress | None,
     say: Say,
 ) -> ExtractReport:
+    """Write the parts that are missing, beside other processes if they work on the store too."""
     started = time.perf_counter()
-    backbone = open_backbone(config)
-    sizes = [len(instances_of(manifest, bag)) for bag in range(len(manifest.bags))]
-    compute = decide_compute(out, config, backbone, sum(sizes))
-    description = describe(manifest, config, backbone, compute)
-    parts = plan_parts(sizes, description.row_bytes, config.part_instances)
-
-    def wanted(part: PartPlan) -> list[Wanted]:
-        return plan_images(manifest, part, backbone, config.augmentation)
-
-    require_channels(manifest, backbone)
-    report = ExtractReport(compute=compute, device=config.device, workers=config.workers)
-    report.cores, report.batch_size = usable_cores(), config.batch_size
+    plan = plan_extraction(manifest, config, out)
+    report = ExtractReport(
+        instances_total=plan.instances,
+        bags_total=len(manifest.bags),
+        compute=plan.compute,
+        device=config.device,
+        workers=config.workers,
+        cores=usable_cores(),
+        batch_size=config.batch_size,
+    )
     if update and (out / "store.json").exists():
-        report.update = update_plan(out, description, manifest, wanted, config)
+        report.update = update_store(out, plan)
     with (
-        open_writer(out, description, parts, manifest) as writer,
-        Decoder(
-            workers=config.workers,
-            ahead_crops=2 * config.batch_size,
-            give_way=backbone.mean.device.type == "cpu",
-        ) as decoder,
+        open_writer(out, plan.description, plan.parts, manifest) as writer,
+        _open_decoder(plan) as decoder,
     ):
-        report.instances_total, report.parts_total = sum(sizes), len(writer.parts)
-        report.bags_total = len(manifest.bags)
+        report.parts_total = len(writer.parts)
         if writer.missing():
-            decoder.start()
-            run = _Run(writer, sizes, progress)
-            forward = _open_forward(backbone, config, compute, say)
-            policy = Policy(config.on_error, config.max_errors)
-            engine = Engine(wanted, forward, writer, decoder, policy, report, run.advance)
-            engine.failed = len(writer.failures()) if config.max_errors is not None else 0
+            decoder.start()  # the workers begin while the network is made ready
+            run = _Run(writer, plan.bag_sizes, progress)
+            engine = Engine(plan, _open_forward(plan, say), writer, decoder, report, run.advance)
             report.start_seconds = time.perf_counter() - started
             run.until_complete(engine)
         report.failures = writer.finish()
     return report
 
 
+def _open_decoder(plan: ExtractionPlan) -> Decoder:
+    return Decoder(
+        workers=plan.config.workers,
+        ahead_crops=2 * plan.config.batch_size,
+        give_way=plan.backbone.mean.device.type == "cpu",
+    )
+
+
+def _open_forward(plan: ExtractionPlan, say: Say) -> Forward:
+    forward = plan.create_forward()
+    if plan.compute == "compiled":
+        say("compiling the network (half a minute; less the next time)")
+    forward.warm_up()
+    return forward
+
+
 class _Run:
-    """Passes over the missing parts until there are none, with the progress of all processes."""
+    """Passes over the missing parts until there are none; counts what other processes write too."""
 
     def __init__(
-        self, writer: StoreWriter, sizes: Sequence[int], progress: Progress | None
+        self, writer: StoreWriter, bag_sizes: Sequence[int], progress: Progress | None
     ) -> None:
-        self.writer, self.sizes, self.total = writer, sizes, sum(sizes)
+        self.writer, self.bag_sizes, self.total = writer, bag_sizes, sum(bag_sizes)
         self.progress = progress or (lambda done, total: None)
         self._done = 0
 
     def until_complete(self, engine: Engine) -> None:
         pause, longest = POLL_SECONDS
         while missing := self.writer.missing():
-            todo = sum(self.sizes[bag] for part in missing for bag in part.bags)
-            self._done = self.total - todo
+            instances_missing = sum(self.bag_sizes[bag] for part in missing for bag in part.bags)
+            self._done = self.total - instances_missing
             self.progress(self._done, self.total)
             if engine.write(self.writer.claim_missing()):
                 pause = POLL_SECONDS[0]
@@ -109,21 +108,8 @@ class _Run:
         self.progress(self._done, self.total)
 
 
-def _open_forward(backbone: Backbone, config: ExtractConfig, compute: str, say: Say) -> Forward:
-    forward = Forward(
-        backbone,
-        compute=compute,
-        batch_size=config.batch_size,
-        dtype=config.dtype,
-        precision=choose_precision(config),
-    )
-    if compute == "compiled":
-        say("compiling the network (half a minute; less the next time)")
-    forward.warm_up()
-    return forward
-
-
 def disk_error(out: Path, error: OSError) -> StoreError:
+    """The error to raise where the system refused to write a store."""
     # HDF5 buries the system's own words in a long line of its own.
     buried = re.search(r"error message = '([^']+)'", str(error))
     return StoreError(

@@ -1,8 +1,8 @@
-"""What an extraction did, where its time went, and what limits it."""
+"""Report of an extraction: its work, where its time went, and what limits it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dragn_cache.store import Failure
@@ -69,7 +69,7 @@ class ExtractReport:
 
     @property
     def advice(self) -> str:
-        """What would make it faster, with settings in backquotes as in errors."""
+        """A change that would make it faster, with settings in backquotes as in errors."""
         return advice_for(
             self.limit,
             device=self.device,
@@ -81,13 +81,11 @@ class ExtractReport:
 
     def add(self, other: ExtractReport) -> None:
         """Add the work of another process on the same store."""
-        for item in fields(self):
-            if item.name in _SUMMED:
-                value = getattr(self, item.name) + getattr(other, item.name)
-                setattr(self, item.name, value)
+        for name in _SUMMED:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
-_SUMMED = {
+_SUMMED = (
     "instances_done",
     "images_decoded",
     "parts_written",
@@ -97,13 +95,13 @@ _SUMMED = {
     "device_seconds",
     "stall_seconds",
     "write_seconds",
-}
+)
 
 
 def advice_for(
     limit: Phase, *, device: str, workers: int, cores: int, decode_ms: float, batch_size: int
 ) -> str:
-    """What to change where a phase limits an extraction; ``decode_ms`` is an image's on a core."""
+    """A change for a phase that limits an extraction; ``decode_ms`` is an image's on one core."""
     if limit == "decoding":
         if workers < cores:
             return f"raise `workers` (now {workers}, the machine has {cores} cores)"

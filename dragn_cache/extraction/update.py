@@ -1,4 +1,4 @@
-"""Stage one's side of an update: which bags' images are no longer what the store was made from.
+"""Stage one's side of an update: the bags whose images are no longer what the store was made from.
 
 Every image file of a kept bag is read and compared by its sha256: a file's date tells nothing after
 a copy. An input that could not be used is tried again.
@@ -7,57 +7,43 @@ a copy. An input that could not be used is tried again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dragn_cache.errors import ImageError
-from dragn_cache.extraction.config import ExtractConfig
-from dragn_cache.extraction.plan import Wanted
-from dragn_cache.extraction.workers import attempt
-from dragn_cache.manifest import Manifest
-from dragn_cache.store import PartPlan, StoreDescription, instances_of
+from dragn_cache.extraction.plan import ExtractionPlan, PlannedImage
+from dragn_cache.extraction.workers import Decoded, attempt
+from dragn_cache.store import PartPlan
 from dragn_cache.store.plan import bag_plan
 from dragn_cache.store.update import StoredBag, UpdateReport, replan, stored_bags
 
 
-def update_plan(
-    out: Path,
-    description: StoreDescription,
-    manifest: Manifest,
-    wanted: Callable[[PartPlan], Sequence[Wanted]],
-    config: ExtractConfig,
-) -> UpdateReport:
-    """Change a store's plan to the manifest's and its images' present state.
-
-    Args:
-        wanted: the images of a part, with the rows that they feed.
-    """
-
-    def is_current(bag: int, stored: StoredBag) -> bool:
-        return bag in current
-
-    stored = stored_bags(out, description)
-    chosen = [k for k, bag in enumerate(manifest.bags) if bag.bag_id in stored]
-    with ThreadPoolExecutor(max(1, config.workers)) as pool:
-        same = pool.map(
-            lambda k: _is_current(manifest, k, stored[manifest.bags[k].bag_id][1], wanted), chosen
+def update_store(out: Path, plan: ExtractionPlan) -> UpdateReport:
+    """Change a store's plan to the manifest's and its images' present state."""
+    stored = stored_bags(out, plan.description)
+    chosen = [k for k, bag in enumerate(plan.manifest.bags) if bag.bag_id in stored]
+    with ThreadPoolExecutor(max(1, plan.config.workers)) as pool:
+        flags = pool.map(
+            lambda k: _is_current(plan, k, stored[plan.manifest.bags[k].bag_id][1]), chosen
         )
-        current = {k for k, still in zip(chosen, same, strict=True) if still}
-    return replan(out, description, manifest, is_current, config.part_instances)
+        current = {k for k, flag in zip(chosen, flags, strict=True) if flag}
+    return replan(
+        out,
+        plan.description,
+        plan.manifest,
+        lambda bag, _: bag in current,
+        plan.config.part_instances,
+    )
 
 
-def _is_current(
-    manifest: Manifest,
-    bag: int,
-    stored: StoredBag,
-    wanted: Callable[[PartPlan], Sequence[Wanted]],
-) -> bool:
-    if stored.plan != bag_plan(manifest, bag):
+def _is_current(plan: ExtractionPlan, bag: int, stored: StoredBag) -> bool:
+    """Whether a bag's images, and its inputs that fail, are those of the stored bag."""
+    if stored.plan != bag_plan(plan.manifest, bag):
         return False
     used = stored.digests
     failed: list[str] = []
-    for image in wanted(PartPlan(0, (bag,))):
+    for image in plan.images_of(PartPlan(0, (bag,))):
         orders = [instance.order for _, instance in image.instances]
         if any(order not in used for order in orders):
             result = attempt(image.request)
@@ -67,15 +53,14 @@ def _is_current(
             digest = digest_files(image.request.files)
         if any(used[order] != digest for order in orders if order in used):
             return False
-    return len(failed) == len(instances_of(manifest, bag)) - len(used)
+    return len(failed) == plan.bag_sizes[bag] - len(used)
 
 
-def _reasons(image: Wanted, result: object) -> list[str]:
+def _reasons(image: PlannedImage, result: Decoded) -> list[str]:
     """One text for each instance of an image that cannot be used."""
     if isinstance(result, ImageError):
         return [str(result)] * len(image.instances)
-    boxes = getattr(result, "boxes", ())
-    return [box for box in boxes if isinstance(box, str)]
+    return [box for box in result.boxes if isinstance(box, str)]
 
 
 def digest_files(files: Sequence[Path]) -> bytes | None:

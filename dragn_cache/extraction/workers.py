@@ -2,7 +2,7 @@
 
 Workers import no torch, hold no file handles of the store, and end when their parent does, even
 if it was killed. What waits in the queue is bounded by a number of crops, so memory does not grow
-with the data. Requests travel in small groups: one message for several images.
+with the data. Images travel in small groups: one message for several of them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from types import TracebackType
-from typing import TypeVar
+from typing import Generic, TypeVar, final
 
 from dragn_cache.errors import DragnCacheError, ImageError
 from dragn_cache.images.crops import Crops, ImageRequest, read_crops
@@ -26,11 +27,51 @@ from dragn_cache.parallel.local import follow_parent, light_main
 
 Decoded = Crops | ImageError
 Tag = TypeVar("Tag")
+Message = TypeVar("Message")
 
 GROUP_CROPS = 8  # crops of one message, unless a single image has more
 NICENESS = 19  # on the CPU: the network goes first
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 SETTLE_FACTOR, SETTLE_SECONDS = 2.0, 0.05  # see `Decoder.settle`
+
+
+@final
+@dataclass(frozen=True)
+class ToDecode(Generic[Tag]):
+    """An image to decode, with a tag by which the caller knows it again."""
+
+    tag: Tag
+    request: ImageRequest
+
+
+@final
+@dataclass(frozen=True)
+class Mark(Generic[Message]):
+    """A message between images, which comes back in its place."""
+
+    message: Message
+
+
+@final
+@dataclass(frozen=True)
+class FromDecoder(Generic[Tag]):
+    """The crops of the image with a tag, or the error that makes it unusable."""
+
+    tag: Tag
+    decoded: Decoded
+
+
+@final
+@dataclass(frozen=True)
+class _Group(Generic[Tag]):
+    """Images that travel in one message, and their crops when a worker has decoded them."""
+
+    images: list[ToDecode[Tag]]
+    future: Future[list[Decoded]]
+
+    @property
+    def crops(self) -> int:
+        return sum(len(image.request.boxes) for image in self.images)
 
 
 class Decoder:
@@ -50,49 +91,66 @@ class Decoder:
         self._crops, self._cpu_seconds = 0, 0.0  # of what has come back
 
     def stream(
-        self, requests: Iterable[tuple[Tag, ImageRequest | None]]
-    ) -> Generator[tuple[Tag, Decoded | None], None, None]:
-        """Decode requests in order; taken lazily.
+        self, items: Iterable[ToDecode[Tag] | Mark[Message]]
+    ) -> Generator[FromDecoder[Tag] | Mark[Message], None, None]:
+        """Decode images in order; items are taken lazily.
 
         Args:
-            requests: each with a tag that comes back with its crops. None stands for no image: a
-                mark between others that comes back in its place.
-
-        Yields:
-            each tag with the crops, or with the error that makes its image unusable, or None.
+            items: images, and marks between them.
 
         Raises:
             DragnCacheError: a worker has died.
         """
         if self.workers == 0:
-            for tag, request in requests:
-                yield tag, None if request is None else attempt(request)
+            for item in items:
+                if isinstance(item, ToDecode):
+                    yield FromDecoder(item.tag, attempt(item.request))
+                else:
+                    yield item
             return
         try:
-            yield from self._ahead(requests)
+            yield from self._stream_ahead(items)
         except BrokenProcessPool as error:
             raise DragnCacheError(
                 "decoding",
                 expected="worker processes that live",
                 got="one that died (out of memory?)",
-                remedy="run the same command again, with fewer --workers if it repeats",
+                remedy="run the same command again, with fewer `workers` if it repeats",
             ) from error
 
-    def _ahead(
-        self, requests: Iterable[tuple[Tag, ImageRequest | None]]
-    ) -> Iterator[tuple[Tag, Decoded | None]]:
-        waiting: deque[tuple[list[Tag], Future[list[Decoded]] | None, int]] = deque()
-        ahead = 0
-        for tags, group in _grouped(requests):
-            crops = sum(len(request.boxes) for request in group)
-            waiting.append((tags, self._submit(group) if group else None, crops))
-            ahead += crops
-            while ahead > self.ahead_crops and len(waiting) > self.workers:
-                tags, future, crops = waiting.popleft()
-                ahead -= crops
-                yield from zip(tags, self._result(future), strict=True)
-        for tags, future, _ in waiting:
-            yield from zip(tags, self._result(future), strict=True)
+    def _stream_ahead(
+        self, items: Iterable[ToDecode[Tag] | Mark[Message]]
+    ) -> Iterator[FromDecoder[Tag] | Mark[Message]]:
+        queue: deque[_Group[Tag] | Mark[Message]] = deque()
+        crops = 0  # in the queue
+        for item in self._submitted(items):
+            queue.append(item)
+            crops += item.crops if isinstance(item, _Group) else 0
+            while crops > self.ahead_crops and len(queue) > self.workers:
+                first = queue.popleft()
+                crops -= first.crops if isinstance(first, _Group) else 0
+                yield from self._results(first)
+        for item in queue:
+            yield from self._results(item)
+
+    def _submitted(
+        self, items: Iterable[ToDecode[Tag] | Mark[Message]]
+    ) -> Iterator[_Group[Tag] | Mark[Message]]:
+        """Neighbouring images in groups of about `GROUP_CROPS` crops, given to the workers."""
+        images: list[ToDecode[Tag]] = []
+        crops = 0
+        for item in items:
+            size = len(item.request.boxes) if isinstance(item, ToDecode) else 0
+            if images and (not isinstance(item, ToDecode) or crops + size > GROUP_CROPS):
+                yield _Group(images, self._submit([image.request for image in images]))
+                images, crops = [], 0
+            if isinstance(item, ToDecode):
+                images.append(item)
+                crops += size
+            else:
+                yield item
+        if images:
+            yield _Group(images, self._submit([image.request for image in images]))
 
     def start(self) -> None:
         """Start the workers, so that they are ready when the first image is wanted."""
@@ -125,14 +183,20 @@ class Decoder:
         future.add_done_callback(self._under_way.discard)  # it holds its images
         return future
 
-    def _result(self, future: Future[list[Decoded]] | None) -> Sequence[Decoded | None]:
-        if future is None:
-            return [None]
-        for decoded in future.result():
+    def _results(
+        self, item: _Group[Tag] | Mark[Message]
+    ) -> Iterator[FromDecoder[Tag] | Mark[Message]]:
+        """A group's images with their crops, when the workers have them; a mark as it is."""
+        if not isinstance(item, _Group):
+            yield item
+            return
+        results = item.future.result()
+        for decoded in results:
             if isinstance(decoded, Crops):
                 self._crops += len(decoded.boxes)
                 self._cpu_seconds += decoded.cpu_seconds
-        return future.result()
+        for image, decoded in zip(item.images, results, strict=True):
+            yield FromDecoder(image.tag, decoded)
 
     def __enter__(self) -> Decoder:
         return self
@@ -145,27 +209,6 @@ class Decoder:
     ) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-
-
-def _grouped(
-    requests: Iterable[tuple[Tag, ImageRequest | None]],
-) -> Iterator[tuple[list[Tag], list[ImageRequest]]]:
-    """Neighbouring requests in groups of about `GROUP_CROPS` crops; a mark is a group without."""
-    tags: list[Tag] = []
-    group: list[ImageRequest] = []
-    crops = 0
-    for tag, request in requests:
-        if group and (request is None or crops + len(request.boxes) > GROUP_CROPS):
-            yield tags, group
-            tags, group, crops = [], [], 0
-        if request is None:
-            yield [tag], []
-        else:
-            tags.append(tag)
-            group.append(request)
-            crops += len(request.boxes)
-    if group:
-        yield tags, group
 
 
 def _attempt_all(requests: Sequence[ImageRequest]) -> list[Decoded]:

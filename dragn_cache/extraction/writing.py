@@ -1,4 +1,4 @@
-"""Writing behind the network: a thread that fills parts while the next batch computes."""
+"""Writing: a thread that fills parts with features while the next batch computes."""
 
 from __future__ import annotations
 
@@ -19,96 +19,140 @@ from dragn_cache.extraction.report import ExtractReport
 from dragn_cache.store import Failure, InstanceRecord, PartPlan, PartWriter, StoreWriter
 from dragn_cache.types import Pixels
 
-WAITING_BATCHES = 3  # batches that may wait for the writing thread
+WAITING_MESSAGES = 3  # that may wait for the writing thread
 
 
 @dataclass(frozen=True)
-class ComputedBatch:
-    """A batch on its way to the store; `images` only to say which of them overflowed."""
+class Begin:
+    """A part begins."""
+
+    part: PartPlan
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Instances whose features, in one view, are being computed.
+
+    Attributes:
+        images: what the network was given (N, P, h, w), to name a value that is not finite.
+        features: of all N; those beyond ``rows`` filled the batch up and are not stored.
+        rows: of the part; ``records``: what the part says about each.
+    """
 
     images: Pixels
-    pending: Pending
+    features: Pending
     rows: list[int]
     records: list[InstanceRecord]
     view: str
 
 
-class WritingThread:
-    """The writing thread. What fails there is raised here, at the next call."""
+@dataclass(frozen=True)
+class Failed:
+    """A row of the part that stays out, because its input cannot be used."""
 
-    def __init__(self, writer: StoreWriter, report: ExtractReport) -> None:
-        self._writer, self._report = writer, report
-        self._queue: queue.Queue[Any] = queue.Queue(WAITING_BATCHES)
-        self._put, self._written = 0, 0  # batches
+    row: int
+    failure: Failure
+
+
+@dataclass(frozen=True)
+class End:
+    """The part has all its rows."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The thread ends; a part under way is dropped."""
+
+
+Message = Begin | Batch | Failed | End | Stop
+
+
+class WritingThread:
+    """The writing thread. An error there is raised here, at the next call.
+
+    Messages come part by part: `Begin`, any number of `Batch` and `Failed`, `End`.
+    """
+
+    def __init__(self, writer: StoreWriter, forward: Forward, report: ExtractReport) -> None:
+        self._writer, self._forward, self._report = writer, forward, report
+        self._queue: queue.Queue[Message] = queue.Queue(WAITING_MESSAGES)
+        self._batches_given, self._batches_written = 0, 0
         self._progress = threading.Condition()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="writing")
 
-    def begin(self, part: PartPlan) -> None:
-        self._give(part)
-
-    def put(self, written: ComputedBatch, forward: Forward) -> None:
-        self._put += 1
-        self._give((written, forward))
-
-    def settle(self) -> None:
-        """Wait until the batches given so far are digested and on their way to the disk."""
-        started = time.perf_counter()
-        with self._progress:
-            self._progress.wait_for(lambda: self._written == self._put or self._error is not None)
-        self._report.stall_seconds += time.perf_counter() - started
-
-    def fail(self, row: int, failure: Failure) -> None:
-        self._give((row, failure))
-
-    def complete(self) -> None:
-        self._give(None)
-
-    def _give(self, item: object) -> None:
+    def give(self, message: Begin | Batch | Failed | End) -> None:
+        """Hand a message over; waits while too many are waiting."""
+        if isinstance(message, Batch):
+            self._batches_given += 1
         started = time.perf_counter()
         while True:
             if self._error is not None:
                 raise self._error
             try:
-                self._queue.put(item, timeout=0.2)
+                self._queue.put(message, timeout=0.2)
                 break
             except queue.Full:
                 continue
         self._report.stall_seconds += time.perf_counter() - started
 
+    def settle(self) -> None:
+        """Wait until the batches given so far are digested and on their way to the disk."""
+        started = time.perf_counter()
+        with self._progress:
+            self._progress.wait_for(
+                lambda: self._batches_written == self._batches_given or self._error is not None
+            )
+        self._report.stall_seconds += time.perf_counter() - started
+
     def _run(self) -> None:
         try:
-            while isinstance(part := self._queue.get(), PartPlan):
-                with self._writer.part(part) as target:
-                    while (item := self._queue.get()) is not None:
-                        if isinstance(item, _StopError):
-                            raise item
-                        self._write(target, *item)
-                    started = time.perf_counter()
-                self._report.write_seconds += time.perf_counter() - started
-                self._report.parts_written += 1
-        except _StopError:
+            while True:
+                match self._queue.get():
+                    case Begin(part):
+                        self._write_part(part)
+                    case Stop():
+                        return
+                    case message:
+                        raise AssertionError(f"{message} outside a part")
+        except _StoppedError:
             return
         except BaseException as error:  # noqa: BLE001 - raised in the calling thread
             with self._progress:
                 self._error = error
                 self._progress.notify()
 
-    def _write(self, target: PartWriter, what: Any, more: Any) -> None:
-        if isinstance(more, Failure):
-            target.fail(what, more)
-            return
+    def _write_part(self, part: PartPlan) -> None:
+        with self._writer.part(part) as target:
+            while True:
+                match self._queue.get():
+                    case Batch() as batch:
+                        self._write_batch(target, batch)
+                    case Failed(row, failure):
+                        target.fail(row, failure)
+                    case End():
+                        break
+                    case Stop():
+                        raise _StoppedError
+                    case Begin():
+                        raise AssertionError(f"part {part.name} has no end")
+            started = time.perf_counter()
+        self._report.write_seconds += time.perf_counter() - started
+        self._report.parts_written += 1
+
+    def _write_batch(self, target: PartWriter, batch: Batch) -> None:
         started = time.perf_counter()
-        values, finite = what.pending.arrays()
+        values, finite = batch.features.arrays()
         ready = time.perf_counter()
         if not finite:
-            _require_storable(target, what, more, values)
-        count = len(what.rows)
-        target.put(what.rows, what.records, {n: v[:count] for n, v in values.items()}, what.view)
+            _require_storable(target, batch, self._forward, values)
+        count = len(batch.rows)
+        stored = {name: value[:count] for name, value in values.items()}
+        target.put(batch.rows, batch.records, stored, batch.view)
         self._report.device_seconds += ready - started
         self._report.write_seconds += time.perf_counter() - ready
         with self._progress:
-            self._written += 1
+            self._batches_written += 1
             self._progress.notify()
 
     def __enter__(self) -> WritingThread:
@@ -123,7 +167,7 @@ class WritingThread:
     ) -> None:
         while self._thread.is_alive():
             try:
-                self._queue.put(_StopError(), timeout=0.2)
+                self._queue.put(Stop(), timeout=0.2)
                 self._thread.join()
             except queue.Full:
                 continue
@@ -131,22 +175,22 @@ class WritingThread:
             raise self._error
 
 
-class _StopError(Exception):
-    """Tells the writing thread to end; a part that is under way is dropped."""
+class _StoppedError(Exception):
+    """Leaves a part that is under way without completing it."""
 
 
 def _require_storable(
-    target: PartWriter, written: ComputedBatch, forward: Forward, values: dict[str, NDArray[Any]]
+    target: PartWriter, batch: Batch, forward: Forward, values: dict[str, NDArray[Any]]
 ) -> None:
     """Raise `DragnCacheError` that names the bag and the tap of a value that is not finite."""
-    exact = forward.backbone(torch.from_numpy(written.images).to(forward.device))
+    exact = forward.backbone(torch.from_numpy(batch.images).to(forward.device))
     for name, stored in values.items():
         bad = ~np.isfinite(stored.reshape(len(stored), -1))
         if not bad.any():
             continue
         first = int(np.flatnonzero(bad.any(axis=1))[0])
         value = exact[name].cpu().numpy().reshape(len(stored), -1)[first][bad[first]][0]
-        row = written.rows[min(first, len(written.rows) - 1)]
+        row = batch.rows[min(first, len(batch.rows) - 1)]
         bag = target.bags[int(np.searchsorted(np.cumsum(target.sizes), row, "right"))]
         limit = np.finfo(stored.dtype).max
         raise DragnCacheError(

@@ -12,7 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from dragn_cache.figures.style import COLOURS, SCORE_NAMES
+from dragn_cache.figures.style import COLOURS
+from dragn_cache.scoring.scores import MAIN_SCORES
 
 
 def plot_comparison(
@@ -23,13 +24,13 @@ def plot_comparison(
     bag: Sequence[NDArray[np.uint8]],
     bag_title: str,
 ) -> None:
-    """One picture of a comparison: a bag's images, the test scores, the validation losses.
+    """Draw a comparison of methods: a bag's images, the test scores, the validation losses.
 
     Args:
         path: the PNG to write.
         metrics: by method, its metrics.json.
         histories: by method, the rows of its history.
-        bag: the images (H, W, 3) of one bag, to show what the data look like.
+        bag: the images (H, W, 3) of one bag, as an example of the data.
         bag_title: text above them.
     """
     figure = Figure(figsize=(11, 6.2), layout="constrained")
@@ -53,7 +54,7 @@ def _show_scores(axes: Axes, metrics: Mapping[str, Mapping[str, Any]]) -> None:
     width = 0.8 / len(metrics)
     for k, (method, splits) in enumerate(metrics.items()):
         test = splits["test"]
-        for place, name in enumerate(SCORE_NAMES):
+        for place, name in enumerate(score.name for score in MAIN_SCORES):
             score, interval = test[name], test["intervals"][name]
             if score is None:
                 continue
@@ -66,7 +67,7 @@ def _show_scores(axes: Axes, metrics: Mapping[str, Mapping[str, Any]]) -> None:
                 axes.errorbar(x, score, yerr=spread, color="#222222", capsize=3, linewidth=1)
                 text_at = interval[1]
             axes.text(x, text_at + 0.01, f"{score:.3f}", ha="center", va="bottom", fontsize=8)
-    axes.set_xticks(range(len(SCORE_NAMES)), list(SCORE_NAMES.values()))
+    axes.set_xticks(range(len(MAIN_SCORES)), [score.label for score in MAIN_SCORES])
     axes.set_ylim(0, 1.08)
     axes.set_ylabel("test score, with 95 % bootstrap interval over bags")
     axes.legend(frameon=False, ncols=len(metrics), loc="upper center", fontsize=9)

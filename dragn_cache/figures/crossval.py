@@ -1,4 +1,4 @@
-"""Pictures of results, drawn without a display and written as PNG."""
+"""Figure of a cross-validation, drawn without a display and written as PNG."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dragn_cache.figures.style import COLOURS, SCORE_NAMES
+from dragn_cache.figures.style import COLOURS
+from dragn_cache.scoring.scores import ACCURACY, MAIN_SCORES
 
 
 def plot_crossval(
     path: Path, summary: Sequence[Mapping[str, Any]], folds: Sequence[Mapping[str, Any]]
 ) -> None:
-    """One picture of a cross-validation: each method's main scores, with intervals and tests.
+    """Draw a cross-validation: each method's main scores, with intervals and the single tests.
 
     Args:
         path: the PNG to write.
         summary: the rows of summary.csv.
         folds: the rows of folds.csv.
     """
-    names = {"accuracy": "accuracy", **SCORE_NAMES}
+    scores = (ACCURACY, *MAIN_SCORES)
     figure = Figure(figsize=(11, 1.6 + 0.42 * len(summary)), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = np.atleast_1d(figure.subplots(1, len(names), sharey=True))
-    for axes, (score, title) in zip(panels, names.items(), strict=True):
+    panels = np.atleast_1d(figure.subplots(1, len(scores), sharey=True))
+    for axes, score in zip(panels, scores, strict=True):
         for place, row in enumerate(summary):
-            tests = [f[score] for f in folds if f["aggregator"] == row["aggregator"]]
+            tests = [f[score.name] for f in folds if f["aggregator"] == row["aggregator"]]
             _show_tests(axes, place, [value for value in tests if value is not None])
-            _show_mean(axes, place, row, score)
-        axes.set_title(title, fontsize=10)
-        if all(row[f"{score}_mean"] is None for row in summary):
+            _show_mean(axes, place, row, score.name)
+        axes.set_title(score.label, fontsize=10)
+        if all(row[f"{score.name}_mean"] is None for row in summary):
             axes.set_xticks([])
             axes.text(0.5, 0.5, "undefined", ha="center", transform=axes.transAxes, fontsize=9)
         axes.grid(axis="x", color="#dddddd", linewidth=0.6)
@@ -48,7 +49,7 @@ def plot_crossval(
 
 
 def _show_tests(axes: Axes, place: int, values: Sequence[float]) -> None:
-    """Each test's score, below the mean, spread a little so that equal ones are seen."""
+    """Draw each test's score below the mean, at slightly different heights to show equal ones."""
     height = place + 0.26 + 0.09 * np.cos(2.4 * np.arange(len(values)))
     axes.plot(values, height, ".", color="#aaaaaa", markersize=3.5, zorder=1)
 

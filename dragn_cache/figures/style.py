@@ -1,6 +1,5 @@
-"""Colours and names of scores, the same in all figures."""
+"""Colours, the same in all figures."""
 
 from __future__ import annotations
 
 COLOURS = ("#33658a", "#f26419", "#758e4f", "#86429f", "#8c6d31")
-SCORE_NAMES = {"auc_macro": "macro AUC", "map": "mAP", "f1_macro": "macro F1"}

@@ -1,9 +1,9 @@
-"""Random changes to crops: an augmented view of an instance is the same bytes wherever it is made.
+"""Random changes to crops; an augmented view of an instance has the same bytes in every run.
 
-Everything random about a view is drawn from one generator that is keyed by the seed, the bag, the
-image, the box and the view's name, and by nothing else: neither other draws, nor the order of the
-work, nor the process matter. Steps work on a crop before it is resized, so they may change its
-shape, and treat any number of channels P; geometric steps move all channels alike.
+Every random number of a view comes from one generator. Its key is the seed, the bag, the image, the
+box and the view's name, so neither other draws, nor the order of the work, nor the process matter.
+Steps work on a crop before it is resized, so they may change its shape. They take any number of
+channels P; geometric steps move all channels alike.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 Key = tuple[str, str, tuple[int, int, int, int] | None, str]
-"""What a draw depends on besides the seed: bag id, image, box, name of the view."""
+"""The key of a view's random numbers, besides the seed: bag id, image, box, view name."""
 
 
 # --- the steps ---------------------------------------------------------------------------------
@@ -48,18 +48,18 @@ def _rotate90(crop: Pixels, draw: np.random.Generator, strength: float) -> Pixel
 
 
 def _rotate(crop: Pixels, draw: np.random.Generator, degrees: float) -> Pixels:
-    """Around the centre, bilinear; what turns in from outside is the mirrored crop."""
+    """Around the centre, bilinear; beyond its edges the crop is continued by its mirror image."""
     angle = draw.uniform(-degrees, degrees)
     _, h, w = crop.shape
-    # How far the turned rectangle reaches beyond the crop; bilinear reads one pixel further.
+    # The reach of the rotated rectangle beyond the crop; bilinear reads one pixel further.
     cos, sin = abs(np.cos(np.radians(angle))), abs(np.sin(np.radians(angle)))
     top = int(np.ceil(max(0.0, h * cos + w * sin - h) / 2)) + 2
     left = int(np.ceil(max(0.0, w * cos + h * sin - w) / 2)) + 2
-    wide = np.pad(crop, ((0, 0), (top, top), (left, left)), mode="symmetric")
+    padded = np.pad(crop, ((0, 0), (top, top), (left, left)), mode="symmetric")
     from PIL.Image import Resampling
 
-    turned = _each_plane(wide, lambda plane: plane.rotate(angle, Resampling.BILINEAR))
-    return turned[:, top : top + h, left : left + w]
+    rotated = _each_plane(padded, lambda plane: plane.rotate(angle, Resampling.BILINEAR))
+    return rotated[:, top : top + h, left : left + w]
 
 
 def _crop(crop: Pixels, draw: np.random.Generator, fraction: float) -> Pixels:
@@ -109,7 +109,8 @@ def _grey(crop: Pixels, draw: np.random.Generator, probability: float) -> Pixels
 
 
 def _each_plane(crop: Pixels, change: Callable[[Image.Image], Image.Image]) -> Pixels:
-    from PIL import Image  # here: settings import this module, and training must not load images
+    # Imported here: settings import this module, and training must load no image library.
+    from PIL import Image
 
     planes = [change(Image.fromarray(np.ascontiguousarray(plane))) for plane in crop]
     return np.stack([np.asarray(plane) for plane in planes])
@@ -120,7 +121,7 @@ def _to_uint8(values: NDArray[Any]) -> Pixels:
 
 
 class Step(NamedTuple):
-    """A step: its function, and the strength by default, at least and at most (None: it has none).
+    """A step: its function, and its default, least and largest strength (None: it takes none).
 
     The function takes a crop, the generator and the strength, and gives a crop.
     """
@@ -147,18 +148,18 @@ STEPS = {
 }
 
 
-# --- what is asked for -------------------------------------------------------------------------
+# --- settings ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What makes the augmented views of a store.
+    """The steps, number and seed of a store's augmented views.
 
     Attributes:
         steps: in the order in which they are applied, as ``flip`` or ``crop:0.7``; a strength
             that is left out is resolved to the step's default.
         views: augmented copies of each instance, besides the clean one; at least 1.
-        seed: of all draws.
+        seed: of all random numbers.
 
     Raises:
         UnknownNameError: a step that is not in `STEPS`.
@@ -189,7 +190,7 @@ class Augmentation:
 
     @classmethod
     def parse(cls, text: str | None, views: int, seed: int = 0) -> Augmentation | None:
-        """Read ``flip,rotate90,crop:0.7``; None where neither steps nor views are asked for."""
+        """Read ``flip,rotate90,crop:0.7``; None without steps and views."""
         if text is None and views == 0:
             return None
         steps = tuple(step.strip() for step in (text or "").split(",") if step.strip())
@@ -206,8 +207,8 @@ class Augmentation:
 
 
 def _resolved(text: str) -> str:
-    """A step as its name, or as its name and its strength."""
-    name, colon, given = text.partition(":")
+    """A step's text with its strength: ``crop`` as ``crop:0.7``; a name alone if it takes none."""
+    name, colon, number = text.partition(":")
     if name not in STEPS:
         raise UnknownNameError("augmentation step", name, STEPS)
     step = STEPS[name]
@@ -218,7 +219,7 @@ def _resolved(text: str) -> str:
             )
         return name
     try:
-        strength = float(given) if colon else step.default
+        strength = float(number) if colon else step.default
     except ValueError:
         strength = float("nan")
     if not step.least <= strength <= step.most:
@@ -231,7 +232,7 @@ def _resolved(text: str) -> str:
     return f"{name}:{strength!r}"
 
 
-# --- doing it ----------------------------------------------------------------------------------
+# --- views -------------------------------------------------------------------------------------
 
 
 def augmented(crop: Pixels, augmentation: Augmentation, key: Key) -> Pixels:

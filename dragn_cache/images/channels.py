@@ -1,4 +1,4 @@
-"""Channels of a data set, and which of them feed the network."""
+"""The channels of a data set, and the choice of those that feed the network."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Image files → uint8 crops of one size. The only place where pixels are touched.
 
-A request names one image (one file, or one file per channel) and all boxes wanted from it, so an
+A request names one image (one file, or one file per channel) and all boxes to cut from it, so an
 image with many boxes is decoded once. `images.decode` decodes and `images.intensity` scales the
 whole image; then it is cut and resized. The result of `read_crops` depends on the request and the
 files' bytes alone.
@@ -31,7 +31,7 @@ RESAMPLING = {name: Image.Resampling[name.upper()] for name in get_args(Interpol
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a crop becomes the backbone's input.
+    """The way from a crop to the backbone's input.
 
     Attributes:
         size: height and width of the result in pixels.
@@ -48,16 +48,16 @@ class Geometry:
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """All crops wanted from one image.
+    """All crops to read from one image.
 
     Attributes:
         image: the path as the manifest writes it, for messages.
         files: one file, or one per input of the backbone (repetitions allowed).
         planes: for one file, which of its planes feed the inputs; empty where it is one channel.
         boxes: x0, y0, x1, y1 in pixels of the image as displayed, half-open; None is all of it.
-        intensity: how its numbers become 0 to 255.
-        channels: how many channels the data set names: so many pages a file may have.
-        augmentation: what makes further views of each crop; None makes none.
+        intensity: the scaling of its numbers to 0 to 255.
+        channels: the number of channels that the data set names; a file may have as many pages.
+        augmentation: makes further views of each crop; None: no further views.
         bags: each box's bag, on which its augmentation depends; empty without any.
     """
 
@@ -74,7 +74,7 @@ class ImageRequest:
 
 @dataclass(frozen=True)
 class Crops:
-    """What one image gave.
+    """The crops of one image.
 
     Attributes:
         pixels: (k, P, H, W) uint8, one for each box that could be cut, followed by its augmented
@@ -82,7 +82,8 @@ class Crops:
         boxes: for each requested box, the pixels' box in the image, or the reason (text) why it
             could not be cut.
         digest: sha256 of the file's bytes, or of the files' digests in order when several.
-        seconds: time spent in reading, decoding and resizing; ``cpu_seconds``: of a processor.
+        seconds: time of reading, decoding and resizing.
+        cpu_seconds: processor time of the same.
     """
 
     pixels: NDArray[np.uint8]
@@ -93,20 +94,20 @@ class Crops:
 
 
 def read_crops(request: ImageRequest) -> Crops:
-    """Decode an image once, scale it, and cut, resize and stack all crops wanted from it.
+    """Decode an image once, scale it, and cut, resize and stack all its crops.
 
     Raises:
-        ImageError: a file is missing, damaged, too large or no image; it has not the channels
-            asked for; its numbers cannot be scaled so; or its channels' sizes differ. A box
-            outside the image is a reason in the result.
+        ImageError: a file is missing, damaged, too large or no image; it lacks channels that are
+            asked for; the intensity cannot scale its numbers; or its channels' sizes differ. A box
+            outside the image is no error, but a reason in the result.
     """
     started, cpu_started = time.perf_counter(), time.thread_time()
     planes, inputs, digest = _read_planes(request)
     height, width = planes[0].shape
     crops: list[NDArray[np.uint8]] = []
     boxes: list[Box | str] = []
-    for number, wanted in enumerate(request.boxes):
-        box = wanted or (0, 0, width, height)
+    for number, requested in enumerate(request.boxes):
+        box = requested or (0, 0, width, height)
         if not (0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height):
             boxes.append(f"box {box} lies outside the image of {width}×{height} pixels (w×h)")
             continue
@@ -152,24 +153,26 @@ def decoded_size(image: str, files: Sequence[Path], channels: int = 0) -> tuple[
 def _read_planes(
     request: ImageRequest,
 ) -> tuple[list[NDArray[np.uint8]], list[int], bytes]:
-    """The different planes that feed inputs, which of them each input gets, and the digest."""
+    """The distinct planes, for each input the position of its plane among them, and the digest."""
     image, files = request.image, list(dict.fromkeys(request.files))
-    apart = len(request.files) > 1 or not request.planes
+    one_channel_each = len(request.files) > 1 or not request.planes
     pictures: list[Picture] = []
     for path in files:
         pictures.append(read_picture(_where(image, path), path))
-        _require_channels(_where(image, path), pictures[-1], 1 if apart else request.channels)
+        _require_channels(
+            _where(image, path), pictures[-1], 1 if one_channel_each else request.channels
+        )
     _one_size(image, files, [picture.size for picture in pictures])
-    if apart:
+    if one_channel_each:
         planes = [_as_one(picture) for picture in pictures]
         full = [picture.full for picture in pictures]
         inputs = [files.index(path) for path in request.files]
     else:
-        taken = [_plane(image, pictures[0], k) for k in request.planes]
-        different = list(dict.fromkeys(taken))
-        planes = [pictures[0].planes[k] for k in different]
+        numbers = [_plane(image, pictures[0], k) for k in request.planes]
+        distinct = list(dict.fromkeys(numbers))
+        planes = [pictures[0].planes[k] for k in distinct]
         full = [pictures[0].full] * len(planes)
-        inputs = [different.index(k) for k in taken]
+        inputs = [distinct.index(k) for k in numbers]
     digest = pictures[0].digest
     if len(request.files) > 1:
         joined = b"".join(pictures[files.index(path)].digest for path in request.files)
@@ -191,8 +194,8 @@ def _where(image: str, path: Path) -> str:
 
 
 def _require_channels(where: str, picture: Picture, channels: int) -> None:
-    """Refuse a file whose channels are not the data set's. One grey plane is also red, green and
-    blue."""
+    """Raise `ImageError` unless a file has the data set's channels. One grey plane counts as red,
+    green and blue."""
     count = len(picture.planes)
     if picture.colour or count == channels or (count == 1 and channels in (0, 3)):
         return
@@ -205,20 +208,20 @@ def _require_channels(where: str, picture: Picture, channels: int) -> None:
     )
 
 
-def _plane(image: str, picture: Picture, wanted: int) -> int:
-    """Which of a picture's planes is the data set's channel of a number; a grey one is all three
-    of red, green and blue."""
+def _plane(image: str, picture: Picture, channel: int) -> int:
+    """The plane of a picture that holds the data set's channel of a number; the one plane of a grey
+    picture is red, green and blue."""
     count = len(picture.planes)
-    if count == 1 and wanted < 3:
+    if count == 1 and channel < 3:
         return 0
-    if wanted >= count:
+    if channel >= count:
         raise ImageError(
             image,
-            expected=f"a file with channel {wanted + 1}",
+            expected=f"a file with channel {channel + 1}",
             got=f"{count} in the file",
             remedy="choose others with `rgb`, or give one file per channel with {channel}",
         )
-    return wanted
+    return channel
 
 
 def _as_one(picture: Picture) -> NDArray[np.generic]:
@@ -256,6 +259,6 @@ def _fit(crop: Image.Image, geometry: Geometry) -> Image.Image:
 
 
 def _centre(length: int, cut: int) -> int:
-    """Where a centred cut starts. One that is longer than its side starts before it, and the rest
-    is zeros: torchvision pads there and rounds the other way."""
+    """The start of a centred cut. A cut that is longer than its side starts below 0 and is filled
+    with zeros; it is rounded the other way, as torchvision's padding is."""
     return round((length - cut) / 2) if length >= cut else -((cut - length) // 2)

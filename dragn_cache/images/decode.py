@@ -1,9 +1,10 @@
 """Image file → planes of numbers as the file has them, or an `ImageError` that says why not.
 
-Pillow reads whatever it reads exactly; tifffile and imagecodecs read the rest (deep colour PNG,
-TIFF with deep pixels, several channels or several pages) and are imported when a file needs them.
-Decoding is strict: a file that ends before its last pixel is an error, never a half-grey picture.
-What a file would take in memory is known from its header, and refused there if absurd.
+Pillow reads the kinds of files that it reads exactly. Of the rest, imagecodecs reads colour PNG of
+16 bits, and tifffile reads TIFF of more than 8 bits or of several channels or pages; both are
+imported when a file needs them. Decoding is strict: a file that ends before its last pixel is an
+error, never a half-grey picture. The memory that a file needs is known from its header; a file that
+needs too much is refused before it is decoded.
 """
 
 from __future__ import annotations
@@ -30,22 +31,22 @@ MAX_BYTES = 2**31  # of a file, and of all its planes decoded
 Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS stands in for Pillow's own limit, which only warns
 
 Decoded = tuple[NDArray[np.generic], float | None, bool]
-"""Planes, the most that a number can be, and whether they are red, green and blue."""
+"""Planes, their largest possible number, and whether they are red, green and blue."""
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GREY_MODES = ("1", "L", "LA", "I;16", "I")
 _COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
-# How many of a PNG's samples are no alpha, by its colour type.
+# Samples of a PNG's pixel without alpha, by its colour type.
 _PNG_SAMPLES = {0: 1, 2: 3, 4: 1, 6: 3}
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded file, the way up that it is displayed.
+    """A decoded file, oriented as it is displayed.
 
     Attributes:
         planes: (P, h, w) in the file's own numbers, without alpha; all finite.
-        full: the most that a number can be; None for signed and floating-point pixels.
+        full: the largest possible number; None for signed and floating-point pixels.
         colour: the three planes are red, green and blue; else each is a channel of its own.
         digest: sha256 of the file's bytes.
     """
@@ -65,18 +66,18 @@ def read_picture(where: str, path: Path) -> Picture:
     """Decode a file whole.
 
     Args:
-        where: how errors name it.
+        where: its name in errors.
 
     Raises:
         ImageError: it is missing, no regular file, no image, damaged, too large, or of a kind
-            whose pixels would have to be guessed at.
+            whose pixels have no certain meaning.
     """
     data = _read_bytes(where, path)
     try:
         planes, full, colour = _decode(where, data)
     except ImageError:
         raise
-    # Decoders meet damage with any kind of error; whichever it is, it is about this file.
+    # Decoders raise any kind of error on damaged bytes, and each one is about this file.
     except Exception as error:
         got = str(error)[:200] or type(error).__name__
         raise ImageError(
@@ -214,7 +215,7 @@ def _decode_tiff(where: str, data: bytes) -> Decoded:
 
 
 def _require_readable_tiff(where: str, series: Any, length: int) -> None:
-    """Refuse what would be too large, what has other axes than channels, and what is cut short."""
+    """Raise `ImageError` for a TIFF too large, with axes other than channels, or cut short."""
     sizes = dict(zip(series.axes, series.shape, strict=True))
     height, width = sizes.get("Y", 0), sizes.get("X", 0)
     _require_at_most(where, height * width, MAX_PIXELS, f"pixels ({width}×{height})")
@@ -250,7 +251,7 @@ def _require_readable_tiff(where: str, series: Any, length: int) -> None:
 
 
 def _stack(values: NDArray[np.generic], axes: str, alphas: int) -> tuple[NDArray[np.generic], int]:
-    """An array of any axes as (P, h, w), samples of a pixel fastest; and how many samples."""
+    """An array of any axes as (P, h, w), and the samples of a pixel, whose axis varies fastest."""
     order = sorted(range(len(axes)), key=lambda k: "SYX".find(axes[k]))
     values = values.transpose(order)
     samples = 1
@@ -263,22 +264,22 @@ def _stack(values: NDArray[np.generic], axes: str, alphas: int) -> tuple[NDArray
 
 
 def _require_finite_pages(where: str, data: bytes) -> None:
-    """Refuse a TIFF whose pages go round in a circle, for readers that would follow them."""
+    """Raise `ImageError` if a TIFF's list of pages is a cycle, which some readers never leave."""
     end = "<" if data[:1] == b"I" else ">"
     big = data[2:4] in (b"+\0", b"\0+")
     count, entry, offset = ("Q", 20, "Q") if big else ("H", 12, "I")
     n, k = struct.calcsize(count), struct.calcsize(offset)
-    seen: set[int] = set()
+    offsets: set[int] = set()
     (at,) = struct.unpack_from(end + offset, data, 8 if big else 4)
     while at and at + n <= len(data):
-        if at in seen:
+        if at in offsets:
             raise ImageError(
                 where,
                 expected="pages that end",
-                got=f"pages in a circle, after {len(seen)}",
+                got=f"pages in a circle, after {len(offsets)}",
                 remedy="replace the file",
             )
-        seen.add(at)
+        offsets.add(at)
         after = at + n + entry * struct.unpack_from(end + count, data, at)[0]
         if after + k > len(data):
             return
@@ -286,7 +287,7 @@ def _require_finite_pages(where: str, data: bytes) -> None:
 
 
 def turn(planes: NDArray[np.generic], orientation: int) -> NDArray[np.generic]:
-    """Planes (P, h, w) the way up that an EXIF or TIFF orientation of 1 to 8 says."""
+    """Planes (P, h, w) turned and mirrored as an EXIF or TIFF orientation of 1 to 8 says."""
     if orientation in (5, 6, 7, 8):
         planes = planes.transpose(0, 2, 1)
     if orientation in (3, 4, 7, 8):

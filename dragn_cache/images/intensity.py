@@ -1,13 +1,13 @@
-"""How a file's numbers become 0 to 255: one setting, written as text.
+"""Scaling of a file's numbers to 0 to 255: one setting, written as text.
 
 ====================================  ===========================================================
-``full``                              0 → 0, the most that the file's bits can hold → 255
+``full``                              0 → 0, the largest number of the file's bits → 255
 ``LOW:HIGH``                          LOW → 0, HIGH → 255, in the file's own units
 ``percentile:LOW:HIGH``               those percentiles over all of an image's channels together
-``channel-percentile:LOW:HIGH``       those percentiles of each channel by its own
+``channel-percentile:LOW:HIGH``       those percentiles of each channel alone
 ====================================  ===========================================================
 
-A range is found on the whole image, before anything is cut from it, so crops of one image agree.
+Percentiles are those of the whole image, before anything is cut from it, so crops of it agree.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from dragn_cache.backbone_input import Intensity
 from dragn_cache.errors import SettingError
 
-_BLOCK = 2**20  # pixels that are computed with at a time
+_BLOCK = 2**20  # pixels scaled at a time, so that double precision takes little memory
 
 
 FULL = Intensity()
@@ -33,7 +33,7 @@ def scale_planes(
     """The planes (each (h, w), finite numbers) as uint8.
 
     Args:
-        full: for each plane, the most that its bits can hold; None where nothing says that.
+        full: for each plane, the largest number of its bits; None where it is not known.
 
     Raises:
         SettingError: the setting cannot be applied to these planes.
@@ -53,7 +53,7 @@ def scale(values: NDArray[np.generic], low: float, high: float) -> NDArray[np.ui
         return values.view(np.uint8)
     if high <= low:
         return np.zeros(values.shape, np.uint8)
-    if values.dtype in (np.uint8, np.uint16):  # few numbers: a table is exact and quick
+    if values.dtype in (np.uint8, np.uint16):  # few numbers: a table is exact and fast
         table = _scaled(np.arange(256**values.dtype.itemsize), low, high)
         return np.take(table, values.view(np.uint8 if values.itemsize == 1 else np.uint16))
     flat = values.reshape(-1)
@@ -103,7 +103,7 @@ def _percentiles(
             remedy="give `intensity=channel-percentile:LOW:HIGH`",
         )
     values = planes[0] if len(planes) == 1 else np.stack(list(planes))
-    with np.errstate(over="ignore", invalid="ignore"):  # it shows in the result
+    with np.errstate(over="ignore", invalid="ignore"):  # the result is checked below
         low, high = np.percentile(values, (intensity.low, intensity.high))
     if not math.isfinite(255 * (float(high) - float(low))):
         raise SettingError(

@@ -23,7 +23,7 @@ from dragn_cache.interop.source import (
     manifest_from_texts,
     reading,
 )
-from dragn_cache.interop.target import Target, encoder_name, own_bags
+from dragn_cache.interop.target import Target, bags_without_part, encoder_name
 from dragn_cache.manifest import Manifest
 from dragn_cache.manifest.reading import BAG_COLUMNS, GROUP_COLUMNS, LABEL_COLUMNS
 from dragn_cache.manifest.records import BOX_COLUMNS
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-OWN = "dragn_cache"
+EXPORT_KEY = "dragn_cache"  # in ``uns``: what an export of this package adds
 
 
 class AnnDataSource(Source):
@@ -50,7 +50,7 @@ class AnnDataSource(Source):
         with reading(path, "an AnnData file"):
             self._data = anndata.read_h5ad(path, backed="r")
             self._obs: pd.DataFrame = self._data.obs
-        self._own: Mapping[str, Any] = self._data.uns.get(OWN, {})
+        self._export: Mapping[str, Any] = self._data.uns.get(EXPORT_KEY, {})
         column = next((c for c in BAG_COLUMNS if c in self._obs), None)
         if column is None:
             raise InputError(
@@ -69,18 +69,18 @@ class AnnDataSource(Source):
         bags = self._obs[column].astype(str).str.strip().to_numpy()
         with reading(path, "the tables of a data set in obs or uns"):
             self.manifest = self._read_manifest()
-        self.ids = list(dict.fromkeys([*self._own_ids(), *bags.tolist()]))
+        self.ids = list(dict.fromkeys([*self._exported_ids(), *bags.tolist()]))
         self._rows = _rows_by_bag(bags)
         self._digest = file_digest(path)
 
-    def _own_ids(self) -> list[str]:
-        """Bags of an export, among them those without a row."""
-        return [bag.bag_id for bag in self.manifest.bags] if self._own else []
+    def _exported_ids(self) -> list[str]:
+        """All bags of an export, with those that have no row."""
+        return [bag.bag_id for bag in self.manifest.bags] if self._export else []
 
     def _read_manifest(self) -> Manifest:
         name = self.path.stem
-        if self._own:
-            return manifest_from_texts(self._own["bags_csv"], self._own["dataset_toml"], name)
+        if self._export:
+            return manifest_from_texts(self._export["bags_csv"], self._export["dataset_toml"], name)
         columns = dict.fromkeys((*BAG_COLUMNS, *LABEL_COLUMNS, "split", *GROUP_COLUMNS))
         table = self._obs[[c for c in columns if c in self._obs]].assign(image="")
         with tempfile.TemporaryDirectory() as folder:
@@ -93,8 +93,10 @@ class AnnDataSource(Source):
         with reading(self.path, "an AnnData file"):
             values = _read_rows(self._data.X, rows)
             records = self._records(rows)
-        tap = str(self._own.get("tap", TAP))
-        made_by = MadeBy(str(self._own.get("encoder", UNKNOWN)), self._own.get("features_sha256"))
+        tap = str(self._export.get("tap", TAP))
+        made_by = MadeBy(
+            str(self._export.get("encoder", UNKNOWN)), self._export.get("features_sha256")
+        )
         values_of = {(tap, CLEAN_VIEW): values}
         return BagFeatures(str(self.path), values_of, records, self._digest, made_by)
 
@@ -126,7 +128,7 @@ def _rows_by_bag(bags: Array) -> dict[str, Array]:
 
 
 def _read_rows(matrix: Any, rows: Array) -> Array:
-    """Rows of a matrix on disk, dense or sparse, as a dense array; neighbours as one piece."""
+    """Rows of a matrix on disk, dense or sparse, as a dense array; consecutive rows as a slice."""
     if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
         piece = matrix[int(rows[0]) : int(rows[-1]) + 1]
     else:
@@ -135,7 +137,7 @@ def _read_rows(matrix: Any, rows: Array) -> Array:
 
 
 class AnnDataTarget(Target):
-    """One ``.h5ad``. ``X`` is in memory while it is written."""
+    """One ``.h5ad``; writing it takes the memory of the whole ``X``."""
 
     layout = "anndata"
     is_folder = False
@@ -146,15 +148,15 @@ class AnnDataTarget(Target):
         anndata = _import_anndata()
         values, _ = store.load(tap.name)
         obs, spatial = _observations(store, advance)
-        own = {
-            "bags_csv": bags_text(own_bags(store)),
+        export = {
+            "bags_csv": bags_text(bags_without_part(store)),
             "dataset_toml": (store.path / "manifest" / "dataset.toml").read_text("utf-8"),
             "store_json": store.description.to_json(),
             "tap": tap.name,
             "encoder": encoder_name(store),
             "features_sha256": store.description.digest("features"),
         }
-        data = anndata.AnnData(values, obs=obs, obsm={"spatial": spatial}, uns={OWN: own})
+        data = anndata.AnnData(values, obs=obs, obsm={"spatial": spatial}, uns={EXPORT_KEY: export})
         data.write_h5ad(path)
 
 

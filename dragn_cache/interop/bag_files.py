@@ -1,4 +1,4 @@
-"""Layouts with one file per bag, named after it: found, listed, and read one at a time."""
+"""Layouts with one file per bag, named after it: finding the files and reading one at a time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TABLE, DESCRIPTION, PROVENANCE = "bags.csv", "dataset.toml", "provenance.json"
 
 @dataclass(frozen=True)
 class FileFeatures:
-    """What one file holds.
+    """The contents of one file.
 
     Attributes:
         values: the features, in the file's shape and type.
@@ -58,7 +58,7 @@ class BagFiles(Source):
         self._files = find_bag_files(self.find_folder(path), self.suffix)
         self.ids = list(self._files)
         self.manifest = self._read_tables()
-        self._own = _read_own_provenance(path / PROVENANCE)
+        self._export = _read_provenance(path / PROVENANCE)
 
     def find_folder(self, path: Path) -> Path:
         """The folder with the files below a source's path (or the one file itself)."""
@@ -81,49 +81,51 @@ class BagFiles(Source):
     def read(self, bag_id: str) -> BagFeatures:
         path = self._files[bag_id]
         with reading(path, f"a whole {self.layout} file"):
-            found = self.read_file(path)
-        values = found.values[0] if _is_wrapped(found.values) else found.values
+            content = self.read_file(path)
+        values = content.values[0] if _is_wrapped(content.values) else content.values
         count = len(values) if values.ndim else 0
-        corners = require_corners(path, found.corners, count)
+        corners = require_corners(path, content.corners, count)
         digest = self.file_digest(path)
-        records = make_records(count, path.name, digest, corners, found.extent_px)
-        tap = self._own.get("tap", TAP)
-        made_by = found.made_by
-        if self._own:
-            made_by = MadeBy(self._own.get("encoder", UNKNOWN), self._own.get("features_sha256"))
+        records = make_records(count, path.name, digest, corners, content.extent_px)
+        tap = self._export.get("tap", TAP)
+        made_by = content.made_by
+        if self._export:
+            made_by = MadeBy(
+                self._export.get("encoder", UNKNOWN), self._export.get("features_sha256")
+            )
         return BagFeatures(str(path), {(tap, CLEAN_VIEW): values}, records, digest, made_by)
 
 
 def find_bag_files(folder: Path, suffix: str) -> dict[str, Path]:
-    """Bag id → file, below a folder, sorted by id; hidden files are not the user's.
+    """Bag id → file, below a folder, sorted by id, without hidden files.
 
     Raises:
-        InputError: there is none, two have the same name, or another program is still at one.
+        InputError: there is none, two have the same name, or another program still writes one.
     """
     files = [folder] if folder.is_file() else sorted(folder.rglob(f"*{suffix}"))
-    found: dict[str, Path] = {}
+    file_of: dict[str, Path] = {}
     for file in files:
         inside = file.relative_to(folder).parts
         if any(part.startswith(".") for part in inside) or not file.is_file():
             continue
         bag_id = file.name.removesuffix(suffix)
-        if bag_id in found:
+        if bag_id in file_of:
             raise InputError(
                 str(file),
                 expected="one file per bag",
-                got=f"bag {bag_id!r} also in {found[bag_id]}",
+                got=f"bag {bag_id!r} also in {file_of[bag_id]}",
                 remedy="remove or rename one of them",
             )
         _require_unlocked(file)
-        found[bag_id] = file
-    if not found:
+        file_of[bag_id] = file
+    if not file_of:
         raise InputError(
             str(folder),
             expected=f"files named BAG{suffix}",
             got="none" if folder.exists() else "no such folder",
             remedy="correct the path, or give `layout`",
         )
-    return {bag_id: found[bag_id] for bag_id in sorted(found)}
+    return {bag_id: file_of[bag_id] for bag_id in sorted(file_of)}
 
 
 def _require_unlocked(file: Path) -> None:
@@ -138,11 +140,12 @@ def _require_unlocked(file: Path) -> None:
 
 
 def _is_wrapped(values: Array) -> bool:
+    """Whether an array is (1, n, D): a bag as a batch of one."""
     return values.ndim == 3 and values.shape[0] == 1
 
 
 def require_corners(path: Path, corners: Array | None, count: int) -> Array | None:
-    """Corners as (n, 2) whole numbers."""
+    """Corners as (n, 2) whole numbers; raise `InputError` if they are not."""
     if corners is None:
         return None
     if _is_wrapped(corners):
@@ -158,7 +161,7 @@ def require_corners(path: Path, corners: Array | None, count: int) -> Array | No
     return np.rint(corners).astype(np.int64)
 
 
-def _read_own_provenance(path: Path) -> dict[str, Any]:
+def _read_provenance(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     with reading(path, "the provenance that an export wrote"):
@@ -169,5 +172,5 @@ def _read_own_provenance(path: Path) -> dict[str, Any]:
 
 
 def join_rows(arrays: Sequence[Array]) -> Array:
-    """A list of arrays as one: vectors and maps are stacked, tables of rows joined."""
+    """A list of arrays as one: vectors and maps are stacked, tables (n, D) concatenated."""
     return np.concatenate(arrays) if arrays[0].ndim == 2 else np.stack(arrays)

@@ -1,4 +1,4 @@
-"""A store → another layout, written beside the target and renamed."""
+"""A store → another layout, written under a hidden name and renamed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dragn_cache.store.claims import Claims
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export wrote: the taps and views, and of how many bags."""
+    """The result of an export: the taps and views, and the number of bags."""
 
     layout: str
     bags: int
@@ -59,17 +59,17 @@ def export_features(
         done += 1
         progress(done, len(store.bags))
 
-    _write_beside(out, lambda path: target.write(store, chosen, path, advance))
+    _write_and_rename(out, lambda path: target.write(store, chosen, path, advance))
     taps = [t.name for t in store.description.taps] if target.holds_all else [chosen.name]
     views = store.description.views if target.holds_all else store.description.views[:1]
     return ExportReport(layout, len(store.bags), tuple(taps), tuple(views))
 
 
 def choose_tap(store: Store, target: Target, name: str | None) -> Tap:
-    """The tap asked for, else the first vector, else the first map.
+    """The tap called ``name``; None is the first vector, else the first map.
 
     Raises:
-        InputError: the layout holds all taps and one was asked for, or it holds no maps.
+        InputError: one tap was asked for of a layout that holds all, or a map of one without maps.
     """
     if name is not None and target.holds_all:
         raise SettingError(
@@ -102,7 +102,7 @@ def _require_new_target(out: Path, target: Target) -> None:
         )
 
 
-def _write_beside(out: Path, write: Callable[[Path], None]) -> None:
+def _write_and_rename(out: Path, write: Callable[[Path], None]) -> None:
     """Write into a hidden folder next to the target, sync, and rename."""
     parent = out.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
@@ -115,13 +115,13 @@ def _write_beside(out: Path, write: Callable[[Path], None]) -> None:
                 got="another export at work",
                 remedy="let it finish, or give another `out`",
             )
-        shutil.rmtree(scratch, ignore_errors=True)  # what a killed export has left
+        shutil.rmtree(scratch, ignore_errors=True)  # left by a killed export
         try:
             scratch.mkdir()
-            growing = scratch / out.name
-            write(growing)
-            sync_tree(growing)
-            growing.rename(out)
+            unfinished = scratch / out.name
+            write(unfinished)
+            sync_tree(unfinished)
+            unfinished.rename(out)
             sync_folder(parent)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

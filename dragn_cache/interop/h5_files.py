@@ -40,7 +40,7 @@ class _H5Files(BagFiles):
             return self.describe(file, values, corners)
 
     def describe(self, file: Any, values: Array, corners: Array | None) -> FileFeatures:
-        """What the layout's attributes add to the two arrays."""
+        """The two arrays with what the layout's attributes say about them."""
         return FileFeatures(values, corners)
 
 
@@ -59,15 +59,15 @@ class TridentSource(_H5Files):
     def find_folder(self, path: Path) -> Path:
         if path.is_file() or path.name.startswith("features_"):
             return path
-        found = sorted(p for p in path.rglob("features_*") if p.is_dir())
-        if len(found) > 1:
+        folders = sorted(p for p in path.rglob("features_*") if p.is_dir())
+        if len(folders) > 1:
             raise InputError(
                 str(path),
                 expected="one folder features_ENCODER",
-                got=", ".join(str(p.relative_to(path)) for p in found),
+                got=", ".join(str(p.relative_to(path)) for p in folders),
                 remedy="give one of them as the source",
             )
-        return found[0] if found else path
+        return folders[0] if folders else path
 
     def describe(self, file: Any, values: Array, corners: Array | None) -> FileFeatures:
         encoder = _text(file[self.dataset].attrs.get("encoder", UNKNOWN))
@@ -151,7 +151,7 @@ class TridentTarget(Target):
 
 
 def write_arrays(file: Any, exported: ExportedBag) -> None:
-    """``features`` and ``coords``; more than one chunk of rows is chunked, less is contiguous."""
+    """Write ``features`` and ``coords``; in chunks where the rows are more than one chunk."""
     row_bytes = exported.values[:1].nbytes or 1
     chunk = -(-CHUNK_BYTES // row_bytes)
     rows, *shape = exported.values.shape

@@ -1,7 +1,7 @@
 """Features of another layout → a store, bag by bag, resumable like an extraction.
 
-First the whole source is read once: every bag is checked before anything is written, and what
-decides the parts is known. Then the parts that are missing are written.
+First the whole source is read once (`survey_source`): every bag is checked before anything is
+written, and the sizes that decide the parts are known. Then the missing parts are written.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from dragn_cache.types import Progress
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import did.
+    """The result of an import.
 
     Attributes:
         bags, instances: in the store.
         without_features: bags of the table that the source lacks; ``without_row`` the reverse.
-        parts_written, parts_total: parts written by this call, and planned.
-        parts_missing: those that another process is writing.
+        parts_written, parts_total: parts written by this call, and all planned parts.
+        parts_missing: parts that another process is writing.
     """
 
     layout: str
@@ -75,11 +75,12 @@ class Joined:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a reading of the whole source found out: all that decides the store's parts.
+    """Facts from one reading of the whole source: everything that decides the store's parts.
 
     Attributes:
-        sizes: rows of each bag; ``lost`` its images that the source records as not used.
-        digests: hex sha256 of what each bag is read from.
+        sizes: rows of each bag.
+        lost: images of each bag that the source records as not used.
+        digests: hex sha256 of the bytes that each bag is read from.
     """
 
     sizes: tuple[int, ...]
@@ -97,9 +98,9 @@ def import_features(
     bags_csv: Path | None = None,
     progress: Progress = lambda done, total: None,
 ) -> ImportReport:
-    """Bring features that another tool has made into a store.
+    """Write features that another tool has made into a store.
 
-    The same call goes on after a kill and does nothing when the store is complete.
+    The same call continues after a kill, and does nothing when the store is complete.
 
     Raises:
         InputError: the source, or the join with the table, cannot be used; it names the file.
@@ -154,10 +155,10 @@ def join_table(source: Source, bags_csv: Path | None, config: ImportConfig) -> J
         bags, labels, task = read_bags(bags_csv)
         manifest = replace(manifest, bags=bags, labels=labels, task=task)
         where = str(bags_csv)
-    found, listed = set(source.ids), {bag.bag_id for bag in manifest.bags}
-    without_features = tuple(b.bag_id for b in manifest.bags if b.bag_id not in found)
-    without_row = tuple(bag_id for bag_id in source.ids if bag_id not in listed)
-    kept = tuple(bag for bag in manifest.bags if bag.bag_id in found)
+    source_ids, table_ids = set(source.ids), {bag.bag_id for bag in manifest.bags}
+    without_features = tuple(b.bag_id for b in manifest.bags if b.bag_id not in source_ids)
+    without_row = tuple(bag_id for bag_id in source.ids if bag_id not in table_ids)
+    kept = tuple(bag for bag in manifest.bags if bag.bag_id in source_ids)
     if config.unmatched == "refuse" or not kept:
         _require_matched(where, without_features, without_row)
     return Joined(replace(manifest, bags=kept), without_features, without_row)
@@ -166,16 +167,16 @@ def join_table(source: Source, bags_csv: Path | None, config: ImportConfig) -> J
 def _require_matched(
     where: str, without_features: Sequence[str], without_row: Sequence[str]
 ) -> None:
-    found = []
+    texts = []
     if without_features:
-        found.append(f"{len(without_features)} rows without features ({_some(without_features)})")
+        texts.append(f"{len(without_features)} rows without features ({_some(without_features)})")
     if without_row:
-        found.append(f"{len(without_row)} bags of features without a row ({_some(without_row)})")
-    if found:
+        texts.append(f"{len(without_row)} bags of features without a row ({_some(without_row)})")
+    if texts:
         raise InputError(
             where,
             expected="one row for each bag of features",
-            got=" and ".join(found),
+            got=" and ".join(texts),
             remedy="correct the table, or give `unmatched=drop` to leave them out",
         )
 
@@ -190,7 +191,7 @@ def _some(ids: Sequence[str]) -> str:
 def survey_source(
     source: Source, bags: Sequence[Bag], config: ImportConfig, progress: Progress
 ) -> Survey:
-    """Read every bag once, and refuse what a store cannot hold before anything is written."""
+    """Read every bag once; raise for what a store cannot hold, before anything is written."""
     sizes, lost, digests = [], [], []
     shapes: dict[str, tuple[int, ...]] | None = None
     dtypes: dict[str, DType] = {}
@@ -198,10 +199,10 @@ def survey_source(
     for k, bag in enumerate(bags):
         features = source.read(bag.bag_id)
         rows = _rows(features)
-        found = {tap: values.shape[1:] for (tap, _), values in rows.items()}
+        bag_shapes = {tap: values.shape[1:] for (tap, _), values in rows.items()}
         if shapes is None:
-            shapes, made_by, first = found, features.made_by, features.where
-        _require_alike(features, found, shapes, made_by, first)
+            shapes, made_by, first = bag_shapes, features.made_by, features.where
+        _require_alike(features, bag_shapes, shapes, made_by, first)
         for (tap, view), values in rows.items():
             dtype = config.dtype or exact_dtype(features.where, values)
             require_numbers(features.where, values)
@@ -232,15 +233,15 @@ def _rows(features: BagFeatures) -> dict[tuple[str, str], Array]:
 
 def _require_alike(
     features: BagFeatures,
-    found: dict[str, tuple[int, ...]],
+    bag_shapes: dict[str, tuple[int, ...]],
     shapes: dict[str, tuple[int, ...]],
     made_by: MadeBy,
     first: str,
 ) -> None:
     """Raise unless a bag's features are of the shape and the network of the first bag's."""
-    if found != shapes or features.made_by != made_by:
-        same = found != shapes
-        expected, got = (shapes, found) if same else (made_by, features.made_by)
+    if bag_shapes != shapes or features.made_by != made_by:
+        reshaped = bag_shapes != shapes
+        expected, got = (shapes, bag_shapes) if reshaped else (made_by, features.made_by)
         raise InputError(
             features.where,
             expected=f"what {first} has, {_facts(expected)}",
@@ -270,9 +271,9 @@ def _named(made_by: MadeBy, encoder: str, first: str) -> MadeBy:
 
 
 def with_instances(manifest: Manifest, layout: str, survey: Survey) -> Manifest:
-    """The manifest with what the plan takes each bag to consist of: rows of a source of a digest.
+    """The manifest with each bag's instances for the plan: as many rows, named by their digest.
 
-    The rows of a bag are one object, however many they are.
+    All rows of a bag are one object, so that large bags take no memory.
     """
     instances = {}
     counts = zip(manifest.bags, survey.sizes, survey.lost, survey.digests, strict=True)
@@ -289,7 +290,7 @@ def describe(
     config: ImportConfig,
     made_from: Mapping[str, str],
 ) -> StoreDescription:
-    """What the store will say about itself."""
+    """The description of the store to write."""
     features = source.features or {
         "backbone": survey.made_by.encoder,
         "taps": [tap.name for tap in survey.taps],
@@ -319,7 +320,7 @@ def describe(
 
 
 def _fill(target: PartWriter, part: PartPlan, source: Source, survey: Survey) -> None:
-    """Write the bags of one part: each one's rows, then its inputs that were not used."""
+    """Write the bags of one part: for each its rows, then its inputs that were not used."""
     dtypes = {tap.name: tap.dtype for tap in survey.taps}
     row = 0
     for k, bag_id, size in zip(part.bags, target.bags, target.sizes, strict=True):
@@ -346,5 +347,5 @@ def _fill(target: PartWriter, part: PartPlan, source: Source, survey: Survey) ->
 
 
 def _lost_images(features: BagFeatures) -> list[Failure]:
-    """Failures of single inputs; that a bag has none at all, the writer says itself."""
+    """Failures of single images; the writer itself records a bag without any."""
     return [failure for failure in features.failures if failure.image]

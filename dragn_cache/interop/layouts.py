@@ -1,4 +1,4 @@
-"""The layouts by name, and how one is recognised."""
+"""The layouts by name, and the recognition of one from file names and keys."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ TARGETS: dict[str, type[Target]] = {
     "zarr": ZarrTarget,
     "anndata": AnnDataTarget,
 }
-# By a single file's ending, or by the only ending in a folder.
+# Layouts by the ending of a single file, or by the only ending in a folder.
 ENDINGS = {".npz": "npz", ".h5ad": "anndata", ".pt": "pt", ".npy": "npy"}
 
 
 @dataclass(frozen=True)
 class Glimpse:
-    """What is seen of a source without reading a feature.
+    """A look at a source that reads no features: its file names and HDF5 keys.
 
     Attributes:
         files: paths below the source, ``/``-separated; of a single file its name.
@@ -62,7 +62,7 @@ class Glimpse:
 
 
 def recognise(seen: Glimpse) -> str | None:
-    """The layout of a source, or None if it is none or not clear."""
+    """The layout of a source; None where no layout, or more than one, is possible."""
     folders = {PurePosixPath(file).parts[0] for file in seen.files if "/" in file}
     endings = {PurePosixPath(file).suffix for file in seen.files} & {".h5", *ENDINGS}
     if not seen.is_folder:
@@ -94,20 +94,20 @@ def find_layout(path: Path) -> str:
     """Look at a source and name its layout.
 
     Raises:
-        InputError: there is nothing, or it is no layout that can be read.
+        InputError: there is nothing at the path, or no layout that can be read.
     """
-    seen = _look(path)
-    layout = recognise(seen)
+    glimpse = _look(path)
+    layout = recognise(glimpse)
     if layout is not None:
         return layout
     got = "no such file or folder"
     if path.exists():
-        endings = sorted({PurePosixPath(f).suffix or f for f in seen.files})
-        got = "a store" if "store.json" in seen.files else f"files {', '.join(endings[:5])}"
+        endings = sorted({PurePosixPath(f).suffix or f for f in glimpse.files})
+        got = "a store" if "store.json" in glimpse.files else f"files {', '.join(endings[:5])}"
     raise InputError(
         str(path),
         expected=f"features in one of the layouts {', '.join(SOURCES)}",
-        got=got if seen.files or not path.exists() else "an empty folder",
+        got=got if glimpse.files or not path.exists() else "an empty folder",
         remedy="correct the path, or say which with `layout`",
     )
 
@@ -126,7 +126,7 @@ def _look(path: Path) -> Glimpse:
 
 
 def _features_first(file: str) -> tuple[bool, str]:
-    """A TRIDENT job has patches/*.h5 as well, which hold no features."""
+    """Sort key: a TRIDENT job also has patches/*.h5, which hold no features."""
     return (not any(part.startswith("features_") for part in file.split("/")), file)
 
 
@@ -139,5 +139,5 @@ def _h5_keys(path: Path) -> frozenset[str]:
             if "features" in keys and "encoder" in file["features"].attrs:
                 keys.add("features@encoder")
             return frozenset(keys)
-    except SOURCE_DAMAGE:  # which file is damaged is said when it is read
+    except SOURCE_DAMAGE:  # reading it later names the damaged file
         return frozenset({"features"})

@@ -30,7 +30,7 @@ class NpySource(BagFiles):
 
 
 class TorchmilSource(NpySource):
-    """torchmil's ``features/``, and ``coords/`` and ``labels/`` where they are."""
+    """torchmil's ``features/``, with ``coords/`` and ``labels/`` if those folders exist."""
 
     layout = "torchmil"
     folder_name = "features"
@@ -46,7 +46,7 @@ class TorchmilSource(NpySource):
         return hashlib.sha256(digest).digest()
 
     def _read_tables(self) -> Manifest:
-        """An export's own table; else the names of classes are their numbers."""
+        """The table that an export wrote; without it the names of classes are their numbers."""
         manifest = super()._read_tables()
         folder = self.path / "labels"
         if (self.path / TABLE).is_file() or not folder.is_dir():
@@ -58,7 +58,7 @@ class TorchmilSource(NpySource):
 
 
 def _labels(path: Path) -> tuple[str, ...]:
-    """One number names a class; several are 0 or 1 for each label."""
+    """Labels from one number, that of a class, or from a 0 or 1 for each label."""
     with reading(path, "a bag's label"):
         values = np.load(path, allow_pickle=False)
     flat = values.reshape(-1)

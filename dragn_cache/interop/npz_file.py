@@ -34,7 +34,7 @@ class NpzSource(Source):
     def __init__(self, path: Path) -> None:
         self.path = path
         what = "an npz with features, offsets and bag_ids"
-        # A file that numpy opens itself stays open when it turns out to be no npz.
+        # np.load does not close a file that it opened itself if that is no npz.
         with reading(path, what), path.open("rb") as file, np.load(file) as arrays:
             self._features, self._offsets = arrays["features"], arrays["offsets"]
             self.ids = arrays["bag_ids"].astype(str).tolist()

@@ -1,4 +1,4 @@
-"""What a layout to import gives: its bags, and one bag's features at a time.
+"""Sources: layouts to import, which give their bags and one bag's features at a time.
 
 A source is opened without reading features. `Source.read` gives one bag exactly as the files have
 it; `row_values` and `stored_values` then decide, in one place, what a store takes.
@@ -30,13 +30,13 @@ from dragn_cache.types import CLEAN_VIEW
 
 TAP = "features"  # the tap's name where a layout has none
 UNKNOWN = "unknown"
-# What the readers raise on bytes that are not what a tool wrote.
+# Errors that the readers raise on damaged bytes.
 SOURCE_DAMAGE = (*DAMAGE, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, AttributeError)
 
 
 @dataclass(frozen=True)
 class MadeBy:
-    """What a source says about its features: the network, and a digest of its settings if known."""
+    """The network of a source's features, and a digest of its settings, as far as known."""
 
     encoder: str = UNKNOWN
     sha256: str | None = None
@@ -44,7 +44,7 @@ class MadeBy:
 
 @dataclass(frozen=True)
 class BagFeatures:
-    """One bag as its source has it.
+    """One bag as it is in its source.
 
     Attributes:
         where: the file, for messages.
@@ -66,11 +66,11 @@ class Source(ABC):
     """Features in another layout.
 
     Attributes:
-        ids: the bags there are, in the source's order.
+        ids: all bags with features, in the source's order.
         manifest: the bags with the labels, splits and groups that the layout holds.
         views: names of the views, the clean one first.
-        features: provenance of the features to take over whole, if the layout carries it.
-        numerics: the same for how they were computed.
+        features: the *features* provenance, copied as a whole where the layout stores it.
+        numerics: the *numerics* provenance, likewise.
     """
 
     layout: ClassVar[str]
@@ -89,7 +89,7 @@ class Source(ABC):
         """One bag's features; raise `InputError` naming the file if they cannot be read."""
 
 
-# --- what a store takes ------------------------------------------------------------------------
+# --- values as a store takes them ---------------------------------------------------------------
 
 
 def row_values(where: str, values: Array) -> Array:
@@ -109,7 +109,7 @@ def row_values(where: str, values: Array) -> Array:
 
 
 def exact_dtype(where: str, values: Array) -> DType:
-    """The type that keeps every value: float16 and float32 themselves, others if they fit."""
+    """The type that holds every value exactly: float16 or float32; other types if they fit."""
     if values.dtype.kind == "f" and values.dtype.itemsize == 2:
         return "float16"
     if values.dtype.kind == "f" and values.dtype.itemsize == 4:
@@ -158,7 +158,7 @@ def make_records(
     corners: Array | None = None,
     extent_px: int = 0,
 ) -> list[InstanceRecord]:
-    """Records of rows of which at most the box's corner and its extent are known."""
+    """Records of rows whose box is known by its corner and extent at most."""
     places = np.zeros((count, 2), np.int64) if corners is None else corners
     size = 0 if corners is None else extent_px
     return [
@@ -176,7 +176,7 @@ def bare_manifest(name: str, ids: Sequence[str]) -> Manifest:
 
 
 def manifest_from_tables(bags_csv: Path, dataset_toml: Path | None, name: str) -> Manifest:
-    """Bags with labels, splits and groups from a table, and the data set's own words if any."""
+    """Bags with labels, splits and groups from a table, described by dataset.toml if any."""
     toml: dict[str, Any] = {}
     if dataset_toml is not None and dataset_toml.is_file():
         with reading(dataset_toml, "a data set's description"):
@@ -195,7 +195,7 @@ def manifest_from_tables(bags_csv: Path, dataset_toml: Path | None, name: str) -
 
 
 def manifest_from_texts(bags_csv: str, dataset_toml: str, name: str) -> Manifest:
-    """The same from the texts of the two tables."""
+    """A manifest from the texts of bags.csv and dataset.toml; see `manifest_from_tables`."""
     with tempfile.TemporaryDirectory() as folder:
         table, toml = Path(folder, "bags.csv"), Path(folder, "dataset.toml")
         table.write_text(bags_csv, encoding="utf-8")
@@ -208,7 +208,7 @@ def manifest_from_texts(bags_csv: str, dataset_toml: str, name: str) -> Manifest
 
 @contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
-    """Turn what readers raise on a damaged, locked or missing file into one line that names it."""
+    """Turn the errors of reading a damaged, locked or missing file into one that names it."""
     try:
         yield
     except SOURCE_DAMAGE as error:

@@ -1,4 +1,4 @@
-"""What a layout to export to needs, and what all of them share."""
+"""Targets: layouts to export to, and the tables that all of them write."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dragn_cache.store.part import Array, corner_coords
 
 @dataclass(frozen=True)
 class ExportedBag:
-    """One bag on its way out: values (n, C[, h, w]), coords (n, 2), and its part of the index."""
+    """One bag to export: values (n, C[, h, w]), coords (n, 2), and its part of the index."""
 
     bag: Bag
     values: Array
@@ -63,8 +63,8 @@ def encoder_name(store: Store) -> str:
     return str(store.description.provenance["features"].get("backbone", UNKNOWN))
 
 
-def own_bags(store: Store) -> list[Bag]:
-    """The store's bags without the column that only a store has."""
+def bags_without_part(store: Store) -> list[Bag]:
+    """The store's bags without the column ``part``, which only a store has."""
     return [
         replace(bag, extra={k: v for k, v in bag.extra.items() if k != "part"})
         for bag in store.bags
@@ -72,8 +72,8 @@ def own_bags(store: Store) -> list[Bag]:
 
 
 def write_tables(store: Store, tap: Tap, folder: Path) -> None:
-    """Write what no file of one bag holds: order, labels, splits, groups, and the provenance."""
-    write_bags(own_bags(store), folder / TABLE)
+    """Write order, labels, splits, groups and provenance, which the files of bags do not hold."""
+    write_bags(bags_without_part(store), folder / TABLE)
     description = (store.path / "manifest" / "dataset.toml").read_bytes()
     (folder / DESCRIPTION).write_bytes(description)
     record = {

@@ -14,7 +14,7 @@ from dragn_cache.store.part import Array
 
 
 class TensorSource(BagFiles):
-    """``.pt`` files (of CLAM's ``pt_files/``, too), loaded as data only: code in one is refused."""
+    """``.pt`` files (of CLAM's ``pt_files/``, too), loaded as data only, never as code."""
 
     layout = "pt"
     suffix = ".pt"

@@ -16,7 +16,7 @@ import zarr
 
 from dragn_cache.errors import InputError
 from dragn_cache.interop.source import BagFeatures, MadeBy, Source, manifest_from_texts, reading
-from dragn_cache.interop.target import Target, own_bags
+from dragn_cache.interop.target import Target, bags_without_part
 from dragn_cache.manifest.writing import bags_text
 from dragn_cache.store import FORMATS, InstanceRecord, PartIndex, Store, StoreDescription, Tap
 from dragn_cache.store.part import Array, RowTable, bag_digests, require_index
@@ -104,11 +104,12 @@ class _WholeTarget(Target):
             for t in description.taps
             for view in description.views
         }
+        # Taps are written one after the other: the last one alone counts bags as done.
         last = (description.taps[-1].name, description.views[-1])
         rows[last] = _StoreRows(store, *last, index, advance)
         FORMATS[self.layout].write(path, index, description.taps, description.views, rows)
         toml = (store.path / "manifest" / "dataset.toml").read_text(encoding="utf-8")
-        texts = (description.to_json(), toml, bags_text(own_bags(store)))
+        texts = (description.to_json(), toml, bags_text(bags_without_part(store)))
         _write_texts(path, self.layout, texts)
 
 
@@ -134,7 +135,7 @@ class _ArrayRows:
 
 
 class _StoreRows:
-    """Rows of one tap and view over all bags; keeps the bag that it read last."""
+    """Rows of one tap and view over all bags, read bag by bag; the last bag stays in memory."""
 
     def __init__(
         self, store: Store, tap: str, view: str, index: PartIndex, advance: Callable[[], None]
@@ -164,7 +165,7 @@ class _StoreRows:
 
 
 def joined_index(pieces: Iterable[PartIndex]) -> PartIndex:
-    """One index over the bags of several."""
+    """The indexes of several parts as one."""
     parts = list(pieces)
     sizes = np.concatenate([np.diff(part.offsets) for part in parts])
     return PartIndex(

@@ -1,4 +1,4 @@
-"""How bags reach a model: batches of features that lie in memory, or that stream from a store.
+"""Feeds: batches of bags for a model, from features in memory or streamed from a store.
 
 Training asks for ``epoch``, every presentation of the training bags once in a random order;
 evaluation for ``in_order``, some bags in the manifest's order. Both give whole bags.
@@ -6,9 +6,9 @@ evaluation for ``in_order``, some bags in the manifest's order. Both give whole 
 - **Resident**: one array; a batch of training is one gather, a batch of evaluation a view where its
   bags are neighbours and lie as a copy would.
 - **Streamed**: a block of bags is read in the background while the one before is used, so that two
-  blocks, the byte budget, are all that is in memory (a bag that is larger than that is a block of
-  its own). A block is made of runs of neighbouring bags, drawn from everywhere, and its bags are
-  shuffled among each other.
+  blocks, the byte budget, are all that is in memory; a larger bag is a block by itself. A block
+  is made of runs of neighbouring bags, drawn from everywhere, and its bags are shuffled
+  among each other.
 
 Streamed batches are those of resident bags, bit for bit, where one block holds all training bags
 and, at evaluation, a third of the budget holds `EVALUATION_ROWS` instances. Otherwise evaluation's
@@ -35,7 +35,7 @@ RUNS_PER_BLOCK = 16  # at the least, unless a bag is longer than that
 
 
 class Feed(Protocol):
-    """What training takes its batches from."""
+    """The source of training's batches."""
 
     def __len__(self) -> int:
         """P, how many bags an epoch shows."""
@@ -52,7 +52,7 @@ class Feed(Protocol):
 
 @dataclass(frozen=True)
 class Presentations:
-    """What the P presentations of an epoch show, from memory.
+    """The P presentations of an epoch, from features in memory.
 
     Attributes:
         bags: the clean bags, then augmented views, as in ``LabelledBags.stacked``.
@@ -164,11 +164,11 @@ def _evenly(numbers: Tensor, sizes: Tensor, rows: int) -> list[Tensor]:
 
 def _cut(numbers: Tensor, sizes: Tensor, most: int) -> list[Tensor]:
     """Bags cut into pieces of at most ``most`` instances; a larger bag is a piece of its own."""
-    counts, held = [0], 0
+    counts, filled = [0], 0
     for size in sizes[numbers].tolist():
-        if counts[-1] and held + size > most:
+        if counts[-1] and filled + size > most:
             counts.append(0)
-            held = 0
+            filled = 0
         counts[-1] += 1
-        held += size
+        filled += size
     return list(torch.split(numbers, counts))

@@ -1,7 +1,7 @@
 """Stage masks: labels that only bags of some stages can have (FRN, section IV.A and table II).
 
-A table says for some labels in which stages they exist; every other label exists in all. What a
-bag's stage is, its ``stage`` column says.
+A table lists the stages in which some labels exist; every other label exists in all. A bag's stage
+is in its ``stage`` column.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dragn_cache.errors import InputError, UnknownNameError
+from dragn_cache.errors import InputError, SettingError, UnknownNameError
 from dragn_cache.manifest.tables import read_table, split_cell
 from dragn_cache.types import Task
 
@@ -65,8 +65,8 @@ def possible_labels(
         InputError: classes exclude each other, a bag has no stage, or no label can be had in it.
     """
     if task != "multilabel":
-        raise InputError(
-            "--stage-mask",
+        raise SettingError(
+            "stage_mask",
             expected="a multi-label task",
             got=task,
             remedy="leave it out: classes exclude each other here",
@@ -79,7 +79,7 @@ def possible_labels(
         possible[row] = [label not in table or stage in table[label] for label in labels]
         if not stage or not possible[row].any():
             raise InputError(
-                f"--stage-mask, bag {bag_id!r}",
+                f"bag {bag_id!r}",
                 expected="a stage in which a label is possible",
                 got=f"stage {stage!r}" if stage else "no stage",
                 remedy="give bags.csv a stage column with the names that the stage table uses",

@@ -1,4 +1,4 @@
-"""Labels joined with features: which bags are learned from, and on which side of a split."""
+"""Labels joined with features: the bags to learn from, their labels, splits and groups."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dragn_cache.types import Task, Warn
 
 @dataclass(frozen=True)
 class Labelling:
-    """Labels of some of a store's bags: what is learned, and on which side each bag is."""
+    """Some of a store's bags, with labels, splits and groups; the labels' names; the task."""
 
     bags: tuple[Bag, ...]
     labels: tuple[str, ...]
@@ -28,6 +28,7 @@ class Labelling:
 
     @property
     def ids(self) -> list[str]:
+        """The bags' ids."""
         return [bag.bag_id for bag in self.bags]
 
     def targets(self) -> NDArray[np.int8]:
@@ -49,8 +50,9 @@ def read_labelling(
 ) -> Labelling:
     """Labels, splits and groups of a store's bags, from the store or from another table.
 
-    A column that the other table lacks is taken from the store; one that it has counts, even where
-    it is empty, so that two splits or groupings are never mixed. Bags that it lacks are left out.
+    A column that the other table lacks is taken from the store. One that it has replaces the
+    store's, empty cells too, so that two splits or groupings are never mixed. Bags that it lacks
+    are left out.
 
     Raises:
         UnknownNameError: a bag that the store does not have.
@@ -61,8 +63,8 @@ def read_labelling(
             Labelling(store.bags, tuple(labels or store.labels), task or store.task)
         )
     known = {bag.bag_id: bag for bag in store.bags}
-    given, found, found_task = read_bags(bags_csv)
-    for bag in given:
+    listed, table_labels, table_task = read_bags(bags_csv)
+    for bag in listed:
         if bag.bag_id not in known:
             raise UnknownNameError(
                 "bag",
@@ -72,13 +74,13 @@ def read_labelling(
             )
     absent = {"labels", "split", "group"} - columns_given(bags_csv)
     bags = []
-    for bag in given:
+    for bag in listed:
         old = known[bag.bag_id]
         bags.append(replace(bag, **{name: getattr(old, name) for name in absent}))
-    same = "labels" in absent or set(found) <= set(store.labels)
-    order = labels or (store.labels if same else found)
+    same = "labels" in absent or set(table_labels) <= set(store.labels)
+    order = labels or (store.labels if same else table_labels)
     return _require_sound(
-        Labelling(tuple(bags), tuple(order), task or (store.task if same else found_task))
+        Labelling(tuple(bags), tuple(order), task or (store.task if same else table_task))
     )
 
 
@@ -98,7 +100,7 @@ def require_labels(labelling: Labelling) -> None:
             "labels",
             expected="a labels column",
             got=got,
-            remedy="give a table with bag_id,labels as --bags CSV",
+            remedy="give a table with bag_id,labels",
         )
     if not any(bag.labels for bag in labelling.bags):
         raise InputError(
@@ -138,17 +140,17 @@ def warn_same_features(
     """
     sides = splits or ["any"] * len(labelling.bags)
     first: dict[str, tuple[Bag, str]] = {}
-    found = []
+    pairs = []
     for bag, side, digest in zip(labelling.bags, sides, digests, strict=True):
         other, its_side = first.setdefault(digest, (bag, side))
         together = side == its_side if splits else bool(bag.group) and bag.group == other.group
         if other is not bag and not together:
-            found.append(f"{other.bag_id!r} and {bag.bag_id!r}")
-    if found:
+            pairs.append(f"{other.bag_id!r} and {bag.bag_id!r}")
+    if pairs:
         where = "on two sides of the split" if splits else "perhaps on two sides of a fold"
         warn(
-            f"bags with the same features {where}: {found[0]}"
-            + (f", and {len(found) - 1} more such" if len(found) > 1 else "")
+            f"bags with the same features {where}: {pairs[0]}"
+            + (f", and {len(pairs) - 1} more such" if len(pairs) > 1 else "")
             + "; give them one group"
         )
 

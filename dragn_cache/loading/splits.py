@@ -155,7 +155,7 @@ def stratified_folds(
 
 
 def require_split(bag_ids: Sequence[str], splits: Sequence[str], groups: Sequence[str]) -> None:
-    """Make sure that a split can be trained and tested on without a leak.
+    """Raise unless a split can be trained and tested on without a leak.
 
     Args:
         bag_ids: B distinct ids.
@@ -209,8 +209,8 @@ class _Stratifier:
         self, sizes: Ints, positives: Ints, shares: Floats, rng: np.random.Generator
     ) -> None:
         self.sizes, self.positives, self.rng = sizes, positives, rng
-        self.bags_wanted = _apportion(int(sizes.sum()), shares)
-        self.labels_wanted = np.outer(shares, positives.sum(axis=0))
+        self.bags_missing = _apportion(int(sizes.sum()), shares)
+        self.labels_missing = np.outer(shares, positives.sum(axis=0))
         self.fold = np.full(len(sizes), -1, dtype=np.int64)
         self.empty = np.full(len(shares), True)
         self.waiting = len(sizes)
@@ -226,22 +226,26 @@ class _Stratifier:
                 break
             label = int(np.where(carriers > 0, carriers, len(left) + 1).argmin())
             for group in self.order[(left & (self.positives[:, label] > 0))[self.order]]:
-                self._place(group, self.labels_wanted[:, label])
+                self._place(group, self.labels_missing[:, label])
         for group in self.order[(self.fold < 0)[self.order]]:
-            self._place(group, self.bags_wanted)
+            self._place(group, self.bags_missing)
         return self.fold
 
-    def _place(self, group: int, wanted: NDArray[Any]) -> None:
-        """Put a group into the fold that wants its label most, then bags most, then by chance."""
+    def _place(self, group: int, need: NDArray[Any]) -> None:
+        """Put a group into the fold of greatest need, then of most missing bags, then by chance.
+
+        Args:
+            need: (K,) how many bags of a label, or of any, each fold still lacks.
+        """
         # While bags are left some fold has room; the last groups are kept for folds without any.
-        open_folds = self.bags_wanted > 0 if self.waiting > self.empty.sum() else self.empty
-        keys = (self.rng.random(len(self.empty)), self.bags_wanted, wanted, open_folds)
+        open_folds = self.bags_missing > 0 if self.waiting > self.empty.sum() else self.empty
+        keys = (self.rng.random(len(self.empty)), self.bags_missing, need, open_folds)
         best = int(np.lexsort(keys)[-1])
         self.fold[group] = best
         self.empty[best] = False
         self.waiting -= 1
-        self.bags_wanted[best] -= self.sizes[group]
-        self.labels_wanted[best] -= self.positives[group]
+        self.bags_missing[best] -= self.sizes[group]
+        self.labels_missing[best] -= self.positives[group]
 
 
 def _apportion(bags: int, shares: Floats) -> Ints:

@@ -82,8 +82,9 @@ def usable_bags(
     kept = sizes > 0
     if kept.all():
         return labelling, sizes
-    lost = [bag.bag_id for bag, keep in zip(labelling.bags, kept, strict=True) if not keep]
-    warn(f"{len(lost)} bags have no usable instance and are left out: {', '.join(lost[:5])}")
+    left_out = [bag.bag_id for bag, keep in zip(labelling.bags, kept, strict=True) if not keep]
+    some = ", ".join(left_out[:5])
+    warn(f"{len(left_out)} bags have no usable instance and are left out: {some}")
     bags = tuple(b for b, keep in zip(labelling.bags, kept, strict=True) if keep)
     return replace(labelling, bags=bags), sizes[kept]
 

@@ -1,4 +1,4 @@
-"""Manifests: which instances make up which bag, with labels, splits and groups."""
+"""Manifests: the instances of each bag, with labels, splits and groups."""
 
 import lazy_loader
 

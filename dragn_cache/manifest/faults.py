@@ -46,14 +46,14 @@ def check_bags(bags: Sequence[Bag], labels: Sequence[str], task: Task) -> list[F
     return faults
 
 
-def straddling_groups(bags: Sequence[Bag]) -> list[Fault]:
-    """A fault for every group that has bags in more than one split."""
-    first: dict[str, Bag] = {}
+def check_groups(bags: Sequence[Bag]) -> list[Fault]:
+    """A fault for each bag that is in another split than the first bag of its group."""
+    first_of_group: dict[str, Bag] = {}
     faults = []
     for bag in bags:
         if not bag.group or not bag.split:
             continue
-        other = first.setdefault(bag.group, bag)
+        other = first_of_group.setdefault(bag.group, bag)
         if other.split != bag.split:
             faults.append(
                 Fault(
@@ -87,6 +87,7 @@ def check_images_have_bags(
 
 
 def check_bags_have_images(bags: Sequence[Bag], with_images: set[str]) -> list[Fault]:
+    """A fault for each bag without images."""
     return [
         Fault(
             "bag-without-images",
@@ -102,6 +103,7 @@ def check_bags_have_images(bags: Sequence[Bag], with_images: set[str]) -> list[F
 
 
 def check_channels(manifest: Manifest) -> list[Fault]:
+    """A fault if image paths have ``{channel}`` and the data set names no channels."""
     if manifest.channels:
         return []
     for rows in manifest.instances.values():

@@ -1,4 +1,4 @@
-"""The manifest: which instances make up which bag, and the bag's labels, split and group.
+"""Reading a manifest: the instances of each bag, and the bag's labels, split and group.
 
 `manifest.sources` finds its tables. Reading never opens an image. Every fault in the tables is
 collected with its file and line; `read_manifest` raises the first that makes the manifest unusable,
@@ -19,8 +19,8 @@ from dragn_cache.manifest.faults import (
     check_bags,
     check_bags_have_images,
     check_channels,
+    check_groups,
     check_images_have_bags,
-    straddling_groups,
 )
 from dragn_cache.manifest.records import BOX_COLUMNS, Bag, Instance, Manifest
 from dragn_cache.manifest.sources import Source, find_source
@@ -28,13 +28,13 @@ from dragn_cache.manifest.tables import Fault, Row, read_table, split_cell
 from dragn_cache.types import Box, Task
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".tif", ".tiff")
-# The names that other tools' tables use; the first that a table has is taken.
+# Column names, ours and those of other tools; the first one that a table has is used.
 BAG_COLUMNS = ("bag_id", "slide_id", "slide", "gene_stage", "PATIENT", "patient")
 IMAGE_COLUMNS = ("image", "FILENAME", "filename", "imgs")
 LABEL_COLUMNS = ("labels", "label", "category")
 GROUP_COLUMNS = ("group", "case_id", "patient", "PATIENT")
 
-# Faults that leave a manifest usable: extract and train treat them by their own policy.
+# Faults that leave a manifest usable: extract and train decide about them by their settings.
 TOLERATED = frozenset({"bag-without-images", "group-straddles-splits"})
 
 
@@ -62,16 +62,16 @@ def read_with_faults(
     source = find_source(dataset, images=images)
     faults: list[Fault] = []
     bags = _read_bag_table(source.bags, faults, images_elsewhere=source.bags != source.instances)
-    mentioned: set[str] = set()
-    instances = _read_instances(source, faults, mentioned)
+    with_images: set[str] = set()
+    instances = _read_instances(source, faults, with_images)
     declared = source.toml.get("labels")
     labels = tuple(declared) if declared else _labels_in_use(bags)
     task = source.toml.get("task") or infer_task(bags)
     faults += check_bags(bags, labels, task)
     known = {bag.bag_id for bag in bags}
     faults += check_images_have_bags(instances, known, source.bags.name)
-    faults += check_bags_have_images(bags, mentioned)
-    faults += straddling_groups(bags)
+    faults += check_bags_have_images(bags, with_images)
+    faults += check_groups(bags)
     manifest = Manifest(
         name=source.name,
         task=task,
@@ -117,11 +117,11 @@ def read_bags(
 
 
 def columns_given(path: Path) -> set[str]:
-    """Which of ``labels``, ``split`` and ``group`` a table of bags has (cells may be empty)."""
+    """Those of ``labels``, ``split`` and ``group`` for which a table of bags has a column."""
     columns = [column for row in read_table(path)[:1] for column in row.cells]
     _, label_column, group_column = _bag_columns(path, columns)
     present = {"labels": label_column, "group": group_column, "split": "split" in columns}
-    return {name for name, there in present.items() if there}
+    return {name for name, is_present in present.items() if is_present}
 
 
 def infer_task(bags: Sequence[Bag]) -> Task:
@@ -179,7 +179,7 @@ def _read_bag_table(
 
 
 def _bag_columns(path: Path, columns: Iterable[str]) -> tuple[str, str | None, str | None]:
-    """The columns of ids, labels and groups, by whatever name."""
+    """The names of the columns of ids, labels and groups."""
     id_column = _column(path, columns, BAG_COLUMNS, "bag ids")
     label_column = next((c for c in LABEL_COLUMNS if c in columns), None)
     group_column = next((c for c in GROUP_COLUMNS if c in columns and c != id_column), None)
@@ -191,11 +191,11 @@ def _split_name(row: Row) -> str:
     return "validation" if split == "val" else split
 
 
-def _read_instances(source: Source, faults: list[Fault], mentioned: set[str]) -> list[Instance]:
-    """Instances in table order; ``mentioned`` gets the bags of all rows, faulty ones too."""
+def _read_instances(source: Source, faults: list[Fault], with_images: set[str]) -> list[Instance]:
+    """Instances in table order; add the bags of all rows, faulty ones too, to ``with_images``."""
     if source.folders is not None:
         instances = list(_walk_folders(source.folders))
-        mentioned |= {row.bag_id for row in instances}
+        with_images |= {row.bag_id for row in instances}
         return instances
     if source.instances is None or not (rows := read_table(source.instances)):
         return []
@@ -204,24 +204,24 @@ def _read_instances(source: Source, faults: list[Fault], mentioned: set[str]) ->
     image_column = _column(source.instances, columns, IMAGE_COLUMNS, "image paths")
     boxed = _has_boxes(source.instances, columns)
     result: list[Instance] = []
-    seen: dict[tuple[str, str, Box | None], int] = {}
+    line_of: dict[tuple[str, str, Box | None], int] = {}
     for row in rows:
         bag_id = row.cells[id_column]
         if not bag_id:
-            if source.instances != source.bags:  # else the table of bags has listed it
+            if source.instances != source.bags:  # else reading the bags has added the fault
                 faults.append(row.fault("empty-id", "a bag id", "an empty cell", "fill it in"))
             continue
-        mentioned.add(bag_id)
+        with_images.add(bag_id)
         order, box = _order(row, faults), _box(row) if boxed else None
         if isinstance(box, Fault):
             faults.append(box)
             continue
         for image in split_cell(row.cells[image_column]) or ("",):
-            fault = _instance_fault(row, image, seen.get((bag_id, image, box)))
+            fault = _instance_fault(row, image, line_of.get((bag_id, image, box)))
             if fault is not None:
                 faults.append(fault)
                 continue
-            seen[bag_id, image, box] = row.line
+            line_of[bag_id, image, box] = row.line
             place = len(result) if order is None else order
             result.append(Instance(bag_id, image, place, box, row.file, row.line))
     return result
@@ -281,21 +281,21 @@ def _box(row: Row) -> Box | Fault | None:
 
 
 def _walk_folders(root: Path) -> Iterator[Instance]:
-    """Images below each folder of ``root``; what is hidden (.ipynb_checkpoints, ._x.png) is not
-    the user's."""
+    """Images below each folder of ``root``, without hidden ones: programs make them, not the user
+    (.ipynb_checkpoints, ._x.png)."""
     for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        found = (
+        paths = (
             p.relative_to(root) for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES
         )
-        shown = [p for p in found if not any(part.startswith(".") for part in p.parts)]
-        images = sorted(shown, key=_as_people_sort)
+        visible = [p for p in paths if not any(part.startswith(".") for part in p.parts)]
+        images = sorted(visible, key=_natural_order)
         for order, image in enumerate(images):
             path = image.as_posix()
             yield Instance(bag_id=folder.name, image=path, order=order, file=path)
 
 
-def _as_people_sort(path: Path) -> list[tuple[bool, int, str]]:
-    """2.png comes before 10.png."""
+def _natural_order(path: Path) -> list[tuple[bool, int, str]]:
+    """Sort key by which 2.png comes before 10.png."""
     pieces = re.findall(r"\d+|\D+", path.as_posix())
     return [(not p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in pieces]
 

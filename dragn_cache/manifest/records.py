@@ -16,7 +16,7 @@ BOX_COLUMNS = ("x0", "y0", "x1", "y1")
 class Instance:
     """One crop of one image (the whole image when ``box`` is None).
 
-    ``file`` and ``line`` say where it was read and are no part of what it equals; nor of a `Bag`.
+    ``file`` and ``line`` are its place in a table. Comparisons ignore them, here and in `Bag`.
 
     Attributes:
         image: path relative to the image root; ``{channel}`` stands for each channel.

@@ -1,8 +1,8 @@
-"""Where a data set's tables are, and what its ``dataset.toml`` says.
+"""The places of a data set's tables, and its ``dataset.toml``.
 
 A data set is named in one of four ways: the name of a shipped one, a folder with ``dataset.toml``,
-one CSV, or a folder of bag folders with a label CSV. `find_source` decides which; nothing is read
-but ``dataset.toml``.
+one CSV, or a folder of bag folders with a label CSV. `find_source` decides which one is meant; it
+reads no file but ``dataset.toml``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dragn_cache.manifest.shipped import data_folder, shipped_folder, shipped_na
 
 @dataclass(frozen=True)
 class Source:
-    """The files a manifest is read from: tables, and what dataset.toml says.
+    """The files of a manifest: its tables, and the contents of dataset.toml.
 
     ``instances`` is ``bags`` when one table holds both, None when ``folders`` hold the images.
     """
@@ -45,8 +45,8 @@ def find_source(dataset: str | Path, *, images: Path | None = None) -> Source:
     if str(dataset) in shipped_names():
         name = str(dataset)
         folder = shipped_folder() / name
-        here = folder if (folder / "bags.csv").is_file() else data_folder() / name
-        return _toml_source(folder, here, images)
+        tables = folder if (folder / "bags.csv").is_file() else data_folder() / name
+        return _toml_source(folder, tables, images)
     raise UnknownNameError(
         "data set",
         str(dataset),
@@ -61,14 +61,17 @@ def _toml_source(folder: Path, tables: Path, images: Path | None) -> Source:
     toml = read_toml(toml_path)
     name = toml.get("name", folder.name)
     if not (tables / "bags.csv").is_file():
-        how = f"put bags.csv and instances.csv into {tables}"
+        remedy = f"put bags.csv and instances.csv into {tables}"
         if name == "simulated":
-            how = f"run: dragn-cache simulate `out={tables}`"
+            remedy = f"run: dragn-cache simulate --out {tables}"
         elif tables != folder:
             root = toml_path.parent / expand_variables(toml.get("images", "."))[0]
-            how += f" (or set DRAGN_CACHE_DATA) and the images into {images or root}"
+            remedy += f" (or set DRAGN_CACHE_DATA) and the images into {images or root}"
         raise ManifestError(
-            f"data set {name!r}", expected=f"a table {tables / 'bags.csv'}", got="none", remedy=how
+            f"data set {name!r}",
+            expected=f"a table {tables / 'bags.csv'}",
+            got="none",
+            remedy=remedy,
         )
     instances = tables / "instances.csv"
     return Source(

@@ -41,7 +41,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table: its cells by column name, stripped, and where it stands."""
+    """One row of a table: its cells by column name, stripped, and its file and line."""
 
     cells: dict[str, str]
     file: str
@@ -82,7 +82,7 @@ def read_table(path: Path) -> list[Row]:
             got=delimiter.join(head) or "an empty line",
             remedy="correct the first line",
         )
-    name = path.name  # once: pathlib works it out each time
+    name = path.name  # once, not for each row: pathlib computes it each time
     return [_row(path, name, head, line, cells) for line, cells in lines[1:]]
 
 

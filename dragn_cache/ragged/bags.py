@@ -6,12 +6,12 @@ padded, so B bags with N instances in total take N rows whatever their sizes are
     values   (N, C, h, w) maps, or (N, C) vectors; any floating dtype, any device
     offsets  (B + 1,) int64: 0 = offsets[0] <= offsets[1] <= ... <= offsets[B] = N
 
-- Offsets stay on the host, wherever the values are: the sizes decide the shapes of everything
-  that is computed from a bag, so on a device each look at them would wait for that device.
+- Offsets stay on the host, wherever the values are: the sizes decide the shapes of all results,
+  and reading them from a device would wait for all work on it.
 - A bag may have zero rows (none of its instances was usable) and keeps its place; aggregators
-  refuse it.
-- Batches are made by ``select`` or ``mixed``, one gather of the rows, shuffling included; bags that
-  are neighbours are a view, ``between``.
+  raise an error for it.
+- ``select`` and ``mixed`` make batches by one gather of the rows, shuffling included; ``between``
+  gives consecutive bags as a view.
 """
 
 from __future__ import annotations
@@ -25,20 +25,19 @@ from torch import Tensor
 
 from dragn_cache.errors import InputError
 
-CONVERTED_VALUES = 1 << 19  # of maps, at a time: 4 MB in double precision
+CONVERTED_VALUES = 1 << 19  # of maps, converted at a time: 4 MB in double precision
 
 
 @dataclass(frozen=True, eq=False)
 class RaggedBags:
-    """B bags with N instances in total, checked once, when made.
+    """B bags with N instances in total, checked once, when created.
 
     Args:
-        values: (N, C) or (N, C, h, w), floating point; kept as it is, not copied.
+        values: (N, C) or (N, C, h, w), floating point; not copied.
         offsets: (B + 1,) int64, on the CPU or on the device of ``values``; kept on the CPU.
 
     Raises:
-        InputError: the shapes or dtypes are others, or the offsets do not run from 0 to N
-            without falling.
+        InputError: other shapes or dtypes, or offsets that do not rise from 0 to N.
     """
 
     values: Tensor
@@ -102,7 +101,7 @@ class RaggedBags:
     ) -> RaggedBags:
         """The bags at ``indices`` (0..B-1, repeats allowed), in that order, as one gather.
 
-        With ``shuffle``, as if ``permuted`` by that generator after.
+        With ``shuffle``, the instances are then in the order of ``permuted(shuffle)``.
         """
         chosen = torch.as_tensor(indices, device="cpu")
         if chosen.numel() == 0:
@@ -135,13 +134,13 @@ class RaggedBags:
     ) -> RaggedBags:
         """One bag for each column of ``numbers``, mixed from the column's bags, as one gather.
 
-        Instance i of a result is instance i of one of the column's bags, each equally likely,
-        drawn for every instance anew.
+        Instance i of the result is instance i of one of the column's bags. That bag is drawn for
+        each instance, all equally likely.
 
         Args:
-            numbers: (V, k) int64, numbers of bags; those of a column hold equally many instances.
+            numbers: (V, k) int64, numbers of bags; those of a column have equally many instances.
             generator: on the CPU.
-            shuffle: as if ``permuted`` by the generator after.
+            shuffle: then permute the instances of each bag, by the same generator.
         """
         all_sizes = self.offsets.diff()[numbers]
         sizes = all_sizes[0]
@@ -205,20 +204,22 @@ def owners(offsets: Tensor) -> Tensor:
 
 
 def resampled(offsets: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Which rows make bags of other sizes: repeated from the first on, or every so many-th.
+    """Rows that make bags of other sizes: repeated in order, or evenly spaced.
 
     Args:
         offsets: (B + 1,) of bags that are not empty, on the host.
-        sizes: (B,) how many instances each should have. Of n, m < n are ⌊p n / m⌋, p = 0 … m - 1.
+        sizes: (B,), the new sizes. A bag of n instances gives m < n as its rows ⌊p n / m⌋ for
+            p = 0 … m - 1, and m > n as all its rows in order, again and again.
 
     Returns:
         rows (sum of sizes,) and their offsets (B + 1,).
     """
-    found = offsets_of(sizes)
-    bag, starts = owners(found).numpy(), offsets.numpy()
-    place, n, m = np.arange(len(bag)) - found.numpy()[bag], np.diff(starts)[bag], sizes.numpy()[bag]
+    new_offsets = offsets_of(sizes)
+    bag, starts = owners(new_offsets).numpy(), offsets.numpy()
+    place = np.arange(len(bag)) - new_offsets.numpy()[bag]
+    n, m = np.diff(starts)[bag], sizes.numpy()[bag]
     place = np.where(n > m, place * n // m, place % n)
-    return torch.from_numpy(starts[bag] + place), found
+    return torch.from_numpy(starts[bag] + place), new_offsets
 
 
 def joined(batches: Sequence[RaggedBags]) -> RaggedBags:
@@ -232,8 +233,8 @@ def joined(batches: Sequence[RaggedBags]) -> RaggedBags:
 def averaged(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Maps (N, C, h, w) of any floating dtype to (N, C) in ``dtype``: the means over h and w.
 
-    On a CPU, where they are of another dtype, some rows are converted at a time, which then lie in
-    the cache: a copy of all would take longer to allocate than to read.
+    On a CPU, values of another dtype are converted some rows at a time, which then stay in the
+    cache: to allocate a copy of all would take longer than to read it.
     """
     if values.dtype == dtype or values.device.type != "cpu":
         return values.mean((2, 3), dtype=dtype)
@@ -244,7 +245,7 @@ def averaged(values: Tensor, dtype: torch.dtype) -> Tensor:
 def _shuffled(offsets: Tensor, generator: torch.Generator) -> Tensor:
     """(N,) int64: the rows of each bag in a random order, bag after bag."""
     rows = torch.randperm(int(offsets[-1]), generator=generator, device=generator.device).to("cpu")
-    # Sorting a shuffled list of all rows by bag, stably, leaves each bag's rows shuffled.
+    # A stable sort by bag of all rows in random order leaves each bag's rows in random order.
     return rows[owners(offsets)[rows].argsort(stable=True)]
 
 

@@ -1,7 +1,7 @@
 """Codebooks: a sample of training features and their k-means centres, the same in every run.
 
-Nothing here touches the global generators, and sums are taken in one thread, so the same features
-give the same centres however they come in batches.
+The global random generators are not used, and sums are taken in one thread, so the same features
+give the same centres, in whatever batches they are read.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ Real = TypeVar("Real", np.float32, np.float64)
 def sample_rows(batches: Iterable[Tensor], count: int) -> Tensor:
     """(M, C) in batches → at most ``count`` rows, float32 on the CPU, in their order.
 
-    Each set of rows is equally likely, and which are taken does not depend on where batches end.
-    No more than a batch beside the sample is in memory.
+    Each set of rows is equally likely, and the sample does not depend on where batches end. Only
+    the sample and one batch are in memory.
     """
-    # Each row draws a number; the rows with the smallest are the sample.
+    # Each row gets a random number; the rows with the smallest numbers are the sample.
     generator = np.random.default_rng(SEED)
-    drawn, kept = np.empty(0), torch.empty(0)
+    sample_numbers, sample = np.empty(0), torch.empty(0)
     for batch in batches:
-        numbers = np.concatenate((drawn, generator.random(len(batch))))
+        numbers = np.concatenate((sample_numbers, generator.random(len(batch))))
         chosen = np.sort(np.argsort(numbers, kind="stable")[:count])
-        old = torch.from_numpy(chosen[chosen < len(drawn)])
-        new = torch.from_numpy(chosen[chosen >= len(drawn)] - len(drawn))
+        old = torch.from_numpy(chosen[chosen < len(sample_numbers)])
+        new = torch.from_numpy(chosen[chosen >= len(sample_numbers)] - len(sample_numbers))
         fresh = batch[new.to(batch.device)].cpu().float()
-        kept = torch.cat((kept[old], fresh)) if len(drawn) else fresh
-        drawn = numbers[chosen]
-    return kept
+        sample = torch.cat((sample[old], fresh)) if len(sample_numbers) else fresh
+        sample_numbers = numbers[chosen]
+    return sample
 
 
 def train_centres(
@@ -51,14 +51,14 @@ def train_centres(
         rows: at least ``count``; the centres are computed in their type.
         seed: below 2³².
         starts: k-means++ starts, of which the one with the smallest distances is kept.
-        most_steps: of each start; centres that have not settled by then are used.
+        most_steps: of each start; centres that have not converged by then are used.
     """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
-    # Several threads would add their shares in the order in which they finish.
+    # Several threads add their sums in the order in which they finish, which changes last bits.
     with threadpool_limits(1), warnings.catch_warnings():
-        # Of centres without rows: the caller decides what they mean.
+        # It warns of centres without rows; the caller gets their number and decides.
         warnings.simplefilter("ignore", ConvergenceWarning)
         means = KMeans(count, n_init=starts, max_iter=most_steps, random_state=seed).fit(rows)
     return means.cluster_centers_, len(np.unique(means.labels_))

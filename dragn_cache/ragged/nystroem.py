@@ -1,15 +1,15 @@
-"""Self-attention of bags with many rows by way of landmarks, without an n × n matrix.
+"""Self-attention of bags with many rows through landmarks, without an n × n matrix.
 
 "Nyströmformer: A Nyström-Based Algorithm for Approximating Self-Attention" (Xiong et al., 2021).
 With m landmarks, the means of m stretches of neighbouring queries and keys,
 
     softmax(Q Kᵀ) V  ≈  softmax(Q K̃ᵀ) · Z · softmax(Q̃ Kᵀ) V,   Z ≈ softmax(Q̃ K̃ᵀ)⁺,
 
-and Z comes of a few steps of an iteration of third order. Where the usual code differs: it fills
-the sequence up with zeros to a multiple of m, which then are attended to and make landmarks of
-their own; here the n rows are cut into m stretches of ⌊n/m⌋ or ⌈n/m⌉. And it scales the start of
-the iteration by the largest sums among all heads and bags; here each matrix has its own, as in the
-paper, so that no bag depends on its batch mates.
+and Z is computed by a few steps of an iteration of third order. Two things differ from the usual
+code. It pads the sequence with zeros to a multiple of m; the zeros then get attention and make
+landmarks. Here the n rows are cut into m stretches of ⌊n/m⌋ or ⌈n/m⌉. And it scales the start of
+the iteration by the largest sums among all heads and bags. Here each matrix is scaled by its own
+sums, as in the paper, so that no bag depends on its batch mates.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def nystroem(
     heads: int,
     landmarks: int,
 ) -> Tensor:
-    """What ``attend`` gives for q, k, v (N, D), approximately; (N, D).
+    """An approximation to ``attend`` for q, k, v (N, D): (N, D).
 
     Args:
         offsets: (B + 1,) int64, on the host; each bag has at least ``landmarks`` rows.
@@ -53,7 +53,7 @@ def nystroem(
 
 
 def pseudo_inverse(a: Tensor, steps: int = STEPS) -> Tensor:
-    """(…, m, m) → (…, m, m): towards the inverse of each matrix by itself."""
+    """(…, m, m) → (…, m, m): an approximate inverse of each matrix, by itself."""
     rows, columns = (a.abs().sum(axis).amax(-1)[..., None, None] for axis in (-1, -2))
     z = a.transpose(-1, -2) / (rows * columns)
     unit = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
@@ -64,7 +64,7 @@ def pseudo_inverse(a: Tensor, steps: int = STEPS) -> Tensor:
 
 
 def _stretches(offsets: Tensor, count: int) -> Tensor:
-    """(B · count + 1,) int64: where each bag's stretches of rows begin, and the end."""
+    """(B · count + 1,) int64: the first row of each stretch, bag by bag, and the end."""
     starts, sizes = offsets.numpy()[:-1, None], np.diff(offsets.numpy())[:, None]
     begins = starts + np.arange(count) * sizes // count
     return torch.from_numpy(np.append(begins, int(offsets[-1])))

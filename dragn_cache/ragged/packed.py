@@ -9,11 +9,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 
 def run_over_bags(network: nn.LSTM | nn.GRU, values: Tensor, offsets: Tensor) -> Tensor:
-    """(N, C) → (N, H or 2 H): the network's outputs, each bag a sequence from a state of zeros.
+    """(N, C) → (N, H or 2 H): the network's outputs; each bag is a sequence, its first state zero.
 
-    The rows are packed step by step: all bags' first instances, all second ones, and so on, larger
-    bags first. So every step holds only bags that still have an instance, and the backward
-    direction begins at each bag's own last one.
+    The rows are packed step by step: the first instances of all bags, then the second ones, and so
+    on, larger bags first. A step holds only the bags that still have an instance, and the backward
+    direction begins at each bag's last instance.
     """
     rows, sizes = _by_step(offsets)
     order = rows.to(values.device)

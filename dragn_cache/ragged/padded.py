@@ -1,11 +1,11 @@
 """Ragged bags as padded batches with masks, and multi-head attention inside each bag.
 
-- Rows stay ragged wherever rows do not meet (linear layers, norms); only attention pads them.
-- A bag of n rows is padded to ``padded_width(n)`` places, which its size alone decides: a long bag
-  does not make the others long, and the same bag is computed in the same shape, hence in the same
-  order of summation, whatever its batch mates. Bags of one width share a batch.
+- Only attention pads rows; what treats each row by itself (linear layers, norms) keeps them ragged.
+- A bag of n rows is padded to ``padded_width(n)`` places. Its own size alone decides this: a long
+  bag does not make others long, and a bag is computed in the same shape, hence in the same order
+  of summation, whatever its batch mates are. Bags of one width share a batch.
 - A place without an instance repeats the first row of its bag and is masked as a key: no row of
-  scores is masked as a whole, and no infinity or NaN can come of a place that nothing reads.
+  scores is masked as a whole, so no place that nothing reads gives an infinity or NaN.
 - The library's scaled_dot_product_attention does the rest; its kernels hold no n × n matrix.
 """
 
@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dragn_cache.errors import InputError
 from dragn_cache.ragged.bags import owners
 
 # Lanes of the widest CPU vectors in float32: a row of scores is summed in such steps.
@@ -34,9 +33,9 @@ class Group:
     """b bags of at most n rows as one padded batch.
 
     Attributes:
-        bags: (b,) int64, which bags.
-        rows: (b, n) int64, the row at each place; a bag's first row where it has no more.
-        mask: (b, n) bool, which places hold a row; None where all do.
+        bags: (b,) int64, numbers of the bags.
+        rows: (b, n) int64, the row at each place; a bag's first row at places without a row.
+        mask: (b, n) bool, True at places with a row; None where all places have one.
     """
 
     bags: Tensor
@@ -56,12 +55,12 @@ class Group:
 
 
 class Padding:
-    """How N rows of B bags are laid out in padded batches.
+    """The layout of N rows of B bags in padded batches.
 
     Args:
         offsets: (B + 1,) int64, on the host; no bag may be empty.
         device: where the rows are.
-        exact: a batch for each size, without any padding.
+        exact: one batch for each size, without any padding.
 
     Attributes:
         groups: the batches, bags of a batch in their order.
@@ -116,9 +115,9 @@ def padded_width(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 class Linear(nn.Linear):
-    """nn.Linear that gives a row the same result among few rows as among many.
+    """nn.Linear whose result for a row does not depend on the number of rows.
 
-    On CPUs one to three rows go through another kernel, whose order of summation is another.
+    On CPUs one to three rows take another kernel, which sums in another order.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -136,13 +135,13 @@ def attend(
     """softmax(scale · q kᵀ) v in each bag and head.
 
     Args:
-        q, k, v: what each bag has: (N, D) where it is a row for each instance, (B, m, D) where it
-            is m rows for each bag. Heads are slices of D; v may have another D than q and k.
+        q, k, v: each (N, D), a row for each instance, or (B, m, D), m rows for each bag. Heads are
+            slices of D; v may have another D than q and k.
         padding: of the instances.
         scale: of the scores; 1/√(D / heads) unless given.
 
     Returns:
-        as q, with the D of v.
+        the shape of q, with the D of v.
     """
     results = []
     for group in padding.groups:
@@ -164,7 +163,7 @@ def split(x: Tensor, heads: int) -> Tensor:
 def with_first(row: Tensor, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """(D,) in front of the rows (N, D) of each bag: (N + B, D), and its offsets."""
     bags = len(offsets) - 1
-    # Row i of bag b stands b + 1 places further on; the rows in front are number N.
+    # Row i of bag b moves b + 1 places on; number N is the row that is put in front.
     source = np.full(len(values) + bags, len(values))
     source[np.arange(len(values)) + owners(offsets).numpy() + 1] = np.arange(len(values))
     rows = torch.from_numpy(source).to(values.device)
@@ -181,14 +180,3 @@ def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return scores.softmax(-1)
-
-
-def require_heads(owner: str, embed: int, heads: int) -> None:
-    """Raise an InputError unless ``heads`` divides ``embed``."""
-    if embed % heads:
-        raise InputError(
-            f"aggregator {owner}, options embed and heads",
-            expected="an embed that is a multiple of heads",
-            got=f"{embed} and {heads}",
-            remedy=f"give embed={heads * max(1, round(embed / heads))}",
-        )

@@ -13,8 +13,8 @@ from dragn_cache.ragged.bags import RaggedBags
 class Standardise(nn.Module):
     """Subtract each channel's mean and divide by its standard deviation.
 
-    Both are taken over the instances (and pixels) that `fit` sees, and stay with the model. A
-    channel that never varied there is only shifted, as scikit-learn's StandardScaler does.
+    Both are computed by `fit` over its instances (and pixels), and saved with the model. A channel
+    that is constant there is only shifted, as by scikit-learn's StandardScaler.
 
     Attributes:
         mean, std: (C,) float32.
@@ -29,21 +29,21 @@ class Standardise(nn.Module):
         self.register_buffer("std", torch.ones(channels))
 
     def fit(self, bags: RaggedBags) -> None:
-        """Take mean and deviation from the instances of some bags."""
+        """Compute mean and deviation over the instances of some bags."""
         self.fit_batches([bags])
 
     @torch.no_grad()
     def fit_batches(self, batches: Iterable[RaggedBags]) -> None:
         """``fit`` to all bags of some batches, in one pass over them."""
-        seen, mean, variance = 0, *torch.zeros(2, len(self.mean)).to(self.mean).double()
+        count, mean, variance = 0, *torch.zeros(2, len(self.mean)).to(self.mean).double()
         for bags in batches:
             values = bags.values.float()
             axes = (0, 2, 3) if values.dim() == 4 else (0,)
             moments = torch.var_mean(values, axes, correction=0)
             its_variance, its_mean = (m.double() for m in moments)
             # Chan et al. (1979): each batch around its own mean, so that no large squares cancel.
-            seen += len(values)
-            share = len(values) / seen
+            count += len(values)
+            share = len(values) / count
             shift = its_mean - mean
             mean = mean + share * shift
             variance = variance + share * (its_variance - variance + (1 - share) * shift**2)

@@ -2,9 +2,9 @@
 
 Bag b has the rows ``offsets[b] : offsets[b + 1]`` of an array of N rows; offsets (B + 1,) int64 are
 on the host, as ``RaggedBags`` keeps them. No bag may be empty. A bag's rows are added in their
-order and by themselves, so a result does not depend on the bag's batch mates, on any device:
-``index_add`` would use atomics on a GPU, where the last bits then change from run to run. Only
-``segment_outer`` pads, as matrix products of unequal bags would be a loop otherwise.
+order and apart from other bags, so on every device a result is independent of the batch mates:
+``index_add`` would use atomics on a GPU, and the last bits would change from run to run. Only
+``segment_outer`` pads, since matrix products of unequal bags would otherwise be a loop.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def segment_max(values: Tensor, offsets: Tensor) -> Tensor:
 
     Rows that tie share the gradient evenly, as in ``Tensor.amax``.
     """
-    # Ties are common: a dead channel is 0 in every instance. Starting from -inf keeps the start
-    # out of them (from 0 with include_self=False it takes a share of the gradient), and
-    # torch.segment_reduce does not divide a negative gradient among ties (torch 2.15).
+    # Ties are common: a dead channel is 0 in every instance. The start value is -inf, which never
+    # ties (0 with include_self=False would take a share of the gradient). torch.segment_reduce is
+    # not used: it does not divide a negative gradient among ties (torch 2.15).
     lowest = values.new_full((len(offsets) - 1, values.shape[1]), float("-inf"))
     rows = owners(offsets).to(values.device)[:, None].expand_as(values)
     return lowest.scatter_reduce(0, rows, values, "amax")
@@ -67,7 +67,7 @@ def segment_ranks(scores: Tensor, offsets: Tensor) -> Tensor:
     bag = owners(offsets).to(scores.device)
     order = columns.argsort(dim=0, descending=True, stable=True)
     order = order.gather(0, bag[order].argsort(dim=0, stable=True))
-    # Now row r of ``order`` lies in the bag of row r, at place r less the bag's first row.
+    # Row r of ``order`` is now in the bag of row r; its rank is r less the bag's first row.
     place = torch.arange(len(bag), device=scores.device) - offsets.to(scores.device)[bag]
     ranks = torch.empty_like(order).scatter_(0, order, place[:, None].expand_as(order))
     return ranks.view(scores.shape)
@@ -76,7 +76,7 @@ def segment_ranks(scores: Tensor, offsets: Tensor) -> Tensor:
 def segment_softmax(scores: Tensor, offsets: Tensor) -> Tensor:
     """(N,) or (N, K) → the same: scores to weights that add up to 1 in each bag, by column."""
     bag, ends = owners(offsets).to(scores.device), offsets.to(scores.device)
-    # What is subtracted cancels out: the largest score, so that exp cannot overflow.
+    # The largest score is subtracted, so that exp cannot overflow; it cancels out.
     largest = torch.segment_reduce(scores.detach(), "max", offsets=ends, unsafe=True)
     powers = (scores - largest.index_select(0, bag)).exp()
     total = torch.segment_reduce(powers, "sum", offsets=ends, unsafe=True)
@@ -99,10 +99,10 @@ def segment_logsumexp(values: Tensor, offsets: Tensor) -> Tensor:
 def segment_outer(left: Tensor, right: Tensor, offsets: Tensor) -> Tensor:
     """(N, K) and (N, C) → (B, K, C): over each bag's rows, the sum of left_i times right_iᵀ.
 
-    What ``segment_attend`` gives, for many columns K.
+    The result of ``segment_attend``, faster for many columns K.
     """
-    # A bag is padded to the next power of two, whatever its batch mates are, and meets those of
-    # its length in one product: a handful of products, less than twice the rows.
+    # A bag is padded to the next power of two, whatever its batch mates are, and bags of one length
+    # share one product: there are few products, of less than twice the rows.
     starts, sizes = offsets.numpy()[:-1], np.diff(offsets.numpy())
     lengths = 2 ** np.ceil(np.log2(sizes)).astype(np.int64)
     products, bags = [], []

@@ -1,37 +1,42 @@
-"""Settings of what is done with a trained run: predicting, evaluating, looking inside."""
+"""Settings of using a run: predicting, scoring, looking inside."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from dragn_cache.options import Settings, setting
+from dragn_cache.scoring.rules import require_rule
+from dragn_cache.training.config import device_setting
 
 Split = Literal["train", "validation", "test", "all"]
 
 
-class PredictConfig(Settings):
-    """Settings of every use of a run."""
+class ApplyConfig(Settings):
+    """Settings of applying a run's model."""
 
-    device: str = setting("cpu", help="cpu, cuda or cuda:N.")
+    device: str = device_setting()
 
 
-class EvaluateConfig(PredictConfig):
-    """Settings of an evaluation of a run."""
+class EvaluateConfig(ApplyConfig):
+    """Settings of scoring a run.
+
+    Thresholds that the run does not have are chosen on its validation bags.
+    """
 
     split: Split | None = setting(
         None,
-        help="The run's own bags of this split, or all of them.",
-        shown_default="test; with a store: bags that are new to the run",
+        help="The run's own bags of this split.",
+        shown_default="test; with a store: new bags",
     )
     decision: str | None = setting(
         None,
-        help="default, half, thresholds or top-K; thresholds that the run does not have are chosen "
-        "on its validation bags.",
+        help="default, half, thresholds or top-K.",
         shown_default="the run's",
+        check=require_rule,
     )
 
 
-class ExplainConfig(PredictConfig):
+class ExplainConfig(ApplyConfig):
     """Settings of looking inside a run."""
 
     method: Literal["auto", "attention", "cosine", "leave-one-out"] = setting(

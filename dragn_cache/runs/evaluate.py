@@ -29,7 +29,7 @@ from dragn_cache.files import require_new, write_csv, write_text
 from dragn_cache.loading.labelling import Labelling, hex_digests, read_labelling, require_labels
 from dragn_cache.manifest import Bag
 from dragn_cache.manifest.tables import Row
-from dragn_cache.runs.checkpoint import decision_of, load_checkpoint, require_same_features
+from dragn_cache.runs.checkpoint import Checkpoint, load_checkpoint, require_same_features
 from dragn_cache.runs.config import EvaluateConfig, Split
 from dragn_cache.runs.folder import run_table, write_predictions
 from dragn_cache.runs.predict import apply_model
@@ -38,14 +38,14 @@ from dragn_cache.scoring.decisions import (
     HALF,
     Decision,
     choose_decision,
-    require_rule_for,
     warn_kept_thresholds,
 )
 from dragn_cache.scoring.metrics import evaluate
+from dragn_cache.scoring.rules import require_rule_for
 from dragn_cache.store import Store
-from dragn_cache.training.config import TrainConfig
 from dragn_cache.types import SPLITS, Warn
 
+DEFAULTS = EvaluateConfig()
 SPLIT_COLUMNS = ("bag_id", "split", "group")
 LABEL_COLUMNS = ("positives", "auc", "average_precision", "f1", "precision", "recall")
 
@@ -55,7 +55,7 @@ class Evaluation:
     """Scores of some bags.
 
     Attributes:
-        name: of what was scored: a split of the run, ``all`` of them, or ``new`` bags.
+        name: which bags were scored: a split of the run, ``all`` of them, or ``new`` bags.
         labels: the labels' names.
         scores: as `evaluate` gives them.
     """
@@ -68,18 +68,18 @@ class Evaluation:
 def evaluate_run(
     run: Path,
     out: Path,
-    settings: EvaluateConfig | None = None,
+    config: EvaluateConfig = DEFAULTS,
     *,
     store: Store | None = None,
     bags_csv: Path | None = None,
     warn: Warn = lambda text: None,
 ) -> Evaluation:
-    """Score a run's model and write what came out to a folder.
+    """Score a run's model and write the scores to a folder.
 
     Args:
         run: a run folder.
         out: the folder to write.
-        settings: which bags, by which rule of decision, on which device.
+        config: which bags, and how they are decided.
         store: labelled bags to predict; None scores the predictions that the run has written.
         bags_csv: only these bags of the store, with these labels.
 
@@ -91,40 +91,38 @@ def evaluate_run(
         StoreError: the store is incomplete or damaged.
     """
     require_new(out)
-    settings = settings or EvaluateConfig()
-    split, target = settings.split, find_device(settings.device)
-    model, record = load_checkpoint(run)
-    labels, config = tuple(record["labels"]), TrainConfig(**record["config"])
-    decision = _decision(run, record, settings.decision, warn)
+    target, split = find_device(config.device), config.split
+    model, checkpoint = load_checkpoint(run)
+    decision = _decision(run, checkpoint, config.decision, warn)
     if store is None:
         _require_no_bags_table(bags_csv)
-        labelling, p = _own_predictions(run, record, split or "test")
+        labelling, p = _own_predictions(run, checkpoint, split or "test")
     else:
-        require_same_features(run, record, store, warn)
+        require_same_features(run, checkpoint, store, warn)
         store.require_complete()
-        labelling = _labelled_bags(run, record, store, bags_csv, split, warn)
-        labelling, p = apply_model(model, record, store, labelling, target, warn)
+        labelling = _labelled_bags(run, checkpoint, store, bags_csv, split, warn)
+        labelling, p = apply_model(model, checkpoint, store, labelling, target, warn)
     scores = evaluate(
         labelling.targets(),
         p,
         task=labelling.task,
         decision=decision,
-        intervals=config.intervals,
-        seed=config.seed,
+        intervals=checkpoint.config.intervals,
+        seed=checkpoint.config.seed,
     )
     name = split or ("test" if store is None else "new")
-    found = Evaluation(name, labels, scores)
-    _write(out, found, labelling, p, decision, f"{run.name} on {name} bags")
-    return found
+    evaluation = Evaluation(name, checkpoint.labels, scores)
+    _write(out, evaluation, labelling, p, decision, f"{run.name} on {name} bags")
+    return evaluation
 
 
-def _decision(run: Path, record: dict[str, Any], rule: str | None, warn: Warn) -> Decision:
+def _decision(run: Path, checkpoint: Checkpoint, rule: str | None, warn: Warn) -> Decision:
     """The run's decision, or another by name."""
-    own = decision_of(record)
+    own = checkpoint.decision
     if rule is None or rule == own.rule:
         return own
-    require_rule_for(rule, record["task"], len(record["labels"]))
-    labelling, p = _own_predictions(run, record, "validation")
+    require_rule_for(rule, checkpoint.task, len(checkpoint.labels))
+    labelling, p = _own_predictions(run, checkpoint, "validation")
     decision = choose_decision(rule, labelling.task, labelling.targets(), p)
     warn_kept_thresholds(decision, labelling.labels, warn)
     return decision
@@ -133,10 +131,10 @@ def _decision(run: Path, record: dict[str, Any], rule: str | None, warn: Warn) -
 def _require_no_bags_table(bags_csv: Path | None) -> None:
     if bags_csv is not None:
         raise SettingError(
-            "bags",
-            expected="a store whose bags they are",
-            got="no store",
-            remedy="give `store`, or leave `bags` out to score the run's own predictions",
+            "bags_csv",
+            expected="a `store` whose bags they are",
+            got="none",
+            remedy="add it, or leave `bags_csv` out to score the run's own predictions",
         )
 
 
@@ -144,10 +142,10 @@ def _require_no_bags_table(bags_csv: Path | None) -> None:
 
 
 def _own_predictions(
-    run: Path, record: dict[str, Any], split: Split
+    run: Path, checkpoint: Checkpoint, split: Split
 ) -> tuple[Labelling, NDArray[np.float64]]:
     """Labels and probabilities (B, L) of a split, from the run's predictions.csv."""
-    labels = record["labels"]
+    labels = checkpoint.labels
     columns = [f"{kind}_{label}" for kind in "yp" for label in labels]
     rows = run_table(run, "predictions.csv", ["bag_id", "split", *columns])
     rows = [row for row in rows if split in ("all", row.cells["split"])]
@@ -155,9 +153,11 @@ def _own_predictions(
     p = np.zeros((len(rows), len(labels)))
     for k, row in enumerate(rows):
         p[k] = [_number(run, row, f"p_{label}") for label in labels]
-        own = tuple(label for label in labels if _number(run, row, f"y_{label}") == 1)
-        bags.append(Bag(row.cells["bag_id"], own, row.cells["split"], "", {}, row.file, row.line))
-    return Labelling(tuple(bags), tuple(labels), record["task"]), p
+        positives = tuple(label for label in labels if _number(run, row, f"y_{label}") == 1)
+        bags.append(
+            Bag(row.cells["bag_id"], positives, row.cells["split"], "", {}, row.file, row.line)
+        )
+    return Labelling(tuple(bags), labels, checkpoint.task), p
 
 
 def _number(run: Path, row: Row, column: str) -> float:
@@ -178,35 +178,37 @@ def _number(run: Path, row: Row, column: str) -> float:
 
 def _labelled_bags(
     run: Path,
-    record: dict[str, Any],
+    checkpoint: Checkpoint,
     store: Store,
     bags_csv: Path | None,
     split: Split | None,
     warn: Warn,
 ) -> Labelling:
     """The bags of a store to score: new ones, or those of a split of the run."""
-    labelling = read_labelling(store, bags_csv, labels=record["labels"], task=record["task"])
-    placed = {row.cells["bag_id"]: row.cells for row in run_table(run, "splits.csv", SPLIT_COLUMNS)}
-    trained = {bag_id: row for bag_id, row in placed.items() if row["split"] != "test"}
-    if "seen" not in record:
+    labelling = read_labelling(store, bags_csv, labels=checkpoint.labels, task=checkpoint.task)
+    split_rows = {
+        row.cells["bag_id"]: row.cells for row in run_table(run, "splits.csv", SPLIT_COLUMNS)
+    }
+    trained = {bag_id: row for bag_id, row in split_rows.items() if row["split"] != "test"}
+    if checkpoint.seen is None:
         warn(f"{run.name} is of before digests of bags were kept: they are known by id and group")
-    digests: dict[str, str] = record.get("seen", {})
+    digests = checkpoint.seen or {}
     if split is None:
         _require_unseen(run, store, labelling, trained, digests)
     else:
-        written = {bag_id: row["digest"] for bag_id, row in placed.items() if "digest" in row}
-        own = digests | written
-        _require_own(run, store, placed, own, split)
-        wanted = SPLITS if split == "all" else (split,)
-        bags = [bag for bag in labelling.bags if bag.bag_id in placed]
-        bags = [replace(bag, split=placed[bag.bag_id]["split"]) for bag in bags]
-        labelling = replace(labelling, bags=tuple(bag for bag in bags if bag.split in wanted))
+        written = {bag_id: row["digest"] for bag_id, row in split_rows.items() if "digest" in row}
+        digests = {**digests, **written}
+        _require_own(run, store, split_rows, digests, split)
+        sides = SPLITS if split == "all" else (split,)
+        bags = [bag for bag in labelling.bags if bag.bag_id in split_rows]
+        bags = [replace(bag, split=split_rows[bag.bag_id]["split"]) for bag in bags]
+        labelling = replace(labelling, bags=tuple(bag for bag in bags if bag.split in sides))
     if not labelling.bags:
         raise InputError(
             str(bags_csv or store.path),
             expected=f"bags of the {split} split of {run.name}" if split else "bags",
             got="none",
-            remedy="give other `bags`",
+            remedy="give other `bags_csv`",
         )
     require_labels(labelling)
     return labelling
@@ -216,30 +218,30 @@ def _require_unseen(
     run: Path,
     store: Store,
     labelling: Labelling,
-    trained: dict[str, dict[str, str]],
-    digests: dict[str, str],
+    trained: Mapping[str, Mapping[str, str]],
+    digests: Mapping[str, str],
 ) -> None:
-    """Raise `InputError` if the run was trained on one of the bags, by whatever it is known."""
+    """Raise `InputError` if the run was trained on a bag of the same id, group or digest."""
     of_group = {row["group"]: bag_id for bag_id, row in trained.items() if row["group"]}
     of_digest = {digest: bag_id for bag_id, digest in digests.items()}
     # Its own store knows a bag's group even where the table of bags leaves it out.
     own_group = {bag.bag_id: bag.group for bag in store.bags}
-    found = []
+    matches = []
     for bag, digest in zip(labelling.bags, hex_digests(store, labelling.ids), strict=True):
         group = bag.group if bag.group in of_group else own_group[bag.bag_id]
         if bag.bag_id in trained:
-            found.append(f"{bag.bag_id!r}, of its {trained[bag.bag_id]['split']} bags")
+            matches.append(f"{bag.bag_id!r}, of its {trained[bag.bag_id]['split']} bags")
         elif group in of_group:
             other = of_group[group]
-            found.append(f"{bag.bag_id!r}, of the same group {group!r} as its bag {other!r}")
+            matches.append(f"{bag.bag_id!r}, of the same group {group!r} as its bag {other!r}")
         elif digest in of_digest:
-            found.append(f"{bag.bag_id!r}, with the features of its bag {of_digest[digest]!r}")
-    if found:
+            matches.append(f"{bag.bag_id!r}, with the features of its bag {of_digest[digest]!r}")
+    if matches:
         raise InputError(
             str(store.path),
             expected=f"bags that {run.name} was not trained on",
-            got=f"{len(found)} of {len(labelling.bags)} that it was: {found[0]}",
-            remedy="name the others with `bags`, or, if this is the run's own store, "
+            got=f"{len(matches)} of {len(labelling.bags)} that it was: {matches[0]}",
+            remedy="name the others with `bags_csv`, or, if this is the run's own store, "
             "score its test bags with `split=test`",
         )
 
@@ -247,18 +249,18 @@ def _require_unseen(
 def _require_own(
     run: Path,
     store: Store,
-    placed: Mapping[str, object],
-    digests: dict[str, str],
+    split_rows: Mapping[str, object],
+    digests: Mapping[str, str],
     split: Split,
 ) -> None:
     """Raise unless a store holds all bags of a run, with the same features."""
     known = set(store.bag_ids)
-    lost = [bag_id for bag_id in placed if bag_id not in known]
-    got = f"none named {lost[0]!r}" if lost else ""
-    if not lost:
+    missing = [bag_id for bag_id in split_rows if bag_id not in known]
+    got = f"none named {missing[0]!r}" if missing else ""
+    if not missing:
         ids = list(digests)
-        now = zip(ids, hex_digests(store, ids), strict=True)
-        changed = [bag_id for bag_id, digest in now if digest != digests[bag_id]]
+        stored = zip(ids, hex_digests(store, ids), strict=True)
+        changed = [bag_id for bag_id, digest in stored if digest != digests[bag_id]]
         got = f"other features for {changed[0]!r}" if changed else ""
     if got:
         raise StoreMismatchError(
@@ -274,7 +276,7 @@ def _require_own(
 
 def _write(
     out: Path,
-    found: Evaluation,
+    evaluation: Evaluation,
     labelling: Labelling,
     p: NDArray[np.float64],
     decision: Decision,
@@ -283,20 +285,22 @@ def _write(
     out.mkdir(parents=True, exist_ok=True)
     splits = [bag.split for bag in labelling.bags]
     write_predictions(out / "predictions.csv", labelling, splits, p, decision)
-    write_csv(out / "labels.csv", ["label", *LABEL_COLUMNS, "threshold"], label_rows(found))
+    write_csv(out / "labels.csv", ["label", *LABEL_COLUMNS, "threshold"], label_rows(evaluation))
     bins = reliability(labelling.targets(), p, labelling.task)
     plot_reliability(
-        out / "calibration.png", bins, f"{title}: {len(p)} bags, {len(found.labels)} labels"
+        out / "calibration.png", bins, f"{title}: {len(p)} bags, {len(evaluation.labels)} labels"
     )
-    write_text(out / "metrics.json", json.dumps({found.name: found.scores}, indent=2) + "\n")
+    write_text(
+        out / "metrics.json", json.dumps({evaluation.name: evaluation.scores}, indent=2) + "\n"
+    )
 
 
-def label_rows(found: Evaluation) -> list[list[Any]]:
+def label_rows(evaluation: Evaluation) -> list[list[Any]]:
     """A row for each label: its name, `LABEL_COLUMNS`, its threshold; None where undefined.
 
     Only the rules ``half`` and ``thresholds`` have a threshold that is the same for every bag.
     """
-    fixed = [HALF if found.scores["decision"] == "half" else None] * len(found.labels)
-    thresholds = found.scores["thresholds"] or fixed
-    columns = [found.scores[name] for name in LABEL_COLUMNS]
-    return [list(row) for row in zip(found.labels, *columns, thresholds, strict=True)]
+    fixed = [HALF if evaluation.scores["decision"] == "half" else None] * len(evaluation.labels)
+    thresholds = evaluation.scores["thresholds"] or fixed
+    columns = [evaluation.scores[name] for name in LABEL_COLUMNS]
+    return [list(row) for row in zip(evaluation.labels, *columns, thresholds, strict=True)]

@@ -1,4 +1,4 @@
-"""Looking inside a run: what each instance of a bag counts for, by the run's model.
+"""Explanations: how much each instance of a bag counts, by the model of a run.
 
 Three methods, one score for an instance or one for each label:
 
@@ -6,8 +6,8 @@ Three methods, one score for an instance or one for each label:
 - **cosine**: the cosine of the angle between an instance's vector and its bag's embedding, "DRAGN",
   figure 9: the more alike, the more the aggregation kept of the instance. Both are averaged over h
   and w, as the embedding is; the paper does not say so. It needs an embedding that lies in the
-  space of the features, as DRAGN's and HAMIL's do; of another one of the same width it says
-  nothing.
+  space of the features, as an aggregator declares (``embedding_among_features``) and DRAGN's and
+  HAMIL's do; of another one of the same width it says nothing.
 - **leave-one-out**: for each label the bag's probability less that of the bag without the
   instance, so positive where the instance speaks for the label. It asks nothing of the model, so
   classical methods have it as well, and costs n passes over n - 1 instances for a bag of n. A bag
@@ -29,17 +29,17 @@ from typing import Any
 
 import h5py
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from dragn_cache.aggregators.dragn import Dragn
-from dragn_cache.aggregators.hamil import Hamil
 from dragn_cache.devices import find_device, memory_for_features
 from dragn_cache.errors import InputError, SettingError, UnknownNameError
 from dragn_cache.files import require_file_names, require_new, write_csv
 from dragn_cache.loading.labelling import Labelling
-from dragn_cache.loading.stored import load_bags
+from dragn_cache.loading.stored import StoredBags, load_bags
 from dragn_cache.manifest import Bag, read_bags
-from dragn_cache.runs.checkpoint import load_checkpoint, require_same_features
+from dragn_cache.ragged import RaggedBags
+from dragn_cache.runs.checkpoint import Checkpoint, load_checkpoint, require_same_features
 from dragn_cache.runs.config import ExplainConfig
 from dragn_cache.runs.folder import run_table
 from dragn_cache.runs.instance_scores import Scores, score_instances
@@ -104,8 +104,8 @@ def explain_run(
     """
     require_new(out)
     device = find_device(config.device)
-    model, record = load_checkpoint(run)
-    require_same_features(run, record, store, warn)
+    model, checkpoint = load_checkpoint(run)
+    require_same_features(run, checkpoint, store, warn)
     store.require_complete()
     method = choose_method(model, config.method)
     chosen = choose_bags(store, run, bags, config.split)
@@ -113,12 +113,7 @@ def explain_run(
         require_file_names(
             [bag.bag_id for bag in chosen], remedy="leave out the .h5 with `h5=False`"
         )
-    labelling = Labelling(tuple(chosen), tuple(record["labels"]), record["task"])
-    tap, memory = store.tap(record["tap"]), memory_for_features("auto", device)
-    labelling, features = load_bags(store, tap, labelling, memory, warn)
-    if not labelling.bags:
-        raise _no_bags("a usable instance", "none in the chosen bags", "choose others")
-    features = features.to(device=device)
+    labelling, features = _load_features(checkpoint, store, chosen, device, warn)
     scores = score_instances(model, features, labelling.task, method, progress)
     explained = Explained(
         method,
@@ -137,11 +132,26 @@ def explain_run(
     return explained
 
 
-# --- what is asked for -------------------------------------------------------------------------
+def _load_features(
+    checkpoint: Checkpoint, store: Store, bags: Sequence[Bag], device: torch.device, warn: Warn
+) -> tuple[Labelling, RaggedBags | StoredBags]:
+    """The chosen bags that have a usable instance, and their features on the device."""
+    labelling = Labelling(tuple(bags), checkpoint.labels, checkpoint.task)
+    tap, memory = store.tap(checkpoint.tap), memory_for_features("auto", device)
+    labelling, features = load_bags(store, tap, labelling, memory, warn)
+    if not labelling.bags:
+        raise _no_bags("a usable instance", "none in the chosen bags", "choose others")
+    return labelling, features.to(device=device)
+
+
+# --- methods and bags --------------------------------------------------------------------------
 
 
 def choose_method(model: Model, method: str) -> str:
-    """The method asked for; ``auto`` is attention, else cosine for DRAGN and HAMIL, else the last.
+    """The method asked for; ``auto`` is the first of the three that goes with the model.
+
+    Cosine goes by itself where the embedding lies among the features; asked for by name, it goes
+    with every embedding as wide as they are.
 
     Raises:
         InputError: the model has no attention, or an embedding that no feature compares with.
@@ -152,7 +162,8 @@ def choose_method(model: Model, method: str) -> str:
     if method == "auto":
         if attends:
             return "attention"
-        return "cosine" if isinstance(aggregator, Dragn | Hamil) else "leave-one-out"
+        among = aggregator is not None and aggregator.embedding_among_features
+        return "cosine" if among else "leave-one-out"
     if method == "attention" and not attends:
         raise SettingError(
             "method",
@@ -179,24 +190,25 @@ def choose_bags(
         split: only those that were on this side when the run was trained.
     """
     known = {bag.bag_id: bag for bag in store.bags}
+    # By id, where a bag was named, for errors.
     if bags is None:
-        wanted = dict.fromkeys(known, "")
+        sources = dict.fromkeys(known, "")
     elif isinstance(bags, Path):
-        wanted = {bag.bag_id: f"{bag.file}:{bag.line}" for bag in read_bags(bags)[0]}
+        sources = {bag.bag_id: f"{bag.file}:{bag.line}" for bag in read_bags(bags)[0]}
     else:
-        wanted = dict.fromkeys(bags, "`bags`")
-    for bag_id, where in wanted.items():
+        sources = dict.fromkeys(bags, "`bags`")
+    for bag_id, where in sources.items():
         if bag_id not in known:
             remedy = f"correct {where}, or see {store.path / 'manifest' / 'bags.csv'}"
             raise UnknownNameError("bag", bag_id, known, remedy=remedy)
     if split is not None:
         rows = run_table(run, "splits.csv", ("bag_id", "split"))
         side = {row.cells["bag_id"]: row.cells["split"] for row in rows}
-        wanted = {bag_id: where for bag_id, where in wanted.items() if side.get(bag_id) == split}
-    if not wanted:
-        asked = "a bag's id" if split is None else f"a bag of the run's {split} split"
-        raise _no_bags(asked, "none", f"see the bags in {run / 'splits.csv'}")
-    return [known[bag_id] for bag_id in wanted]
+        sources = {bag_id: where for bag_id, where in sources.items() if side.get(bag_id) == split}
+    if not sources:
+        expected = "a bag's id" if split is None else f"a bag of the run's {split} split"
+        raise _no_bags(expected, "none", f"see the bags in {run / 'splits.csv'}")
+    return [known[bag_id] for bag_id in sources]
 
 
 def _no_bags(expected: str, got: str, remedy: str) -> InputError:
@@ -217,8 +229,8 @@ def _instance_rows(store: Store, explained: Explained) -> Iterator[list[Any]]:
         index = store.instances(bag_id)
         scores = explained.scores[explained.offsets[k] : explained.offsets[k + 1]].tolist()
         facts = zip(index.images, index.order.tolist(), index.boxes.tolist(), scores, strict=True)
-        for image, order, box, own in facts:
-            yield [bag_id, image, order, *box, *("" if math.isnan(s) else repr(s) for s in own)]
+        for image, order, box, row in facts:
+            yield [bag_id, image, order, *box, *("" if math.isnan(s) else repr(s) for s in row)]
 
 
 def write_h5_files(folder: Path, store: Store, explained: Explained) -> None:

@@ -40,6 +40,7 @@ def score_split(
     decision: Decision,
     config: TrainConfig,
 ) -> dict[str, Any]:
+    """The scores of some bags, as `evaluate` gives them."""
     return evaluate(
         targets[rows],
         probabilities[rows],
@@ -76,7 +77,7 @@ def write_predictions(
 
 
 def write_history(out: Path, trained: Fitted, labels: Sequence[str]) -> None:
-    """Write how training went: losses by epoch, or what was chosen for each label."""
+    """Write the losses by epoch, or without epochs the machine that was chosen for each label."""
     if isinstance(trained, ClassicalFitted):
         head = ["label", *(field.name for field in fields(MachineChoice))]
         rows = ([k, *astuple(choice)] for k, choice in zip(labels, trained.choices, strict=True))
@@ -86,13 +87,9 @@ def write_history(out: Path, trained: Fitted, labels: Sequence[str]) -> None:
 
 
 def config_toml(config: TrainConfig, labelling: Labelling, store: Store) -> str:
-    read = settings_read(config)
-    settings = {k: v for k, v in read.items() if v is not None}
-    for name in ("options", "loss_options", "schedule_options"):
-        if name in read:
-            settings[name] = {k: v for k, v in (read[name] or {}).items() if v is not None}
+    """The text of a run's config.toml: the settings that its method reads, and its data."""
     record = {
-        "train": settings,
+        "train": settings_read(config),
         "data": {
             "name": store.name,
             "task": labelling.task,
@@ -114,6 +111,6 @@ def run_table(run: Path, name: str, columns: Sequence[str]) -> list[Row]:
             str(path),
             expected=f"the run's table with {missing[0]}",
             got="none" if path.is_file() else "no such file",
-            remedy="give the folder that train-agg has written, with all its files",
+            remedy="give a run folder of train-agg, with all its files",
         )
     return rows

@@ -96,7 +96,7 @@ def leave_one_out(
 
 
 def bags_without_one(bags: RaggedBags, most: int) -> Iterator[tuple[NDArray[np.int64], RaggedBags]]:
-    """For every instance that has bag mates its bag without it, many at a time.
+    """Bags without one instance: for each instance that has bag mates, many at a time.
 
     Args:
         most: rows that are copied at once; a bag more begins only below it.

@@ -15,21 +15,22 @@ from dragn_cache.devices import find_device, memory_for_features
 from dragn_cache.files import require_new, write_text
 from dragn_cache.loading.labelling import Labelling, hex_digests, read_labelling
 from dragn_cache.loading.stored import load_bags
-from dragn_cache.runs.checkpoint import decision_of, load_checkpoint, require_same_features
-from dragn_cache.runs.config import PredictConfig
+from dragn_cache.runs.checkpoint import Checkpoint, load_checkpoint, require_same_features
+from dragn_cache.runs.config import ApplyConfig
 from dragn_cache.runs.folder import score_split, write_predictions
 from dragn_cache.store import Store
-from dragn_cache.training.config import TrainConfig
 from dragn_cache.training.data import possible_in
 from dragn_cache.training.fit import Model, predict_method
 from dragn_cache.types import Warn
+
+DEFAULTS = ApplyConfig()
 
 
 def predict_run(
     run: Path,
     store: Store,
     out: Path,
-    settings: PredictConfig | None = None,
+    config: ApplyConfig = DEFAULTS,
     *,
     bags_csv: Path | None = None,
     warn: Warn = lambda text: None,
@@ -45,34 +46,36 @@ def predict_run(
         StoreError: the store is incomplete or damaged.
     """
     require_new(out)
-    target = find_device((settings or PredictConfig()).device)
-    model, record = load_checkpoint(run)
-    require_same_features(run, record, store, warn)
+    target = find_device(config.device)
+    model, checkpoint = load_checkpoint(run)
+    require_same_features(run, checkpoint, store, warn)
     store.require_complete()
-    labelling = _labelling_for(record, store, bags_csv, warn)
-    labelling, probabilities = apply_model(model, record, store, labelling, target, warn)
-    decision = decision_of(record)
+    labelling = _labelling_for(checkpoint, store, bags_csv, warn)
+    labelling, probabilities = apply_model(model, checkpoint, store, labelling, target, warn)
+    decision = checkpoint.decision
     out.mkdir(parents=True, exist_ok=True)
     splits = [bag.split for bag in labelling.bags]
     write_predictions(out / "predictions.csv", labelling, splits, probabilities, decision)
     if any(bag.labels is None for bag in labelling.bags):
         return None
-    known = set(record.get("seen", {}).values())
+    known = set((checkpoint.seen or {}).values())
     trained = sum(digest in known for digest in hex_digests(store, labelling.ids))
     if trained:
         warn(
             f"{trained} of these {len(labelling.bags)} bags were in the run's training or "
             f"validation: score new ones, or dragn-cache evaluate {run}"
         )
-    rows, config = np.arange(len(labelling.bags)), TrainConfig(**record["config"])
-    scores = score_split(labelling.targets(), probabilities, rows, labelling.task, decision, config)
+    rows = np.arange(len(labelling.bags))
+    scores = score_split(
+        labelling.targets(), probabilities, rows, labelling.task, decision, checkpoint.config
+    )
     write_text(out / "metrics.json", json.dumps({"all": scores}, indent=2) + "\n")
     return scores
 
 
 def apply_model(
     model: Model,
-    record: dict[str, Any],
+    checkpoint: Checkpoint,
     store: Store,
     labelling: Labelling,
     device: torch.device,
@@ -83,22 +86,22 @@ def apply_model(
     Labels that a bag's stage cannot have are 0 if the run masks predictions.
     """
     memory = memory_for_features("auto", device)
-    labelling, bags = load_bags(store, store.tap(record["tap"]), labelling, memory, warn)
+    labelling, bags = load_bags(store, store.tap(checkpoint.tap), labelling, memory, warn)
     probabilities = predict_method(model, bags, labelling.task, device)
-    config = TrainConfig(**record["config"])
+    config = checkpoint.config
     if config.masks_predictions:
         probabilities = np.where(possible_in(store, labelling, config), probabilities, 0.0)
     return labelling, probabilities
 
 
 def _labelling_for(
-    record: dict[str, Any], store: Store, bags_csv: Path | None, warn: Warn
+    checkpoint: Checkpoint, store: Store, bags_csv: Path | None, warn: Warn
 ) -> Labelling:
     """The bags to predict, with the run's labels; without any, where they carry other labels."""
     if bags_csv is None:
         used = {label for bag in store.bags for label in bag.labels or ()}
-        if not used <= set(record["labels"]):
+        if not used <= set(checkpoint.labels):
             warn("the store's labels are not the run's: predictions without scores")
             bags = tuple(replace(bag, labels=None) for bag in store.bags)
-            return Labelling(bags, tuple(record["labels"]), record["task"])
-    return read_labelling(store, bags_csv, labels=record["labels"], task=record["task"])
+            return Labelling(bags, checkpoint.labels, checkpoint.task)
+    return read_labelling(store, bags_csv, labels=checkpoint.labels, task=checkpoint.task)

@@ -12,25 +12,28 @@ RUN/
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dragn_cache.files import require_new, write_csv, write_text
 from dragn_cache.loading.labelling import (
+    Labelling,
     hex_digests,
     read_labelling,
     require_labels,
     warn_same_features,
 )
 from dragn_cache.loading.stored import StoredBags
-from dragn_cache.runs.checkpoint import write_checkpoint
+from dragn_cache.runs.checkpoint import Checkpoint, write_checkpoint
 from dragn_cache.runs.folder import config_toml, score_split, write_history, write_predictions
-from dragn_cache.scoring.decisions import choose_decision, require_rule_for, warn_kept_thresholds
+from dragn_cache.scoring.decisions import Decision, choose_decision, warn_kept_thresholds
+from dragn_cache.scoring.rules import require_rule_for
 from dragn_cache.store import Store
 from dragn_cache.training.config import TrainConfig
 from dragn_cache.training.data import choose_tap, load_labelled, no_views, warn_vectors
-from dragn_cache.training.fit import fit_method, without_unread
+from dragn_cache.training.fit import Fitted, fit_method, without_unread
 from dragn_cache.training.train import Progress
 from dragn_cache.types import SPLITS, Warn
 
@@ -80,21 +83,50 @@ def train_run(
         split: score_split(data.targets, p, data.rows(split), data.task, decision, config)
         for split in SPLITS
     }
+    config = config.replace(tap=tap.name)
     if isinstance(data.bags, StoredBags):  # the order of training depends on the blocks
-        config = replace(config, memory=f"{data.bags.budget}B")
-    config = replace(config, tap=tap.name)
+        config = config.replace(memory=f"{data.bags.budget}B")
+    _write_run(out, store, _Outcome(config, labelling, splits, digests, trained, decision), metrics)
+    return metrics
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """A training's result and what a run's folder says of it.
+
+    Attributes:
+        config: the settings, tap and memory resolved.
+        labelling: the B bags.
+        splits: their sides.
+        digests: of their features.
+        trained: the model and its history.
+        decision: chosen on the validation bags.
+    """
+
+    config: TrainConfig
+    labelling: Labelling
+    splits: Sequence[str]
+    digests: Sequence[str]
+    trained: Fitted
+    decision: Decision
+
+
+def _write_run(out: Path, store: Store, run: _Outcome, metrics: Mapping[str, Any]) -> None:
+    """Write a run's folder, metrics.json last."""
+    config, labelling, splits, trained = run.config, run.labelling, run.splits, run.trained
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "config.toml", config_toml(config, labelling, store))
     groups = [bag.group for bag in labelling.bags]
     write_csv(
         out / "splits.csv",
         ["bag_id", "split", "group", "digest"],
-        zip(labelling.ids, splits, groups, digests, strict=True),
+        zip(labelling.ids, splits, groups, run.digests, strict=True),
     )
     write_history(out, trained, labelling.labels)
-    write_predictions(out / "predictions.csv", labelling, splits, p, decision)
-    of_bags = zip(labelling.ids, digests, splits, strict=True)
+    p = trained.probabilities
+    write_predictions(out / "predictions.csv", labelling, splits, p, run.decision)
+    of_bags = zip(labelling.ids, run.digests, splits, strict=True)
     seen = {bag_id: digest for bag_id, digest, split in of_bags if split != "test"}
-    write_checkpoint(out / "checkpoint.pt", trained, config, labelling, store, decision, seen)
+    checkpoint = Checkpoint.of(trained, config, labelling, store, run.decision, seen)
+    write_checkpoint(out / "checkpoint.pt", checkpoint)
     write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    return metrics

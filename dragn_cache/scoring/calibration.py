@@ -3,9 +3,9 @@
 - Expected calibration error as Naeini et al. (AAAI 2015) and Guo et al. (ICML 2017) have it: 15
   bins of equal width, of each the mean probability against the share that is true.
 - Bins are open below and closed above, as (0, 1/15]; the first holds 0 too.
-- The error has no bootstrap interval. It is above 0 even for perfect probabilities, as chance alone
-  makes a gap where bins hold few, and a resample adds to every gap: measured on 3000 bags, the
-  percentile interval lay wholly above the error. It compares models on the same bags.
+- The error has no bootstrap interval. Chance alone makes gaps in bins of few bags, so it is above 0
+  even for perfect probabilities; a resample widens every gap: measured on 3000 bags, the percentile
+  interval lay wholly above the error. Use it to compare models on the same bags.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EDGES: Floats = np.arange(BINS + 1) / BINS
 
 @dataclass(frozen=True)
 class Reliability:
-    """What a reliability diagram shows, bin by bin.
+    """The numbers of a reliability diagram, bin by bin.
 
     Attributes:
         counts: (15,) int64, probabilities in each bin.
@@ -92,8 +92,8 @@ def calibration_errors(
     if not len(p):
         return float("nan"), float("nan")
     labels = range(p.shape[1])
-    own = [reliability(y[:, [k]], p[:, [k]], "multilabel").error for k in labels]
-    return reliability(y, p, task).error, float(np.mean(own))
+    of_labels = [reliability(y[:, [k]], p[:, [k]], "multilabel").error for k in labels]
+    return reliability(y, p, task).error, float(np.mean(of_labels))
 
 
 def _bins(p: Floats) -> Ints:

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,11 +17,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from dragn_cache.errors import InputError
 from dragn_cache.scoring.arrays import require_probabilities, require_targets
+from dragn_cache.scoring.rules import require_rule_for, top_count
 from dragn_cache.types import Floats, Task, Warn
 
 Decided = NDArray[np.int8]
 
-RULES = "default, half, thresholds or top-K, as top-2"
 HALF = 0.5
 # Thresholds to choose from, as FRN does it: 0, 0.01, …, 0.99.
 GRID: Floats = np.arange(100) / 100
@@ -47,32 +46,6 @@ class Decision:
 
 
 DEFAULT = Decision()
-
-
-def require_rule(rule: str) -> None:
-    """Raise `InputError` unless ``rule`` is the name of a rule."""
-    if rule not in ("default", "half", "thresholds") and _top(rule) is None:
-        raise InputError("--decision", expected=RULES, got=repr(rule), remedy="choose one of these")
-
-
-def require_rule_for(rule: str, task: Task, labels: int) -> None:
-    """Raise `InputError` unless a rule can decide between ``labels`` labels of a task."""
-    require_rule(rule)
-    if task == "multiclass" and rule != "default":
-        raise InputError(
-            "--decision",
-            expected="default for a multi-class task, where each bag has one class",
-            got=repr(rule),
-            remedy="leave it out",
-        )
-    count = _top(rule)
-    if count is not None and count > labels:
-        raise InputError(
-            "--decision",
-            expected=f"at most top-{labels} of {labels} labels",
-            got=repr(rule),
-            remedy="give a smaller number",
-        )
 
 
 def choose_decision(
@@ -106,8 +79,8 @@ def _best_threshold(y: Floats, p: Floats) -> float:
     """
     if not y.any():
         return HALF
-    said = (p >= GRID[:, None]) & (p > 0)  # (G, B)
-    f1 = 2 * (said @ y) / (said.sum(axis=1) + y.sum())
+    decided = (p >= GRID[:, None]) & (p > 0)  # (G, B)
+    f1 = 2 * (decided @ y) / (decided.sum(axis=1) + y.sum())
     distance = np.abs(np.arange(len(GRID)) - len(GRID) // 2)  # whole numbers: ties are exact
     return float(GRID[np.lexsort((distance, -f1))[0]])
 
@@ -136,7 +109,7 @@ def decide(probabilities: ArrayLike, task: Task, decision: Decision = DEFAULT) -
             remedy="correct the task",
         )
     require_rule_for(decision.rule, task, p.shape[1])
-    count = 1 if task == "multiclass" else _top(decision.rule)
+    count = 1 if task == "multiclass" else top_count(decision.rule)
     if count is not None:
         rank = np.argsort(np.argsort(-p, axis=1, kind="stable"), axis=1)
         largest: Decided = ((rank < count) & (p > 0)).astype(np.int8)
@@ -146,7 +119,7 @@ def decide(probabilities: ArrayLike, task: Task, decision: Decision = DEFAULT) -
 
 
 def _limits(p: Floats, decision: Decision) -> Floats:
-    """What probabilities (B, L) must reach, as an array that broadcasts to them."""
+    """The limits that probabilities (B, L) must reach, as an array that broadcasts to them."""
     if decision.rule == "thresholds":
         limits: Floats = np.array(decision.thresholds or ())
         if limits.shape != p.shape[1:]:
@@ -161,12 +134,6 @@ def _limits(p: Floats, decision: Decision) -> Floats:
         return np.full(1, HALF)
     largest = p.max(axis=1, keepdims=True)
     return np.where(largest < HALF, largest, HALF)
-
-
-def _top(rule: str) -> int | None:
-    """K of ``top-K``, None for other texts."""
-    found = re.fullmatch(r"top-([1-9]\d{0,8})", rule)
-    return int(found[1]) if found else None
 
 
 def warn_kept_thresholds(decision: Decision, labels: Sequence[str], warn: Warn) -> None:

@@ -20,12 +20,13 @@ def bootstrap_counts(bags: int, count: int, seed: int) -> Iterator[Floats]:
     chunk = max(1, CHUNK_WEIGHTS // max(1, bags))
     for start in range(0, count if bags else 0, chunk):
         rows = min(chunk, count - start)
-        drawn = rng.integers(bags, size=(rows, bags)) + bags * np.arange(rows)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=rows * bags)
+        numbers = rng.integers(bags, size=(rows, bags)) + bags * np.arange(rows)[:, None]
+        counts = np.bincount(numbers.ravel(), minlength=rows * bags)
         yield counts.reshape(rows, bags).astype(np.float64)
 
 
 def bootstrap_interval(draws: list[Floats]) -> list[float] | None:
+    """The 95 % percentile interval ``[low, high]`` of draws; None where too few are defined."""
     values = np.concatenate(draws) if draws else np.empty(0)
     defined = values[~np.isnan(values)]
     if len(defined) < MIN_RESAMPLES:

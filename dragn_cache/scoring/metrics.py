@@ -20,7 +20,8 @@ from dragn_cache.scoring.arrays import require_probabilities, require_targets
 from dragn_cache.scoring.calibration import calibration_errors
 from dragn_cache.scoring.decisions import DEFAULT, Decision
 from dragn_cache.scoring.intervals import bootstrap_counts, bootstrap_interval
-from dragn_cache.scoring.score_table import SCORES, ScoreTable, mean_defined
+from dragn_cache.scoring.score_table import ScoreTable, mean_defined
+from dragn_cache.scoring.scores import ECE, ECE_MACRO, SCORES, Score
 from dragn_cache.types import Floats, Task
 
 
@@ -84,22 +85,20 @@ def evaluate(
     order = np.lexsort(np.hstack([y, p]).T)
     table = ScoreTable.of(y[order], p[order], task, decision)
     bags = len(p)
-    point, auc, precision = table.scores(np.ones((1, bags)))
-    result: dict[str, Any] = {name: _or_none(point[name][0]) for name in SCORES}
+    point, auc, average_precision = table.scores(np.ones((1, bags)))
+    result: dict[str, Any] = {s.name: _or_none(point[s][0]) for s in SCORES}
     ece, ece_macro = calibration_errors(table.targets, table.probabilities, task)
-    result["ece"], result["ece_macro"] = _or_none(ece), _or_none(ece_macro)
+    result[ECE.name], result[ECE_MACRO.name] = _or_none(ece), _or_none(ece_macro)
     result["labels_undefined"] = int(np.isnan(auc).sum())
     result["bags"] = bags
-    result["average_precision"] = [_or_none(value) for value in precision[0]]
+    result["average_precision"] = [_or_none(value) for value in average_precision[0]]
     result["auc"] = [_or_none(value) for value in auc[0]]
     result |= table.label_scores()
     result["decision"] = decision.rule
     result["thresholds"] = decision.thresholds and list(decision.thresholds)
     result["thresholds_kept"] = list(decision.kept)
     draws = [table.scores(weights)[0] for weights in bootstrap_counts(bags, intervals, seed)]
-    result["intervals"] = {
-        name: bootstrap_interval([draw[name] for draw in draws]) for name in SCORES
-    }
+    result["intervals"] = {s.name: bootstrap_interval([draw[s] for draw in draws]) for s in SCORES}
     return result
 
 
@@ -126,9 +125,9 @@ def mean_intervals(
     """95 % bootstrap intervals of scores that are means over several tests.
 
     Bags are resampled, not tests: in one draw a bag has the same weight in every test, so that
-    seeds that test the same bags again do not narrow the interval. The percentiles are moved by the
-    bootstrap's own bias, the mean of its draws less the score: in a test of few bags a resample
-    loses the positives of rare labels, which then leave the mean over labels, and mAP rises.
+    seeds that test the same bags again do not narrow the interval. The bootstrap's bias, the mean
+    of its draws less the score, is subtracted: in a test of few bags a resample loses the positives
+    of rare labels, which then leave the mean over labels, and mAP rises.
 
     Args:
         tests: for example the test folds of a repeated cross-validation.
@@ -150,30 +149,29 @@ def mean_intervals(
         y = require_targets(test.targets, p.shape, task)
         tables.append(ScoreTable.of(y, p, task, test.decision))
 
-    def means(weights: Floats) -> dict[str, Floats]:
+    def means(weights: Floats) -> dict[Score, Floats]:
         scored = [
             table.scores(weights[:, test.rows])[0]
             for table, test in zip(tables, tests, strict=True)
         ]
-        return {n: mean_defined(np.stack([s[n] for s in scored], axis=1)) for n in SCORES}
+        return {s: mean_defined(np.stack([own[s] for own in scored], axis=1)) for s in SCORES}
 
-    draws: dict[str, list[Floats]] = {name: [] for name in SCORES}
+    draws: dict[Score, list[Floats]] = {score: [] for score in SCORES}
     for weights in bootstrap_counts(bags, intervals if tests else 0, seed):
-        for name, drawn in means(weights).items():
-            draws[name].append(drawn)
+        for score, drawn in means(weights).items():
+            draws[score].append(drawn)
     if not tests:
-        return dict.fromkeys(SCORES)
+        return dict.fromkeys(score.name for score in SCORES)
     point = means(np.ones((1, bags)))
-    return {name: _centred(draws[name], point[name], name) for name in SCORES}
+    return {s.name: _centred(draws[s], point[s], s.highest) for s in SCORES}
 
 
-def _centred(draws: list[Floats], point: Floats, name: str) -> list[float] | None:
-    """The draws' interval moved by what they lie beside the score, in the score's own range."""
+def _centred(draws: list[Floats], point: Floats, highest: float) -> list[float] | None:
+    """The draws' interval less their bias against the score, clipped to the score's range."""
     interval = bootstrap_interval(draws)
     if interval is None:
         return None
     bias = np.nanmean(np.concatenate(draws)) - point[0]
-    highest = 2 if name == "brier" else 1  # of classes it is a sum
     return [float(np.clip(end - bias, 0, highest)) for end in interval]
 
 

@@ -7,23 +7,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from dragn_cache.scoring.decisions import Decision, decide
-from dragn_cache.types import Floats, Task
-
-SCORES = (
-    "auc_macro",
-    "f1_macro",
-    "f1_micro",
-    "precision_macro",
-    "recall_macro",
-    "sensitivity",
-    "specificity",
-    "f1_samples",
-    "auc_samples",
-    "map",
-    "accuracy",
-    "precision_macro_reference",
-    "brier",
+from dragn_cache.scoring.scores import (
+    ACCURACY,
+    AUC_MACRO,
+    AUC_SAMPLES,
+    BRIER,
+    F1_MACRO,
+    F1_MICRO,
+    F1_SAMPLES,
+    MAP,
+    PRECISION_MACRO,
+    PRECISION_MACRO_REFERENCE,
+    RECALL_MACRO,
+    SCORES,
+    SENSITIVITY,
+    SPECIFICITY,
+    Score,
 )
+from dragn_cache.types import Floats, Task
 
 EPSILON = float(np.finfo(np.float64).eps)
 
@@ -66,42 +67,42 @@ class ScoreTable:
             brier_of_bag=squares if task == "multiclass" else squares / labels,
         )
 
-    def scores(self, weights: Floats) -> tuple[dict[str, Floats], Floats, Floats]:
+    def scores(self, weights: Floats) -> tuple[dict[Score, Floats], Floats, Floats]:
         """Every score for R weightings of the bags.
 
         Args:
             weights: (R, B) counts.
 
         Returns:
-            scores by name, each (R,); AUC and average precision of each label, each (R, L).
+            the scores, each (R,); AUC and average precision of each label, each (R, L).
         """
         if not len(self.targets):
             undefined = np.full((len(weights), self.targets.shape[1]), np.nan)
             return dict.fromkeys(SCORES, undefined[:, 0]), undefined, undefined
-        auc, precision = _rank_scores(self.targets, self.probabilities, weights)
-        right = (self.targets == self.decided).all(axis=1).astype(np.float64)
+        auc, average_precision = _rank_scores(self.targets, self.probabilities, weights)
+        exact = (self.targets == self.decided).all(axis=1).astype(np.float64)
         scores = self._decision_scores(weights) | {
-            "auc_macro": mean_defined(auc),
-            "map": mean_defined(precision),
-            "f1_samples": _weighted_mean(self.f1_of_bag, weights),
-            "auc_samples": _weighted_mean(self.auc_of_bag, weights),
-            "accuracy": _weighted_mean(right, weights),
-            "brier": _weighted_mean(self.brier_of_bag, weights),
+            AUC_MACRO: mean_defined(auc),
+            MAP: mean_defined(average_precision),
+            F1_SAMPLES: _weighted_mean(self.f1_of_bag, weights),
+            AUC_SAMPLES: _weighted_mean(self.auc_of_bag, weights),
+            ACCURACY: _weighted_mean(exact, weights),
+            BRIER: _weighted_mean(self.brier_of_bag, weights),
         }
-        return scores, auc, precision
+        return scores, auc, average_precision
 
-    def _decision_scores(self, weights: Floats) -> dict[str, Floats]:
+    def _decision_scores(self, weights: Floats) -> dict[Score, Floats]:
         """The scores that follow from counts of right and wrong decisions, each (R,)."""
         tp, fp, fn, tn = self._counts(weights)
         tp_sum, fp_sum, fn_sum, tn_sum = (count.sum(axis=1) for count in (tp, fp, fn, tn))
         return {
-            "f1_macro": _ratio(2 * tp, 2 * tp + fp + fn, undefined=0.0).mean(axis=1),
-            "f1_micro": _ratio(2 * tp_sum, 2 * tp_sum + fp_sum + fn_sum),
-            "precision_macro": _ratio(tp, tp + fp, undefined=0.0).mean(axis=1),
-            "recall_macro": _ratio(tp, tp + fn, undefined=0.0).mean(axis=1),
-            "sensitivity": _ratio(tp_sum, tp_sum + fn_sum),
-            "specificity": _ratio(tn_sum, tn_sum + fp_sum),
-            "precision_macro_reference": ((tp + EPSILON) / (tp + fp + EPSILON)).mean(axis=1),
+            F1_MACRO: _ratio(2 * tp, 2 * tp + fp + fn, undefined=0.0).mean(axis=1),
+            F1_MICRO: _ratio(2 * tp_sum, 2 * tp_sum + fp_sum + fn_sum),
+            PRECISION_MACRO: _ratio(tp, tp + fp, undefined=0.0).mean(axis=1),
+            RECALL_MACRO: _ratio(tp, tp + fn, undefined=0.0).mean(axis=1),
+            SENSITIVITY: _ratio(tp_sum, tp_sum + fn_sum),
+            SPECIFICITY: _ratio(tn_sum, tn_sum + fp_sum),
+            PRECISION_MACRO_REFERENCE: ((tp + EPSILON) / (tp + fp + EPSILON)).mean(axis=1),
         }
 
     def label_scores(self) -> dict[str, list[float] | list[int]]:
@@ -136,7 +137,7 @@ def _rank_scores(targets: Floats, scores: Floats, weights: Floats) -> tuple[Floa
         has no positive.
     """
     shape = (len(weights), targets.shape[1])
-    auc, precision = np.full(shape, np.nan), np.full(shape, np.nan)
+    auc, average_precision = np.full(shape, np.nan), np.full(shape, np.nan)
     by_row = np.ascontiguousarray(weights.T)  # (n, R): sorting rows then moves whole lines
     for label in range(shape[1]):
         order = np.argsort(-scores[:, label])
@@ -148,22 +149,23 @@ def _rank_scores(targets: Floats, scores: Floats, weights: Floats) -> tuple[Floa
             positive = np.add.reduceat(positive, first_of_tie, axis=0)
             negative = np.add.reduceat(negative, first_of_tie, axis=0)
         # Rows are thresholds, highest first; the sums count what lies at or above each.
-        found, alarms = positive.cumsum(axis=0), negative.cumsum(axis=0)
-        beaten = np.einsum("tr,tr->r", found - positive / 2, negative)
-        auc[:, label] = _ratio(beaten, found[-1] * alarms[-1])
-        gained = np.einsum("tr,tr->r", positive, _ratio(found, found + alarms, undefined=0.0))
-        precision[:, label] = _ratio(gained, found[-1])
-    return auc, precision
+        true_positives, false_positives = positive.cumsum(axis=0), negative.cumsum(axis=0)
+        concordant = np.einsum("tr,tr->r", true_positives - positive / 2, negative)
+        auc[:, label] = _ratio(concordant, true_positives[-1] * false_positives[-1])
+        precisions = _ratio(true_positives, true_positives + false_positives, undefined=0.0)
+        precision_gain = np.einsum("tr,tr->r", positive, precisions)
+        average_precision[:, label] = _ratio(precision_gain, true_positives[-1])
+    return auc, average_precision
 
 
 def _auc_of_bags(targets: Floats, scores: Floats) -> Floats:
-    """AUC (B,) of each bag over its labels: pairs won of targets and scores (B, L)."""
-    won = np.zeros(len(targets))
+    """AUC (B,) of each bag over its labels: its share of concordant pairs, from arrays (B, L)."""
+    concordant = np.zeros(len(targets))
     for label in range(targets.shape[1]):
         score = scores[:, label, None]
-        beaten = (1 - targets) * ((score > scores) + (score == scores) / 2)
-        won += targets[:, label] * beaten.sum(axis=1)
-    return _ratio(won, targets.sum(axis=1) * (1 - targets).sum(axis=1))
+        below = (1 - targets) * ((score > scores) + (score == scores) / 2)
+        concordant += targets[:, label] * below.sum(axis=1)
+    return _ratio(concordant, targets.sum(axis=1) * (1 - targets).sum(axis=1))
 
 
 def _ratio(numerator: Floats, denominator: Floats, *, undefined: float = np.nan) -> Floats:

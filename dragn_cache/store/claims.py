@@ -2,9 +2,10 @@
 
 A claim is a file that is created exclusively and holds host, process, its start time and a token.
 Its holder renews it (its time of modification) every `RENEW_SECONDS`. On the same host the process
-and its start time decide whether the holder lives; a claim of another host expires when it was not
-renewed for `EXPIRE_SECONDS`. Claims only save work: whoever loses a race computes the same bytes
-and throws them away, so a wrong guess about a holder never costs data.
+number and the start time decide whether the holder lives (numbers are used again); a claim of
+another host expires when it was not renewed for `EXPIRE_SECONDS`. Claims only save work: a process
+that loses a race has computed the same bytes and discards them, so a wrong decision about a holder
+never costs data.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ RENEW_SECONDS = 10.0
 EXPIRE_SECONDS = 120.0
 SUFFIX = ".claim"
 OPEN_TOKENS: set[str] = set()
-"""Tokens of this process's `Claims` that are not closed: a disk may refuse to give a claim up."""
+"""Tokens of this process's `Claims` that are not closed. A claim file that could not be removed
+would otherwise count as held for as long as this process lives."""
 
 
 class Claims:
@@ -36,7 +38,7 @@ class Claims:
         self.folder = folder
         self.token = uuid.uuid4().hex[:16]
         OPEN_TOKENS.add(self.token)
-        self._held: set[str] = set()
+        self._names: set[str] = set()
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._renewer: threading.Thread | None = None
@@ -45,7 +47,7 @@ class Claims:
         return self.folder / f".{name}{SUFFIX}"
 
     def holds(self, name: str) -> bool:
-        return name in self._held
+        return name in self._names
 
     def acquire(self, name: str) -> bool:
         """Claim a name; False while another living process holds it."""
@@ -53,7 +55,7 @@ class Claims:
             if not self._create(self.path(name)):
                 return False
         with self._lock:
-            self._held.add(name)
+            self._names.add(name)
             if self._renewer is None:
                 self._renewer = threading.Thread(target=self._renew, daemon=True)
                 self._renewer.start()
@@ -83,9 +85,9 @@ class Claims:
             time.sleep(0.02)
 
     def release(self, name: str) -> None:
-        """Give a claim up; one that another process has taken over is left to it."""
+        """Give a claim up, unless another process has taken it over."""
         with self._lock:
-            self._held.discard(name)
+            self._names.discard(name)
         path = self.path(name)
         with _guarded(self.folder):
             if (read_claim(path) or {}).get("token") == self.token:
@@ -97,7 +99,7 @@ class Claims:
         self._ended.set()
         if self._renewer is not None:
             self._renewer.join()
-        for name in list(self._held):
+        for name in list(self._names):
             self.release(name)
 
     def __enter__(self) -> Claims:
@@ -114,20 +116,20 @@ class Claims:
     def _renew(self) -> None:
         while not self._ended.wait(RENEW_SECONDS):
             with self._lock:
-                for name in self._held:
+                for name in self._names:
                     path = self.path(name)
-                    # One that was taken over while this process was suspended is not renewed.
+                    # Another process may have taken it over while this one was suspended.
                     if (read_claim(path) or {}).get("token") == self.token:
-                        with suppress(OSError):  # the disk says so at the next write
+                        with suppress(OSError):  # the next write reports the disk's error
                             os.utime(path)
 
 
 @contextmanager
 def _guarded(folder: Path) -> Iterator[None]:
-    """Keep other processes of this host from looking at a claim and changing it in between.
+    """Lock a folder, so that reading a claim and changing it is one step for this host's processes.
 
-    Where folders cannot be locked (some network file systems) the exclusive creation still holds,
-    and only the removal of a dead holder's claim can be raced.
+    Where folders cannot be locked (some network file systems) the exclusive creation still works;
+    only the removal of a dead holder's claim is then open to a race.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -151,7 +153,7 @@ def living_tokens(folder: Path) -> set[str]:
 
 
 def is_alive(path: Path) -> bool:
-    """Whether the holder of a claim is still at work (False if there is no such claim)."""
+    """Whether the holder of a claim lives (False if there is no such claim)."""
     claim = read_claim(path)
     if claim is None:
         return False
@@ -159,6 +161,7 @@ def is_alive(path: Path) -> bool:
         pid = claim.get("pid")
         if pid == os.getpid() and claim.get("token") not in OPEN_TOKENS:
             return False
+        # A process that has ended has no start time; another one of its number has another.
         return isinstance(pid, int) and claim.get("start") == started(pid) is not None
     try:
         return time.time() - path.stat().st_mtime < EXPIRE_SECONDS
@@ -192,7 +195,7 @@ def host() -> str:
 
 
 def started(pid: int) -> str | None:
-    """When a process of this host started, in the kernel's words; None if it has ended."""
+    """Start time of a process of this host, as the kernel writes it; None if it has ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -204,7 +207,7 @@ def started(pid: int) -> str | None:
 
 
 def _started_without_proc(pid: int) -> str | None:
-    """Where there is no /proc: only whether it lives."""
+    """A constant for a process that lives: without /proc its start time is not known."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -65,7 +65,7 @@ class Hdf5Format:
 
     def read_rows(self, path: Path, tap: Tap, view: str, pieces: Pieces) -> None:
         pieces = [(start, out) for start, out in pieces if len(out)]
-        if not pieces:  # an empty dataset has no place in the file
+        if not pieces:  # an empty dataset has no bytes in the file
             return
         with h5py.File(path, "r") as file:
             dataset = file[f"taps/{tap.name}/{view}"]

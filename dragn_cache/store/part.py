@@ -1,4 +1,4 @@
-"""One part: what it holds, how its bytes are digested, and what every format must do.
+"""One part: its contents, the digests of its bags, and the protocol that every format follows.
 
 A format is a class with the methods of `PartFormat`; `FORMATS` in the package maps its name to it.
 The contract is tested once, over all formats.
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from dragn_cache.errors import DamagedPartError
 from dragn_cache.store.schema import Tap
 
-# What h5py, zarr and file reads raise on bytes that are not what was written.
+# Errors that h5py, zarr and file reads raise on damaged bytes.
 DAMAGE = (
     OSError,
     KeyError,
@@ -56,7 +56,7 @@ class PartIndex:
         ids: bag ids, b of them.
         offsets: (b+1,) int64; bag k has rows offsets[k]:offsets[k+1].
         digests: (b, 32) uint8, see `bag_digests`.
-        plans: (b, 32) uint8, what each bag was to consist of, see `plan.bag_plan`.
+        plans: (b, 32) uint8, digests of the instances planned for each bag, see `plan.bag_plan`.
         images: manifest path of each row.
         boxes: (rows, 4) int64, x0 y0 x1 y1 in pixels of the image, half-open (whole image: its
             extent).
@@ -82,12 +82,12 @@ class PartIndex:
 
 @dataclass(frozen=True)
 class BagRows:
-    """Which rows are whose: as much of a part's index as loading needs.
+    """The rows of each bag: as much of a part's index as loading needs.
 
     Attributes:
         ids: bag ids, b of them.
         offsets: (b+1,) int64; bag k has rows offsets[k]:offsets[k+1].
-        rows: how many rows the part says it has.
+        rows: the number of rows in the part.
     """
 
     ids: tuple[str, ...]
@@ -100,8 +100,8 @@ def require_bags(bags: BagRows | PartIndex, planned: Sequence[str]) -> None:
 
     It may hold others: bags that an update has since moved to a newer part, or dropped.
     """
-    held = iter(bags.ids)
-    if not all(bag_id in held for bag_id in planned):
+    ids = iter(bags.ids)  # one iterator for all: each id is searched behind the one before it
+    if not all(bag_id in ids for bag_id in planned):
         raise ValueError("other bags than planned")
     if bags.offsets.shape != (len(bags.ids) + 1,):
         raise ValueError(f"bags/offsets has shape {bags.offsets.shape}, not {len(bags.ids) + 1}")
@@ -121,9 +121,9 @@ def require_index(index: PartIndex, planned: Sequence[str]) -> None:
         "instances/order": (index.order.shape, (rows,)),
         "instances/digest": (index.image_digests.shape, (rows, 32)),
     }
-    for name, (got, wanted) in shapes.items():
-        if got != wanted:
-            raise ValueError(f"{name} has shape {got}, not {wanted}")
+    for name, (got, expected) in shapes.items():
+        if got != expected:
+            raise ValueError(f"{name} has shape {got}, not {expected}")
 
 
 def damaged_part(path: Path, error: Exception | str) -> DamagedPartError:
@@ -143,7 +143,7 @@ class Rows(Protocol):
 
 
 class PartFormat(Protocol):
-    """How parts are written and read. Paths are complete; the suffix belongs to the format."""
+    """Writing and reading of parts. Paths are complete; the suffix belongs to the format."""
 
     suffix: str
 
@@ -161,7 +161,7 @@ class PartFormat(Protocol):
         """Read everything but the features."""
 
     def read_bags(self, path: Path) -> BagRows:
-        """Read which rows are whose."""
+        """Read the rows of each bag."""
 
     def read_rows(self, path: Path, tap: Tap, view: str, pieces: Pieces) -> None:
         """Fill every piece's array, straight from the file's bytes."""
@@ -174,9 +174,9 @@ RowTable = dict[tuple[str, str], Rows]
 """(tap name, view) → its rows."""
 
 
-def blocks(rows: int, row_bytes: int, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, int]]:
-    """Ranges of rows of about ``block_bytes``."""
-    step = max(1, block_bytes // row_bytes)
+def blocks(rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows of about `BLOCK_BYTES`."""
+    step = max(1, BLOCK_BYTES // row_bytes)
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
 
@@ -184,7 +184,10 @@ def blocks(rows: int, row_bytes: int, block_bytes: int = BLOCK_BYTES) -> Iterato
 def bag_digests(
     offsets: NDArray[np.int64], taps: Sequence[Tap], views: Sequence[str], table: RowTable
 ) -> NDArray[np.uint8]:
-    """(b, 32): sha256 over each bag's rows, little-endian C order, taps in order, then views."""
+    """(b, 32): sha256 over each bag's rows, little-endian C order, taps in order, then views.
+
+    Only the bag's own rows count, so its digest is the same in any part and in either format.
+    """
     result = np.empty((len(offsets) - 1, 32), np.uint8)
     for bag in range(len(offsets) - 1):
         digest = hashlib.sha256()
@@ -201,9 +204,9 @@ def bag_digests(
 def empty_rows(shape: tuple[int, ...], dtype: str) -> Array:
     """An array to read into, on a page boundary.
 
-    Where ``np.empty`` puts a large array, 16 bytes behind a boundary, some processors copy from the
-    page cache at a third of their speed: AMD's Zen 3 where source and target differ by 1 to 16
-    bytes within their pages, as they then do for a part whose features start on a boundary.
+    ``np.empty`` puts a large array 16 bytes behind a page boundary. Some processors then copy from
+    the page cache at a third of their speed: AMD's Zen 3 where the positions of source and target
+    within their pages differ by 1 to 16 bytes, as for a part whose features start on a boundary.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(size + mmap.PAGESIZE, np.uint8)

@@ -1,4 +1,4 @@
-"""One part while it grows: rows to scratch files, then one pass into its format."""
+"""Writing one part: rows go to scratch files, then in one pass into its format."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dragn_cache.types import CLEAN_VIEW
 
 @dataclass(frozen=True)
 class InstanceRecord:
-    """What the store keeps about one row besides its features."""
+    """One row of a store without its features: image, box, position in the bag, file digest."""
 
     image: str
     box: tuple[int, int, int, int]
@@ -30,7 +30,7 @@ class InstanceRecord:
 
 
 class _ScratchRows:
-    """Rows of one tap in a flat file; ``kept`` are those that turned out usable."""
+    """Rows of one tap in a flat file, by planned row number; ``kept``: numbers of usable rows."""
 
     def __init__(self, path: Path, tap: Tap) -> None:
         self.tap = tap
@@ -47,11 +47,11 @@ class _ScratchRows:
                 data, at = data[count:], at + count
 
     def read(self, start: int, stop: int) -> Array:
-        wanted = self.kept[start:stop]
-        out = np.empty((len(wanted), *self.tap.shape), self.tap.dtype)
-        for first, last in _runs(wanted):
+        numbers = self.kept[start:stop]
+        out = np.empty((len(numbers), *self.tap.shape), self.tap.dtype)
+        for first, last in _runs(numbers):
             piece = out[first:last].reshape(-1).view(np.uint8)
-            at = int(wanted[first]) * self.tap.row_bytes
+            at = int(numbers[first]) * self.tap.row_bytes
             if os.preadv(self.file, [piece.data], at) != piece.nbytes:
                 raise StoreError(
                     "scratch file",

@@ -1,4 +1,4 @@
-"""Which bags go into which part: decided from the manifest and the limits alone.
+"""The plan: the bags of each part, decided from the manifest and the limits alone.
 
 Because the plan needs nothing else, a killed run resumes by listing the parts that exist, and two
 machines write the same bags into the same part.
@@ -57,17 +57,17 @@ def plan_parts(
     """
     limit = max(1, min(part_instances, PART_INSTANCES, PART_BYTES // row_bytes))
     parts: list[PartPlan] = []
-    held: list[int] = []
-    filled = 0
+    part_bags: list[int] = []
+    part_rows = 0
     for bag in range(len(bag_sizes)) if bags is None else bags:
         size = bag_sizes[bag]
-        if filled and filled + size > limit:
-            parts.append(PartPlan(first_number + len(parts), tuple(held)))
-            held, filled = [], 0
-        held.append(bag)
-        filled += size
-    if held:
-        parts.append(PartPlan(first_number + len(parts), tuple(held)))
+        if part_rows and part_rows + size > limit:
+            parts.append(PartPlan(first_number + len(parts), tuple(part_bags)))
+            part_bags, part_rows = [], 0
+        part_bags.append(bag)
+        part_rows += size
+    if part_bags:
+        parts.append(PartPlan(first_number + len(parts), tuple(part_bags)))
     return parts
 
 
@@ -77,14 +77,17 @@ def instances_of(manifest: Manifest, bag: int) -> tuple[Instance, ...]:
 
 
 def bag_plan(manifest: Manifest, bag: int) -> bytes:
-    """sha256 of what a bag consists of: canonical JSON of [[image, order, box], …]."""
+    """sha256 over a bag's instances, as canonical JSON of [[image, order, box], …]."""
     plan = [[row.image, row.order, row.box] for row in instances_of(manifest, bag)]
     text = json.dumps(plan, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).digest()
 
 
 def manifest_digest(manifest: Manifest) -> str:
-    """sha256 (hex) over all bags in order: for each its id as UTF-8, a zero byte, its plan."""
+    """sha256 (hex) over all bags in order: for each its id as UTF-8, a zero byte, its plan.
+
+    Labels, splits and groups are left out: they can be replaced without extracting again.
+    """
     digest = hashlib.sha256()
     for bag, row in enumerate(manifest.bags):
         digest.update(row.bag_id.encode() + b"\0" + bag_plan(manifest, bag))

@@ -33,7 +33,7 @@ from dragn_cache.store.part import (
 from dragn_cache.store.schema import KINDS, StoreDescription, Tap, read_description
 from dragn_cache.types import CLEAN_VIEW
 
-# Threads that fill memory: one alone spends most of its time on the first touch of new pages.
+# Threads that read: one alone spends most of its time on the first use of new memory pages.
 READERS = 4
 
 
@@ -64,7 +64,7 @@ class Store:
         self._index: dict[int, PartIndex] = {}
         self._places: dict[str, tuple[int, int, int]] = {}
 
-    # --- what there is ---
+    # --- contents ---
 
     @property
     def bag_ids(self) -> list[str]:
@@ -157,14 +157,14 @@ class Store:
         places = [self._place(bag_id)[0] for bag_id in bags]
         of_bag: dict[str, NDArray[np.uint8]] = {}
         for number in sorted(set(places)):
-            # An index that was not asked for before is not kept: it names every image.
+            # Read for the digests alone, an index is not kept: with every image's name it is large.
             index = self._index.get(number) or self._read_index(number)
-            here = set(self._planned[number])
-            of_bag |= {b: d for b, d in zip(index.ids, index.digests, strict=True) if b in here}
+            ids = set(self._planned[number])
+            of_bag |= {b: d for b, d in zip(index.ids, index.digests, strict=True) if b in ids}
         return np.array([of_bag[bag_id] for bag_id in bags], np.uint8).reshape(-1, 32)
 
     def summary(self) -> dict[str, Any]:
-        """What the store holds and how it was made, as JSON can hold it."""
+        """Contents and provenance of the store, as JSON values."""
         missing = self.missing_parts()
         present = [number for number in self.parts if number not in missing]
         files = [path for path in self.path.rglob("*") if path.is_file()]
@@ -205,7 +205,7 @@ class Store:
 
         Args:
             tap: a tap's name; None is the first.
-            bags: bag ids in the wanted order; None is all, in the manifest's order.
+            bags: bag ids in the order of the result; None is all, in the manifest's order.
             view: name of the view; "0" is clean.
 
         Returns:
@@ -237,11 +237,11 @@ class Store:
     def _place(self, bag_id: str) -> tuple[int, int, int]:
         """Part, first and last row of a bag."""
         if bag_id not in self._places:
-            self._find(bag_id)
+            self._read_places(bag_id)
         return self._places[bag_id]
 
-    def _find(self, bag_id: str) -> None:
-        """Learn where all bags of a bag's part are."""
+    def _read_places(self, bag_id: str) -> None:
+        """Read the places of all bags of a bag's part, and keep them."""
         if bag_id not in self._part_of:
             raise UnknownNameError(
                 "bag", bag_id, self._part_of, remedy=f"see {self.path / 'manifest' / 'bags.csv'}"
@@ -251,14 +251,17 @@ class Store:
             self.require_complete()
         planned = self._planned[part]
         with self._damage(part):
-            found = self._format.read_bags(self.part_path(part))
-            require_bags(found, planned)
-        edges = found.offsets.tolist()
-        at = {held: k for k, held in enumerate(found.ids)}
-        self._places |= {b: (part, edges[at[b]], edges[at[b] + 1]) for b in planned}
+            bags = self._format.read_bags(self.part_path(part))
+            require_bags(bags, planned)
+        edges = bags.offsets.tolist()
+        position = {bag_id: k for k, bag_id in enumerate(bags.ids)}
+        for planned_id in planned:
+            k = position[planned_id]
+            self._places[planned_id] = (part, edges[k], edges[k + 1])
 
     @contextmanager
     def _damage(self, part: int) -> Iterator[None]:
+        """Turn the errors of reading a part into `DamagedPartError`."""
         try:
             yield
         except DAMAGE as error:
@@ -301,7 +304,7 @@ class _PartRows:
 
 
 def _pieces(places: NDArray[np.int64], values: Array) -> dict[int, list[tuple[int, Array]]]:
-    """The pieces to read from each part, neighbours in one go.
+    """The pieces to read from each part; rows that follow each other are one piece.
 
     Args:
         places: (B, 3) part, first and last row of each bag.

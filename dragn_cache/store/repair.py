@@ -1,4 +1,4 @@
-"""Moving damaged parts aside, so that the same extraction writes just those again."""
+"""Moving damaged parts aside, so that the same extraction writes only those again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ASIDE = "damaged"
 
 
 def move_aside(store: Store, parts: Sequence[int]) -> list[Path]:
-    """Move parts into ``STORE/damaged/``, where nothing reads them; returns where they are now."""
+    """Move parts into ``STORE/damaged/``, where nothing reads them; returns their new paths."""
     folder = store.path / ASIDE
     moved = []
     with Claims(store.path / "parts") as claims:

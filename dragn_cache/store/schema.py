@@ -1,4 +1,4 @@
-"""What a store says about itself: ``store.json``, its three digests, and how they are compared.
+"""The description of a store: ``store.json``, its three digests, and their comparison.
 
 *features* is everything that decides what the numbers mean (backbone, weights, taps, grid,
 preprocessing); *numerics* everything else that can change their last bits (dtype, device, batch
@@ -61,7 +61,7 @@ class StoreDescription:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        # What is compared must be what JSON gives back: tuples become lists.
+        # It is compared with provenance that was read from JSON, where tuples are lists.
         object.__setattr__(self, "provenance", json.loads(json.dumps(dict(self.provenance))))
 
     @property
@@ -81,6 +81,7 @@ class StoreDescription:
 
 def json_digest(value: object) -> str:
     """sha256 (hex) of a value's canonical JSON: sorted keys, no spaces, UTF-8."""
+    # Equal values give equal texts, whatever the order in which their keys were set.
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -159,7 +160,7 @@ def _damaged(path: Path, got: str) -> StoreError:
 
 
 def write_description(description: StoreDescription, store: Path) -> None:
-    """Write ``store.json`` beside and rename it."""
+    """Write ``store.json`` atomically."""
     write_text(store / "store.json", description.to_json())
 
 
@@ -168,35 +169,35 @@ def differences(
     want: Mapping[str, Mapping[str, Any]],
     kinds: Sequence[str] = KINDS,
 ) -> list[str]:
-    """What differs between two provenances, one text for each setting."""
-    found = []
+    """Differences between two provenances, one text for each setting."""
+    texts = []
     for kind in kinds:
         old, new = _flat(have[kind]), _flat(want[kind])
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
-                found.append(
+                texts.append(
                     f"{kind}.{key} is {_short(old.get(key))}, asked for {_short(new.get(key))}"
                 )
-    return found
+    return texts
 
 
 def require_same_settings(store: Path, have: StoreDescription, want: StoreDescription) -> None:
-    """Raise `StoreMismatchError` naming every setting in which a store differs from a wish."""
-    found = differences(have.provenance, want.provenance)
+    """Raise `StoreMismatchError` naming every setting in which a store is not as asked for."""
+    texts = differences(have.provenance, want.provenance)
     if have.format != want.format:
-        found.insert(0, f"format is {have.format}, asked for {want.format}")
+        texts.insert(0, f"format is {have.format}, asked for {want.format}")
     elif (have.taps, have.views) != (want.taps, want.views):
-        found.append("store.json's taps or views are not those of its own settings")
-    if found:
+        texts.append("store.json's taps or views are not those of its own settings")
+    if texts:
         remedy = "give the store's settings, or another `out`, or remove this store"
-        if all(text.startswith("plan.") for text in found):
+        if all(text.startswith("plan.") for text in texts):
             remedy = "extract with `update=True` to bring it up to date, or give another `out`"
             if want.provenance["numerics"].get("imported"):
                 remedy = "the sources have changed: import them with another `out`"
         raise StoreMismatchError(
             str(store),
             expected="a store of the same settings",
-            got=" · ".join(found),
+            got=" · ".join(texts),
             remedy=remedy,
         )
 

@@ -1,4 +1,4 @@
-"""Tables and leftovers of a store's folder."""
+"""The tables in a store's folder, and the removal of what dead processes left there."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ HALF_WRITTEN = re.compile(r"\.(store\.json|failures\.csv)\..*tmp|\.manifest(\..*
 
 
 def stored_parts(path: Path, manifest: Manifest) -> list[PartPlan]:
-    """The plan as manifest/bags.csv has it: which of a manifest's bags are in which part.
+    """The plan as manifest/bags.csv has it: the bags of each part, by their positions.
 
     Raises:
         StoreError: the table is lost, or does not have the manifest's bags.
     """
-    places = part_of_bags(path)
-    held: dict[int, list[int]] = {}
+    part_of = part_of_bags(path)
+    bags_of_part: dict[int, list[int]] = {}
     for k, bag in enumerate(manifest.bags):
-        if bag.bag_id not in places:
+        if bag.bag_id not in part_of:
             raise StoreError(
                 str(path / "manifest" / "bags.csv"),
                 expected="the part of every bag",
                 got=f"none for bag {bag.bag_id!r}",
                 remedy="extract with `update=True`: it finds the bags in the parts",
             )
-        held.setdefault(places[bag.bag_id], []).append(k)
-    return [PartPlan(number, tuple(bags)) for number, bags in sorted(held.items())]
+        bags_of_part.setdefault(part_of[bag.bag_id], []).append(k)
+    return [PartPlan(number, tuple(bags)) for number, bags in sorted(bags_of_part.items())]
 
 
 def part_of_bags(path: Path) -> dict[str, int]:
@@ -48,8 +48,8 @@ def part_of_bags(path: Path) -> dict[str, int]:
         bags, _, _ = read_bags(path / "manifest" / "bags.csv")
     except ManifestError:
         return {}
-    places = {bag.bag_id: bag.extra.get("part", "") for bag in bags}
-    return {bag_id: int(part) for bag_id, part in places.items() if part.isdigit()}
+    cells = {bag.bag_id: bag.extra.get("part", "") for bag in bags}
+    return {bag_id: int(part) for bag_id, part in cells.items() if part.isdigit()}
 
 
 def write_tables(path: Path, parts: Sequence[PartPlan], manifest: Manifest) -> None:
@@ -57,11 +57,11 @@ def write_tables(path: Path, parts: Sequence[PartPlan], manifest: Manifest) -> N
     number_of = {k: part.number for part in parts for k in part.bags}
     folder = path / "manifest"
     folder.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path, prefix=".manifest.") as beside:
+    with tempfile.TemporaryDirectory(dir=path, prefix=".manifest.") as scratch:
         added = {"part": [number_of[k] for k in range(len(manifest.bags))]}
-        write_dataset_toml(manifest, Path(beside) / "dataset.toml")
-        write_bags(manifest.bags, Path(beside) / "bags.csv", added=added)
-        for new in Path(beside).iterdir():
+        write_dataset_toml(manifest, Path(scratch) / "dataset.toml")
+        write_bags(manifest.bags, Path(scratch) / "bags.csv", added=added)
+        for new in Path(scratch).iterdir():
             old = folder / new.name
             if not old.is_file() or old.read_bytes() != new.read_bytes():
                 sync_tree(new)
@@ -72,20 +72,22 @@ def write_tables(path: Path, parts: Sequence[PartPlan], manifest: Manifest) -> N
 def remove_leftovers(path: Path) -> None:
     """Remove what dead processes have left in a store: claims, scratch, half-written files.
 
-    Only for the holder of the claim `TABLES`: nobody else writes the files beside the parts.
+    Only for the holder of the claim `TABLES`: no other process then writes files outside parts/.
     """
-    # The folders first: one that is made after the look at the claims belongs to a new claim.
+    # Folders are listed before the claims are read: one that is made in between has a new claim
+    # and must stay.
     folders = [folder for folder in (path / "parts").glob(".?????.*") if folder.is_dir()]
-    folders.sort(reverse=True)  # one that a killed process was removing comes before its namesake
+    # A killed removal leaves NAME.lost: it goes before NAME, whose renaming needs that name.
+    folders.sort(reverse=True)
     tokens = living_tokens(path / "parts")
     for folder in folders:
         if folder.name.rpartition(".")[2] not in tokens:
             # Renamed before it is emptied: if its holder lives after all (it was suspended), it
-            # cannot complete a part of which some files are gone.
+            # finds no folder, and cannot complete a part of which some files are gone.
             emptied = folder.with_name(f"{folder.name}.{_LOST}")
             with suppress(OSError):
                 folder.rename(emptied)
             shutil.rmtree(emptied, ignore_errors=True)
-    for left in path.iterdir():
-        if HALF_WRITTEN.fullmatch(left.name):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    for entry in path.iterdir():
+        if HALF_WRITTEN.fullmatch(entry.name):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)

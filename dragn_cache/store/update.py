@@ -1,8 +1,8 @@
 """Bringing a store's plan up to date: bags keep their part, or get a new one at the end.
 
-What an update leaves behind in an old part is no bag's any more: the table of bags names another
-part. The plan is changed first, in one step that can be repeated; the new parts are then written as
-any others are, so an update that is killed goes on like an extraction.
+The rows of a changed bag stay in its old part, where nothing reads them: the table of bags names
+the new part. The plan is changed first, in one step that can be repeated; the new parts are then
+written like any others, so an update that was killed is continued like an extraction.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dragn_cache.store.tables import TABLES, part_of_bags, remove_leftovers, wri
 
 @dataclass(frozen=True)
 class StoredBag:
-    """Where a bag's rows are: in a part's index, at a position among its bags."""
+    """The place of a bag's rows: a part's index, and a position among its bags."""
 
     index: PartIndex
     position: int
@@ -47,13 +47,13 @@ class StoredBag:
 
 @dataclass(frozen=True)
 class UpdateReport:
-    """What an update found, by bag id.
+    """The result of an update: ids of bags.
 
     Attributes:
-        changed: their images, boxes or files are not those they were made from.
-        new: not in the store so far; ``removed``: no longer in the manifest.
-        waiting: planned earlier and not written yet.
-        kept: up to date.
+        changed: bags whose images, boxes or files have changed.
+        new: bags that were not in the store; ``removed``: bags that left the manifest.
+        waiting: bags that were planned earlier and are not written yet.
+        kept: the number of bags that are up to date.
     """
 
     changed: tuple[str, ...]
@@ -64,12 +64,12 @@ class UpdateReport:
 
 
 IsCurrent = Callable[[int, StoredBag], bool]
-"""Whether the manifest's bag at a position still is what a stored bag was made from."""
+"""Whether the manifest's bag at a position has the images, boxes and files that were stored."""
 
 
 def replan(
     path: Path,
-    wanted: StoreDescription,
+    description: StoreDescription,
     manifest: Manifest,
     is_current: IsCurrent,
     part_instances: int,
@@ -84,48 +84,52 @@ def replan(
         claims.wait(TABLES)
         remove_leftovers(path)
         have = read_description(path)
-        planned = {**wanted.provenance, "plan": have.provenance["plan"]}
-        require_same_settings(path, have, replace(wanted, provenance=planned))
+        planned = {**description.provenance, "plan": have.provenance["plan"]}
+        require_same_settings(path, have, replace(description, provenance=planned))
         stored = stored_bags(path, have)
-        places = part_of_bags(path)
-        known = places or dict.fromkeys(stored, 0)
-        found: dict[str, list[str]] = {"changed": [], "new": [], "waiting": []}
-        numbers: dict[int, list[int]] = {}
-        todo: list[int] = []
+        part_of = part_of_bags(path)
+        # Where the table is lost, the parts tell which bags the store had.
+        known = part_of or dict.fromkeys(stored, 0)
+        by_state: dict[str, list[str]] = {"changed": [], "new": [], "waiting": []}
+        bags_of_part: dict[int, list[int]] = {}
+        to_write: list[int] = []
         for k, bag in enumerate(manifest.bags):
-            number = places.get(bag.bag_id, -1)
+            number = part_of.get(bag.bag_id, -1)
             if bag.bag_id in stored and is_current(k, stored[bag.bag_id][1]):
-                numbers.setdefault(stored[bag.bag_id][0], []).append(k)
+                bags_of_part.setdefault(stored[bag.bag_id][0], []).append(k)
             elif number >= 0 and not _part_path(path, have, number).exists():
-                numbers.setdefault(number, []).append(k)
-                found["waiting"].append(bag.bag_id)
+                bags_of_part.setdefault(number, []).append(k)
+                by_state["waiting"].append(bag.bag_id)
             else:
-                todo.append(k)
-                found["changed" if bag.bag_id in known else "new"].append(bag.bag_id)
+                to_write.append(k)
+                by_state["changed" if bag.bag_id in known else "new"].append(bag.bag_id)
         sizes = [len(instances_of(manifest, k)) for k in range(len(manifest.bags))]
-        first = 1 + max([*numbers, *_numbers(path, have)], default=-1)
-        parts = [PartPlan(n, tuple(bags)) for n, bags in sorted(numbers.items())]
-        parts += plan_parts(sizes, have.row_bytes, part_instances, bags=todo, first_number=first)
+        next_number = 1 + max([*bags_of_part, *_numbers(path, have)], default=-1)
+        parts = [PartPlan(n, tuple(bags)) for n, bags in sorted(bags_of_part.items())]
+        parts += plan_parts(
+            sizes, have.row_bytes, part_instances, bags=to_write, first_number=next_number
+        )
         ids = {bag.bag_id for bag in manifest.bags}
         removed = tuple(bag_id for bag_id in known if bag_id not in ids)
-        # The table first: until store.json says so too, only another update goes on from here.
+        # The table is written before store.json: after a kill in between, extract still refuses the
+        # store as one of another plan, and a second update makes both agree.
         write_tables(path, parts, manifest)
-        plan = wanted.provenance["plan"]
-        if todo or removed or plan != have.provenance["plan"]:
+        plan = description.provenance["plan"]
+        if to_write or removed or plan != have.provenance["plan"]:
             revised = {**have.provenance, "plan": plan}
             write_description(replace(have, provenance=revised, revision=have.revision + 1), path)
     return UpdateReport(
-        changed=tuple(found["changed"]),
-        new=tuple(found["new"]),
+        changed=tuple(by_state["changed"]),
+        new=tuple(by_state["new"]),
         removed=removed,
-        waiting=tuple(found["waiting"]),
-        kept=len(manifest.bags) - len(todo) - len(found["waiting"]),
+        waiting=tuple(by_state["waiting"]),
+        kept=len(manifest.bags) - len(to_write) - len(by_state["waiting"]),
     )
 
 
 def stored_bags(path: Path, description: StoreDescription) -> dict[str, tuple[int, StoredBag]]:
     """Every bag that some part holds, with the newest part that holds it."""
-    found: dict[str, tuple[int, StoredBag]] = {}
+    bags: dict[str, tuple[int, StoredBag]] = {}
     for number in _numbers(path, description):
         part = _part_path(path, description, number)
         try:
@@ -133,8 +137,8 @@ def stored_bags(path: Path, description: StoreDescription) -> dict[str, tuple[in
         except DAMAGE as error:
             raise damaged_part(part, error) from error
         for position, bag_id in enumerate(index.ids):
-            found[bag_id] = (number, StoredBag(index, position))
-    return found
+            bags[bag_id] = (number, StoredBag(index, position))
+    return bags
 
 
 def _numbers(path: Path, description: StoreDescription) -> list[int]:

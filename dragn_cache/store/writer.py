@@ -1,7 +1,7 @@
 """Writing a store: part by part, each complete or absent, byte for byte the same after a kill.
 
-While a part grows its rows go to flat scratch files in a folder beside it, so memory depends
-neither on the part nor on the bag. When all rows are there, their number is known, and the part
+The rows of an unfinished part go to flat scratch files in a hidden folder, so memory depends
+neither on the part nor on the bag. When all rows are written, their number is known, and the part
 is written in one pass, fsynced and renamed.
 """
 
@@ -45,7 +45,7 @@ _OURS = re.compile(rf"{HALF_WRITTEN.pattern}|parts")
 
 
 class StoreWriter:
-    """A store being made or continued, by this process and perhaps others. Use `open_writer`.
+    """Writes a store, new or begun, perhaps together with other processes; see `open_writer`.
 
     Attributes:
         parts: every part of the store, as planned.
@@ -76,7 +76,7 @@ class StoreWriter:
         for part in self.parts:
             if self.part_path(part).exists() or not self.claims.acquire(part.name):
                 continue
-            if self.part_path(part).exists():  # completed between the look and the claim
+            if self.part_path(part).exists():  # completed between the check and the claim
                 self.claims.release(part.name)
                 continue
             yield part
@@ -99,8 +99,8 @@ class StoreWriter:
             finally:
                 writer.close()
         except FileNotFoundError:
-            # A process that was suspended for longer than its claim lives finds its folder gone:
-            # the part is another's now. Any other missing file is an error.
+            # If this process was suspended until its claim expired, another one has removed its
+            # folder and writes the part. Any other missing file is an error.
             if intact.exists() or not (self.path / "parts").exists():
                 raise
         finally:
@@ -108,18 +108,18 @@ class StoreWriter:
             self.claims.release(part.name)
 
     def _complete(self, part: PartPlan, writer: PartWriter, folder: Path) -> None:
-        growing = folder / f"part{self.format.suffix}"
+        unfinished = folder / f"part{self.format.suffix}"
         index = writer.index()
         self._require_space(index.rows)
         description = self.description
-        self.format.write(growing, index, description.taps, description.views, writer.rows)
-        sync_tree(growing)
+        self.format.write(unfinished, index, description.taps, description.views, writer.rows)
+        sync_tree(unfinished)
         # Zarr makes missing folders anew: a part that lost its first files would look complete.
         (folder / _INTACT).stat()
         if not self.part_path(part).exists():  # another process may have been faster
             try:
-                growing.rename(self.part_path(part))
-            except OSError:  # a folder cannot be renamed onto one that has just come
+                unfinished.rename(self.part_path(part))
+            except OSError:  # no folder can be renamed onto one that another process has just made
                 if not self.part_path(part).exists():
                     raise
             sync_folder(self.path / "parts")
@@ -132,22 +132,22 @@ class StoreWriter:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def failures(self) -> list[Failure]:
-        """Inputs not used, from the parts that exist (a part carries its own)."""
-        found: list[Failure] = []
+        """Inputs that could not be used, from the parts that exist (each stores its own)."""
+        unused: list[Failure] = []
         for part in self.parts:
             path = self.part_path(part)
             if path.exists():
                 ids = {self.manifest.bags[k].bag_id for k in part.bags}
                 try:
-                    found += [f for f in self.format.read_index(path).failures if f.bag_id in ids]
+                    unused += [f for f in self.format.read_index(path).failures if f.bag_id in ids]
                 except DAMAGE as error:
                     raise damaged_part(path, error) from error
-        return found
+        return unused
 
     def finish(self) -> list[Failure]:
-        """Write failures.csv and return what it lists; remove what is nobody's any more.
+        """Write failures.csv and return its rows; remove files that nothing uses.
 
-        That is what dead processes have left, and parts that an update has replaced entirely.
+        These are files of dead processes, and parts that an update has replaced entirely.
         """
         failures = self.failures()
         self.claims.wait(TABLES)
@@ -186,7 +186,7 @@ class StoreWriter:
 def open_writer(
     path: Path, description: StoreDescription, parts: Sequence[PartPlan], manifest: Manifest
 ) -> StoreWriter:
-    """Make a store, or continue one of the same settings, perhaps beside other processes.
+    """Make a store, or continue one of the same settings; other processes may write to it too.
 
     Args:
         parts: the plan for a new store; a store that exists keeps its own.
@@ -195,7 +195,7 @@ def open_writer(
         StoreMismatchError: the store there has other settings; the message names them.
         StoreError: the folder holds something else.
     """
-    _require_own_parts(path)
+    _require_store_or_nothing(path)
     (path / "parts").mkdir(parents=True, exist_ok=True)
     with Claims(path / "parts") as claims:
         claims.wait(TABLES)
@@ -212,17 +212,17 @@ def open_writer(
     return StoreWriter(path, description, parts, manifest)
 
 
-def _require_own_parts(path: Path) -> None:
-    """Raise StoreError if a folder holds something, and is no store or the beginning of one."""
+def _require_store_or_nothing(path: Path) -> None:
+    """Raise StoreError for a folder that holds something else than a store or its beginning."""
     if (path / "store.json").exists():
         return
-    found = [p for p in path.iterdir() if not _OURS.fullmatch(p.name)] if path.is_dir() else []
-    begun = path / "parts"
-    found += [p for p in begun.iterdir() if p.name[0] != "."] if begun.is_dir() else []
-    if path.is_file() or found:
+    others = [p for p in path.iterdir() if not _OURS.fullmatch(p.name)] if path.is_dir() else []
+    parts = path / "parts"
+    others += [p for p in parts.iterdir() if p.name[0] != "."] if parts.is_dir() else []
+    if path.is_file() or others:
         raise StoreError(
             str(path),
             expected="a store, or a folder that is empty or does not exist yet",
-            got="a file" if path.is_file() else f"a folder with {min(p.name for p in found)}",
+            got="a file" if path.is_file() else f"a folder with {min(p.name for p in others)}",
             remedy="give another `out`",
         )

@@ -1,8 +1,8 @@
 """Parts as Zarr v3 groups: uncompressed shards of inner chunks, written shard by shard.
 
-Reading goes past the library for features: an uncompressed shard is raw chunks plus an index at
-its end, and reading the bytes at those offsets is several times faster. It also notices a missing
-shard, which the library would silently read as zeros.
+Features are read without the library: an uncompressed shard is raw chunks and an index at its end,
+and reading the bytes at those offsets is several times faster. A missing shard is then an error;
+the library would silently read it as zeros.
 """
 
 from __future__ import annotations
@@ -82,11 +82,12 @@ class ZarrFormat:
         chunk_rows = metadata["codecs"][0]["configuration"]["chunk_shape"][0]
         by_shard: dict[int, list[tuple[int, Array]]] = {}
         for start, out in pieces:
-            for shard, inside, part in _cut(start, out, shard_rows):
-                by_shard.setdefault(shard, []).append((inside, part))
-        for shard, inner in by_shard.items():
+            for shard, first, piece in _cut(start, out, shard_rows):
+                by_shard.setdefault(shard, []).append((first, piece))
+        for shard, shard_pieces in by_shard.items():
             file = folder.joinpath("c", str(shard), *["0"] * len(tap.shape))
-            _read_shard(file, shard_rows // chunk_rows, chunk_rows, tap.row_bytes, inner)
+            chunks = shard_rows // chunk_rows
+            _read_shard(file, chunks, chunk_rows, tap.row_bytes, shard_pieces)
 
 
 def chunk_and_shard_rows(rows: int, row_bytes: int) -> tuple[int, int]:
@@ -130,7 +131,7 @@ def _metadata(array: Path) -> dict[str, Any]:
 def _chunk(array: Path) -> bytes:
     """The bytes of a one-dimensional, uncompressed array of the index, which is one chunk.
 
-    The library takes a millisecond for each array, which many small parts would feel.
+    The library takes a millisecond for each array, which adds up over many small parts.
     """
     metadata = _metadata(array)
     if [codec["name"] for codec in metadata["codecs"]] not in (["bytes"], ["vlen-utf8"]):

@@ -3,50 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
-from dragn_cache.errors import InputError
-from dragn_cache.old_options import at_least, one_of
+from dragn_cache.errors import SettingError
+from dragn_cache.options import Settings, setting
 from dragn_cache.training.config import TrainConfig
 
 
-@dataclass(frozen=True)
-class CrossvalConfig:
+class DivisionConfig(Settings):
+    """How bags are divided into folds, and how many trainings work at them."""
+
+    folds: int = setting(10, ge=3, help="Folds; the next one is for validation.")
+    seeds: int = setting(5, ge=1, help="Divisions into folds.")
+    jobs: int | None = setting(
+        None, ge=1, help="Trainings at a time.", shown_default="one a core, one on a GPU"
+    )
+
+
+class CrossvalConfig(DivisionConfig):
     """Settings of a cross-validation.
 
-    Attributes:
-        train: of every training; its aggregator, options and seed are replaced.
-        aggregators: name and options of each method.
-        folds: one is for testing, the next for validation, the rest for training.
-        seeds: how many times all bags are divided into folds.
-        jobs: trainings at the same time; None is one for each core, or one on a GPU.
+    Every method of ``aggregators`` is trained with ``train``, whose aggregator, options and seed
+    are replaced.
     """
 
-    train: TrainConfig
-    aggregators: tuple[tuple[str, Mapping[str, Any]], ...]
-    folds: int = 10
-    seeds: int = 5
-    jobs: int | None = None
+    train: TrainConfig = setting(help="Settings of every training.")
+    aggregators: tuple[tuple[str, Mapping[str, Any]], ...] = setting(
+        help="Name and options of each method."
+    )
 
-    def __post_init__(self) -> None:
-        at_least("--folds", self.folds, 3)
-        at_least("--seeds", self.seeds, 1)
-        if self.jobs is not None:
-            at_least("--jobs", self.jobs, 1)
-        one_of("--views", self.train.views, ("off",))
-        labels = [replace(self.train, aggregator=a, options=o).label for a, o in self.aggregators]
+    def require_consistent(self) -> None:
+        if self.train.views != "off":
+            raise SettingError(
+                "train.views",
+                expected="off",
+                got=repr(self.train.views),
+                remedy="leave it out: cross-validation trains on clean views",
+            )
+        labels = [config.label for config in self._configs()]
         twice = [label for k, label in enumerate(labels) if label in labels[:k]]
         if twice or not labels:
-            raise InputError(
-                "--aggregator",
+            raise SettingError(
+                "aggregators",
                 expected="each aggregator once" if twice else "at least one aggregator",
                 got=f"{twice[0]} twice" if twice else "none",
-                remedy="leave it out once" if twice else "give --aggregator abmil,mean, say",
+                remedy="leave it out once" if twice else "give abmil and mean, say",
             )
+
+    def _configs(self) -> list[TrainConfig]:
+        return [self.train.replace(aggregator=a, options=o) for a, o in self.aggregators]
 
     @property
     def methods(self) -> dict[str, TrainConfig]:
         """The settings of each method's trainings, by its label."""
-        configs = [replace(self.train, aggregator=a, options=o) for a, o in self.aggregators]
-        return {config.label: config for config in configs}
+        return {config.label: config for config in self._configs()}

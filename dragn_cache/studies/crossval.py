@@ -45,7 +45,7 @@ from dragn_cache.types import Progress, Warn
 
 @dataclass(frozen=True)
 class CrossvalResult:
-    """What a cross-validation came to: the rows of its tables, and the trainings that failed."""
+    """The result of a cross-validation: the rows of its tables, and the trainings that failed."""
 
     summary: tuple[ResultRow, ...]
     comparison: tuple[ResultRow, ...]
@@ -64,8 +64,8 @@ def crossval(
     """Train every method on every fold of every seed, and write the tables.
 
     Called again with the same settings, it goes on where it was interrupted and tries failed
-    trainings again. Methods and seeds may be added; the rule of decision
-    and the number of resamples may change.
+    trainings again. Methods and seeds may be added; the rule of decision and the number of
+    resamples may change.
 
     Args:
         bags_csv: other labels or groups for the store's bags.
@@ -78,36 +78,40 @@ def crossval(
         StoreMismatchError: ``out`` was begun with other settings, features or bags.
         StoreError: the store is incomplete or damaged.
     """
-    work = plan_study(store, config, bags_csv, out, warn)
-    tasks = work.tasks()
-    done = {task: found for task in tasks if (found := read_training(out, task)) is not None}
+    plan = plan_study(store, config, bags_csv, out, warn)
+    tasks = plan.tasks()
+    done = {task: old for task in tasks if (old := read_training(out, task)) is not None}
     waiting = [task for task in tasks if task not in done]
     progress(len(done), len(tasks))
-    with closing(train_all(work, waiting, count_jobs(config, work))) as finished:
+    with closing(train_all(plan, waiting, count_jobs(config, plan))) as finished:
         for training in finished:
             write_training(out, training)
             done[training.task] = training
             progress(len(done), len(tasks))
-    return _report(out, work, [done[task] for task in tasks], config.train.intervals)
+    return _report(out, plan, [done[task] for task in tasks], config.train.intervals)
 
 
 def _report(
-    out: Path, work: StudyPlan, trainings: Sequence[Training], intervals: int
+    out: Path, plan: StudyPlan, trainings: Sequence[Training], intervals: int
 ) -> CrossvalResult:
     """Write the tables and the picture."""
     from dragn_cache.figures.crossval import plot_crossval  # here: processes that train do without
 
-    by_method: dict[str, list[Training]] = {label: [] for label in work.methods}
+    by_method: dict[str, list[Training]] = {label: [] for label in plan.methods}
     for training in trainings:
         by_method[training.aggregator].append(training)
-    rows = {label: [fold_row(t, work.truth) for t in own] for label, own in by_method.items()}
+    rows = {
+        label: [fold_row(training, plan.truth) for training in of_method]
+        for label, of_method in by_method.items()
+    }
     summary = [
-        summary_row(own, rows[label], work.truth, intervals) for label, own in by_method.items()
+        summary_row(of_method, rows[label], plan.truth, intervals)
+        for label, of_method in by_method.items()
     ]
-    fold_rows = [row for own in rows.values() for row in own]
+    fold_rows = [row for of_method in rows.values() for row in of_method]
     comparison = comparison_rows(fold_rows)
-    _write_splits(out / "splits.csv", work)
-    _write_predictions(out / "predictions.csv", work, by_method)
+    _write_splits(out / "splits.csv", plan)
+    _write_predictions(out / "predictions.csv", plan, by_method)
     write_csv(out / "folds.csv", list(fold_rows[0]), (row.values() for row in fold_rows))
     write_csv(out / "comparison.csv", COMPARISON, (row.values() for row in comparison))
     plot_crossval(out / "crossval.png", summary, fold_rows)
@@ -116,31 +120,33 @@ def _report(
     return CrossvalResult(tuple(summary), tuple(comparison), failed)
 
 
-def _write_splits(path: Path, work: StudyPlan) -> None:
-    folds = work.truth.folds
+def _write_splits(path: Path, plan: StudyPlan) -> None:
+    folds = plan.truth.folds
     write_csv(
         path,
         ["bag_id", "group", *(f"fold_seed{seed}" for seed in range(len(folds)))],
         (
-            [bag.bag_id, bag.group, *own]
-            for bag, own in zip(work.labelling.bags, folds.T.tolist(), strict=True)
+            [bag.bag_id, bag.group, *folds_of_bag]
+            for bag, folds_of_bag in zip(plan.labelling.bags, folds.T.tolist(), strict=True)
         ),
     )
 
 
 def _write_predictions(
-    path: Path, work: StudyPlan, by_method: Mapping[str, list[Training]]
+    path: Path, plan: StudyPlan, by_method: Mapping[str, list[Training]]
 ) -> None:
-    labels, ids = work.labelling.labels, work.labelling.ids
+    labels, ids = plan.labelling.labels, plan.labelling.ids
 
     def rows() -> Iterator[list[Any]]:
-        for training in (t for own in by_method.values() for t in own if not t.error):
-            tested = work.truth.tested(training)
+        for training in (t for of_method in by_method.values() for t in of_method):
+            if training.error:
+                continue
+            tested = plan.truth.tested(training)
             p = tested.probabilities
-            d = decide(p, work.truth.task, tested.decision).tolist()
+            d = decide(p, plan.truth.task, tested.decision).tolist()
             for k, row in enumerate(tested.rows.tolist()):
-                y, said = tested.targets[k].tolist(), map(repr, p[k].tolist())
-                yield [*training.task, ids[row], *y, *said, *d[k]]
+                y, texts = tested.targets[k].tolist(), map(repr, p[k].tolist())
+                yield [*training.task, ids[row], *y, *texts, *d[k]]
 
     head = ["aggregator", "seed", "fold", "bag_id"]
     columns = [f"{kind}_{label}" for kind in "ypd" for label in labels]

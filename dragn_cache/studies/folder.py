@@ -1,4 +1,4 @@
-"""The folder of a cross-validation: what it was begun with, and its finished trainings."""
+"""The folder of a cross-validation: the settings it was begun with, and finished trainings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAY_CHANGE = ("seeds", "intervals", "decision")  # no finished training depends 
 
 
 def read_config(out: Path) -> dict[str, Any]:
-    """What a folder was begun with; nothing for a new one."""
+    """The settings that a folder was begun with; empty for a new one."""
     path = out / "config.toml"
     if not path.is_file():
         require_new(out)
@@ -30,14 +30,14 @@ def read_config(out: Path) -> dict[str, Any]:
         record = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(
-            str(path), expected="TOML", got=str(error), remedy="give another --out"
+            str(path), expected="TOML", got=str(error), remedy="give another `out`"
         ) from error
     if "crossval" not in record:
         raise InputError(
             str(out),
             expected="a new folder, or a cross-validation's",
             got="another one with a config.toml",
-            remedy="give another --out",
+            remedy="give another `out`",
         )
     return record
 
@@ -46,13 +46,15 @@ def begin(out: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
     """Write config.toml, or refuse to mix; methods and seeds may be added to what there is."""
     record = tomllib.loads(tomli_w.dumps(record))  # tuples become lists
     if before:
-        found = differences(_compared(before, record), _compared(record, before), COMPARED_SETTINGS)
-        if found:
+        changes = differences(
+            _compared(before, record), _compared(record, before), COMPARED_SETTINGS
+        )
+        if changes:
             raise StoreMismatchError(
                 str(out),
                 expected="the settings that it was begun with",
-                got=" · ".join(found),
-                remedy="give another --out, or remove this folder",
+                got=" · ".join(changes),
+                remedy="give another `out`, or remove this folder",
             )
         record["methods"] = {**before["methods"], **record["methods"]}
     out.mkdir(parents=True, exist_ok=True)
@@ -61,10 +63,10 @@ def begin(out: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
 
 
 def _compared(record: dict[str, Any], other: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What a record must have in common with another one."""
+    """The settings of a record that another one must share."""
     both = {k: v for k, v in record["methods"].items() if k in other["methods"]}
-    own = {k: v for k, v in record["crossval"].items() if k not in MAY_CHANGE}
-    return {"crossval": own, "data": record["data"], "methods": both}
+    fixed = {k: v for k, v in record["crossval"].items() if k not in MAY_CHANGE}
+    return {"crossval": fixed, "data": record["data"], "methods": both}
 
 
 def _path(out: Path, task: Place) -> Path:
@@ -78,8 +80,8 @@ def read_training(out: Path, task: Place) -> Training | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8")).items()
-        record: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found}
+        values = json.loads(path.read_text(encoding="utf-8")).items()
+        record: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values}
         training = Training(**record)
     except (ValueError, AttributeError, TypeError) as error:
         raise InputError(
@@ -92,6 +94,7 @@ def read_training(out: Path, task: Place) -> Training | None:
 
 
 def write_training(out: Path, training: Training) -> None:
+    """Write the file of a finished training, or of one that failed."""
     path = _path(out, training.task)
     path.parent.mkdir(exist_ok=True)
     write_text(path, json.dumps(asdict(training)) + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from dragn_cache.machine import usable_cores
 from dragn_cache.parallel.local import SharedArray
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import offsets_of
-from dragn_cache.scoring.decisions import require_rule_for
+from dragn_cache.scoring.rules import require_rule_for
 from dragn_cache.store import Store, json_digest
 from dragn_cache.store.schema import KINDS
 from dragn_cache.studies.config import CrossvalConfig
@@ -37,7 +37,7 @@ from dragn_cache.training.fit import require_method, settings_read, without_unre
 from dragn_cache.training.objective import positive_weights
 from dragn_cache.types import Warn
 
-# --- what is to be done ------------------------------------------------------------------------
+# --- the plan ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ class StudyPlan:
     possible: NDArray[np.bool_] | None
 
     def tasks(self) -> list[Place]:
-        """In the order of work: fold by fold, so that all methods have results early."""
+        """Every training, fold by fold, so that all methods have results early."""
         seeds, folds = range(len(self.truth.folds)), range(self.truth.count)
         return [(label, s, f) for s in seeds for f in folds for label in self.methods]
 
     def data(self, task: Place) -> LabelledBags:
-        """What one training trains on."""
+        """The bags, targets and splits of one training."""
         label, seed, fold = task
         bags = self.features[self.methods[label].tap or ""]
         if isinstance(bags, SharedArray):
@@ -92,7 +92,7 @@ def plan_study(
         warn("the table's splits are not used: cross-validation makes its own")
     methods = {label: without_unread(m, warn) for label, m in config.methods.items()}
     taps = {label: choose_tap(store, method) for label, method in methods.items()}
-    methods = {label: replace(m, tap=taps[label].name) for label, m in methods.items()}
+    methods = {label: m.replace(tap=taps[label].name) for label, m in methods.items()}
     for label, method in methods.items():
         warn_vectors(taps[label], method, warn)
     digests = hex_digests(store, labelling.ids)
@@ -108,20 +108,20 @@ def plan_study(
     truth = _truth(labelling, config)
     masked = config.train.stage_mask is not None
     possible = possible_in(store, labelling, config.train) if masked else None
-    work = StudyPlan(methods, features, labelling, sizes, truth, needed > budget, possible)
-    _require_methods(work)
-    if work.streamed:
+    plan = StudyPlan(methods, features, labelling, sizes, truth, needed > budget, possible)
+    _require_methods(plan)
+    if plan.streamed:
         warn(
             f"the features of {', '.join(used)} ({needed / 1e9:.3g} GB) are more than the "
             f"{budget / 1e9:.3g} GB of memory for them: they are streamed from the store, "
             "one training at a time"
         )
-    begin(out, before, _record(work, config, store, digests, budget))
-    return work
+    begin(out, before, _record(plan, config, store, digests, budget))
+    return plan
 
 
 def _budget(config: TrainConfig, before: dict[str, Any], needed: int) -> int:
-    """Bytes that features may fill; the work goes on as it began, whatever is free now."""
+    """Bytes that features may fill; a study that goes on keeps to the memory it began with."""
     device = find_device(config.device)
     if not before or config.memory != "auto":
         return memory_for_features(config.memory, device)
@@ -145,10 +145,10 @@ def _truth(labelling: Labelling, config: CrossvalConfig) -> Truth:
     return truth
 
 
-def _require_methods(work: StudyPlan) -> None:
+def _require_methods(plan: StudyPlan) -> None:
     """Raise the error that every training of a method would raise."""
-    for label, method in work.methods.items():
-        data = work.data((label, 0, 0))
+    for label, method in plan.methods.items():
+        data = plan.data((label, 0, 0))
         require_method(method, data.bags.in_shape, data.targets.shape[1])
         positive_weights(data, method, find_device(method.device))
 
@@ -160,26 +160,26 @@ def _offsets(sizes: NDArray[np.int64]) -> torch.Tensor:
 # --- training ----------------------------------------------------------------------------------
 
 
-def count_jobs(config: CrossvalConfig, work: StudyPlan) -> int:
-    """How many trainings run at once: as asked for, else one for each core, or one on a GPU."""
-    if work.streamed:
+def count_jobs(config: CrossvalConfig, plan: StudyPlan) -> int:
+    """Trainings at once: as many as the settings ask for, else one for each core, one on a GPU."""
+    if plan.streamed:
         return 1
     if config.jobs is not None:
         return config.jobs
     return usable_cores() if find_device(config.train.device).type == "cpu" else 1
 
 
-# --- settings and tables ------------------------------------------------------------------------
+# --- settings and tables -----------------------------------------------------------------------
 
 # Not among a method's settings: each training has its own seed, and the rest concerns all.
 NOT_COMPARED = ("seed", "intervals", "decision", "memory")
 
 
 def _record(
-    work: StudyPlan, config: CrossvalConfig, store: Store, digests: Sequence[str], budget: int
+    plan: StudyPlan, config: CrossvalConfig, store: Store, digests: Sequence[str], budget: int
 ) -> dict[str, Any]:
     """config.toml: what the results depend on; ``digests`` are those of the bags' features."""
-    description, labelling = store.description, work.labelling
+    description, labelling = store.description, plan.labelling
     bags = [(bag.bag_id, sorted(bag.labels or ()), bag.group) for bag in labelling.bags]
     record: dict[str, Any] = {
         "crossval": {
@@ -194,27 +194,24 @@ def _record(
             "labels": list(labelling.labels),
             "bags": json_digest(bags),
             "content": json_digest(digests),
-            "instances": int(work.sizes.sum()),
+            "instances": int(plan.sizes.sum()),
             "revision": description.revision,
             **{kind: description.digest(kind) for kind in KINDS},
         },
-        "methods": {label: _settings(method) for label, method in work.methods.items()},
+        "methods": {label: _settings(method) for label, method in plan.methods.items()},
     }
-    if work.possible is not None:
-        record["data"]["possible"] = json_digest(work.possible.tolist())
-    if work.streamed:  # the order of training depends on the blocks
+    if plan.possible is not None:
+        record["data"]["possible"] = json_digest(plan.possible.tolist())
+    if plan.streamed:  # the order of training depends on the blocks
         record["crossval"]["memory"] = f"{budget}B"
     return record
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
-    read = settings_read(config).items()
-    given: dict[str, Any] = _without_none({k: v for k, v in read if k not in NOT_COMPARED})
-    return given
-
-
-def _without_none(value: Any) -> Any:
-    """What TOML can hold."""
-    if not isinstance(value, Mapping):
-        return value
-    return {k: _without_none(v) for k, v in value.items() if v is not None}
+    """The settings of a method that its trainings depend on."""
+    # A loss or a schedule without options has no table, as in studies of before there was a choice.
+    return {
+        name: value
+        for name, value in settings_read(config).items()
+        if name not in NOT_COMPARED and (value != {} or name == "options")
+    }

@@ -1,4 +1,4 @@
-"""What a cross-validation's trainings add up to: scores of each fold, means, paired comparisons.
+"""Tables of a cross-validation: scores of each fold, their means, paired comparisons.
 
 - Rows are dictionaries by column; a score that is undefined is None, an empty cell in the file.
 - Means and deviations are over the tests, seeds times folds, in which a score is defined.
@@ -21,15 +21,17 @@ from numpy.typing import NDArray
 from dragn_cache.scoring.comparison import corrected_t_test, mean_and_sd
 from dragn_cache.scoring.decisions import choose_decision, warn_kept_thresholds
 from dragn_cache.scoring.metrics import ScoredBags, evaluate, mean_intervals
-from dragn_cache.scoring.score_table import SCORES
+from dragn_cache.scoring.scores import ACCURACY, AUC_MACRO, COMPARED_SCORES, SCORES
 from dragn_cache.types import Task
 
 ResultRow = dict[str, Any]
 Place = tuple[str, int, int]
 """A method's label, a seed, a fold."""
 
-SCORE_ORDER = ("accuracy", "auc_macro", *(s for s in SCORES if s not in ("accuracy", "auc_macro")))
-COMPARED_SCORES = ("accuracy", "auc_macro", "f1_macro", "map")
+FIRST_SCORES = (ACCURACY, AUC_MACRO)
+SCORE_COLUMNS = tuple(
+    score.name for score in (*FIRST_SCORES, *(s for s in SCORES if s not in FIRST_SCORES))
+)
 ENDS = ("low", "high")
 COMPARISON = (
     "first",
@@ -46,7 +48,7 @@ COMPARISON = (
 
 @dataclass(frozen=True)
 class Training:
-    """One training's place in the cross-validation, and what came out.
+    """One training's place in the cross-validation, and its outcome.
 
     Attributes:
         aggregator: its label.
@@ -54,7 +56,7 @@ class Training:
         probabilities: (n, L) of the test bags, in the order of their numbers; empty after an error.
         validation: (m, L) of the validation bags likewise, to choose thresholds by.
         best_epoch: the one that validation chose; None without epochs.
-        parameters: how many numbers the model has learned.
+        parameters: number of values that the model has learned.
         seconds: of training.
         error: why there is no model; empty if there is one.
         notes: what did not go as usual.
@@ -79,7 +81,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Truth:
-    """What trainings are scored by.
+    """The truth that trainings are scored by: targets, folds, and the rule of decision.
 
     Attributes:
         targets: (B, L) of 0 and 1.
@@ -128,7 +130,7 @@ def fold_row(training: Training, truth: Truth) -> ResultRow:
         "fold": training.fold,
         **{f"{split}_bags": bags[split] for split in ("train", "validation", "test")},
         "best_epoch": training.best_epoch,
-        **{name: scores.get(name) for name in SCORE_ORDER},
+        **{name: scores.get(name) for name in SCORE_COLUMNS},
         "labels_undefined": scores.get("labels_undefined"),
         "seconds": round(training.seconds, 3) if done else None,
         "error": training.error,
@@ -154,9 +156,9 @@ def summary_row(
     tests = [truth.tested(training) for training in done]
     bounds = mean_intervals(tests, len(truth.targets), task=truth.task, intervals=intervals)
     row: ResultRow = {"aggregator": trainings[0].aggregator}
-    for name in SCORE_ORDER:
+    for name in SCORE_COLUMNS:
         row[f"{name}_mean"], row[f"{name}_sd"] = mean_and_sd(r[name] for r in rows)
-    for name in SCORE_ORDER:
+    for name in SCORE_COLUMNS:
         for end, value in zip(ENDS, bounds[name] or (None, None), strict=True):
             row[f"{name}_{end}"] = value
     row["trainings"], row["failed"] = len(done), len(trainings) - len(done)
@@ -167,7 +169,7 @@ def summary_row(
 
 
 def comparison_rows(rows: Sequence[ResultRow]) -> list[ResultRow]:
-    """The rows of comparison.csv: every two aggregators, in each of `COMPARED`.
+    """The rows of comparison.csv: every two aggregators, in each of `COMPARED_SCORES`.
 
     Args:
         rows: those of folds.csv.
@@ -176,7 +178,7 @@ def comparison_rows(rows: Sequence[ResultRow]) -> list[ResultRow]:
     for row in rows:
         by_method.setdefault(row["aggregator"], {})[row["seed"], row["fold"]] = row
     return [
-        _compared(first, second, by_method, score)
+        _compared(first, second, by_method, score.name)
         for first, second in combinations(by_method, 2)
         for score in COMPARED_SCORES
     ]

@@ -33,14 +33,14 @@ def training_seed(seed: int, fold: int) -> int:
 
 
 def train_all(
-    work: StudyPlan, tasks: Sequence[Place], jobs: int
+    plan: StudyPlan, tasks: Sequence[Place], jobs: int
 ) -> Generator[Training, None, None]:
     """Trainings in the order of their end."""
     if not tasks:
         return
     jobs = min(jobs, len(tasks))
-    loaded = work if work.streamed else replace(work, features=_loaded(work, jobs))
-    classical = any(method.aggregator in CLASSICAL for method in work.methods.values())
+    loaded = plan if plan.streamed else replace(plan, features=_loaded(plan, jobs))
+    classical = any(method.aggregator in CLASSICAL for method in plan.methods.values())
     preload = PRELOAD + (PRELOAD_CLASSICAL if classical else ())
     if jobs > 1:
         yield from run_tasks(train_once, loaded, tasks, jobs=jobs, preload=preload)
@@ -51,15 +51,15 @@ def train_all(
         yield train_once(loaded, task)
 
 
-def _loaded(work: StudyPlan, jobs: int) -> dict[str, RaggedBags | SharedArray]:
+def _loaded(plan: StudyPlan, jobs: int) -> dict[str, RaggedBags | SharedArray]:
     """All features in memory, once."""
     loaded: dict[str, RaggedBags | SharedArray] = {}
-    for name, stored in work.features.items():
+    for name, stored in plan.features.items():
         assert isinstance(stored, StoredBags)
         if jobs == 1:
             loaded[name] = stored.read(torch.arange(len(stored)))
             continue
-        shared = SharedArray((int(work.sizes.sum()), *stored.in_shape), stored.tap.dtype)
+        shared = SharedArray((int(plan.sizes.sum()), *stored.in_shape), stored.tap.dtype)
         row = 0
         for bags in in_order(stored):  # some at a time, so that there is never a second copy
             shared.array[row : row + len(bags.values)] = bags.values.numpy()
@@ -68,16 +68,16 @@ def _loaded(work: StudyPlan, jobs: int) -> dict[str, RaggedBags | SharedArray]:
     return loaded
 
 
-def train_once(work: StudyPlan, task: Place) -> Training:
-    """One training; an error of its own is its result, one of the store is raised."""
+def train_once(plan: StudyPlan, task: Place) -> Training:
+    """One training; its own error becomes its result, an error of the store is raised."""
     label, seed, fold = task
-    config = replace(work.methods[label], seed=training_seed(seed, fold))
-    data = work.data(task)
+    config = plan.methods[label].replace(seed=training_seed(seed, fold))
+    data = plan.data(task)
     notes: list[str] = []
     started = time.perf_counter()
     try:
         with one_thread():
-            trained = fit_method(data, config, labels=work.labelling.labels, warn=notes.append)
+            trained = fit_method(data, config, labels=plan.labelling.labels, warn=notes.append)
     except StoreError:
         raise
     except Exception as error:  # noqa: BLE001 - recorded and reported; the others go on
@@ -101,7 +101,7 @@ def train_once(work: StudyPlan, task: Place) -> Training:
 
 
 def _parameters(model: Model) -> int:
-    """How many numbers a model has learned."""
+    """The number of values that a model has learned."""
     if isinstance(model, torch.nn.Module):
         return sum(p.numel() for p in model.parameters())
     return sum(x.numel() for x in model.state_dict().values())

@@ -3,137 +3,159 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from dragn_cache.errors import InputError
+from annotated_types import Ge, Le
+
+from dragn_cache.errors import SettingError
 from dragn_cache.machine import parse_memory
-from dragn_cache.old_options import at_least, one_of, within
-from dragn_cache.scoring.decisions import require_rule
+from dragn_cache.options import Settings, declarations, setting
+from dragn_cache.scoring.rules import require_rule
+
+OPTIONS = ("options", "loss_options", "schedule_options")
 
 
-@dataclass(frozen=True)
-class TrainConfig:
+def device_setting() -> Any:
+    """The setting of all that computes on a device."""
+    return setting("cpu", help="cpu, cuda or cuda:N.")
+
+
+def _read_stages(text: str) -> Mapping[str, Sequence[str]]:
+    from dragn_cache.loading.label_masks import read_stage_table  # here: it loads NumPy
+
+    return read_stage_table(Path(text))
+
+
+class TrainConfig(Settings):
     """Settings of stage two's training.
 
-    Attributes:
-        aggregator: name of an aggregator.
-        options: its options, for example ``{"unit": "L3Agg"}``.
-        tap: tap to train on; None is a map for methods that need maps, else a vector.
-        epochs: passes over the training bags.
-        batch_size: bags in a step.
-        loss: name of a loss, or ``auto``: binary cross-entropy for multi-label tasks,
-            cross-entropy for multi-class ones.
-        loss_options: its options, for example ``{"gamma": 1.5}``.
-        optimizer: ``adamw`` (weight decay decoupled from the gradient), ``adam`` or ``sgd``.
-        lr, weight_decay: the optimiser's learning rate and weight decay.
-        momentum: of ``sgd``.
-        schedule: how the learning rate goes on: ``none``, ``plateau``, ``cosine`` or ``step``.
-        schedule_options: its options, for example ``{"patience": 5}``.
-        keep: the epoch whose weights are kept: the ``best``, of lowest validation loss, or the
-            ``last``, for published protocols of a fixed length and validation sets too small to
-            choose.
-        patience: training ends after that many epochs without a lower validation loss; 0: never.
-        dropout: on the bag's embedding, before the head.
-        pos_weight: how much a positive target counts in a multi-label loss: a number, or
-            ``balanced``, each label's (N - n) / n where n of the N training bags have it. None is
-            1, but ``balanced`` for the losses ``weighted_bce`` and ``frn``.
-        stage_mask: where labels that a bag's stage cannot have are masked: in ``train`` they count
-            nothing in losses, in ``predict`` their probability is 0, in ``both`` both; None: never.
-        stages: for the mask, labels to the stages in which alone they exist.
-        scale: ``standard`` standardises each channel by the training instances' moments.
-        order: order of instances in training; evaluation always uses the manifest's.
-        views: ``random`` draws one of the store's views for every training instance and epoch,
-            ``all`` shows every training bag once in each view; evaluation is always on clean ones.
-        seed: of the split, the initialisation, dropout, and all that ``shuffle_seed`` is of.
-        shuffle_seed: of the order of bags and instances, and their views; None is ``seed``.
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
-        memory: what features may fill, as ``8GB``; ``auto`` is 60 % of what is free. Larger ones
-            are streamed from the store in shuffled blocks.
-        intervals: bootstrap resamples behind each 95 % interval; 0 leaves them out.
-        decision: rule by which probabilities become label sets, see `Decision`.
+    - ``loss`` auto is binary cross-entropy for multi-label tasks, else cross-entropy.
+    - ``keep`` last is for published protocols of a fixed length, and for validation sets too small
+      to choose by.
+    - ``pos_weight`` is how much a positive target counts in a multi-label loss; balanced is each
+      label's (N - n) / n where n of the N training bags have it. None is 1, but balanced for the
+      losses weighted_bce and frn.
+    - ``stage_mask``: labels that a bag's stage cannot have count nothing in losses (train), have
+      the probability 0 (predict), or both. ``stages`` has the stages in which alone a label exists.
+    - ``order`` and ``views`` are of training; all else takes the manifest's order and clean views.
     """
 
-    aggregator: str = "dragn"
-    options: Mapping[str, Any] | None = None
-    tap: str | None = None
-    epochs: int = 60
-    batch_size: int = 16
-    loss: str = "auto"
-    loss_options: Mapping[str, Any] | None = None
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: float = 3e-4
-    weight_decay: float = 1e-2
-    momentum: float = 0.9
-    schedule: Literal["none", "plateau", "cosine", "step"] = "none"
-    schedule_options: Mapping[str, Any] | None = None
-    keep: Literal["best", "last"] = "best"
-    patience: int = 0
-    dropout: float = 0.5
-    pos_weight: float | Literal["balanced"] | None = None
-    stage_mask: Literal["train", "predict", "both"] | None = None
-    stages: Mapping[str, Sequence[str]] | None = None
-    scale: Literal["none", "standard"] = "none"
-    order: Literal["random", "manifest"] = "random"
-    views: Literal["off", "random", "all"] = "off"
-    seed: int = 0
-    shuffle_seed: int | None = None
-    device: str = "cpu"
-    memory: str = "auto"
-    intervals: int = 1000
-    decision: str = "default"
+    aggregator: str = setting("dragn", help="A name; see aggregators.", sweep=True)
+    options: Mapping[str, Any] = setting(
+        {},
+        help="An aggregator's option; may be repeated.",
+        flag="option",
+        options_of="aggregator",
+        sweep=True,
+    )
+    tap: str | None = setting(None, help="Tap to train on.", shown_default="map or vector")
+    epochs: int = setting(60, ge=1, help="Passes over the training bags.", sweep=True)
+    batch_size: int = setting(16, ge=1, help="Bags of a step.", sweep=True)
+    loss: str = setting(
+        "auto",
+        help="auto, bce, weighted_bce, focal, frn, fec, asymmetric or cross_entropy.",
+        sweep=True,
+    )
+    loss_options: Mapping[str, Any] = setting(
+        {},
+        help="A loss's option; may be repeated.",
+        flag="loss-option",
+        options_of="loss",
+        sweep=True,
+    )
+    optimizer: Literal["adamw", "adam", "sgd"] = setting(
+        "adamw", help="Rule of the steps; adamw decays weights apart from the gradient.", sweep=True
+    )
+    lr: float = setting(3e-4, ge=0, le=1000, help="Learning rate.", sweep=True)
+    weight_decay: float = setting(1e-2, ge=0, le=1000, help="Weight decay.", sweep=True)
+    momentum: float = setting(0.9, ge=0, le=0.999, help="Momentum of sgd.", sweep=True)
+    schedule: Literal["none", "plateau", "cosine", "step"] = setting(
+        "none", help="Course of the learning rate.", sweep=True
+    )
+    schedule_options: Mapping[str, Any] = setting(
+        {},
+        help="A schedule's option; may be repeated.",
+        flag="schedule-option",
+        options_of="schedule",
+        sweep=True,
+    )
+    keep: Literal["best", "last"] = setting(
+        "best",
+        help="The epoch that is kept: of lowest validation loss, or the last.",
+        sweep=True,
+    )
+    patience: int = setting(
+        0, ge=0, help="Stop after that many epochs without improvement; 0: never.", sweep=True
+    )
+    dropout: float = setting(0.5, ge=0, le=0.999, help="Dropout before the head.", sweep=True)
+    pos_weight: Annotated[float, Ge(0), Le(1e6)] | Literal["balanced"] | None = setting(
+        None, help="Weight of positive targets: a number, or balanced.", sweep=True
+    )
+    stage_mask: Literal["train", "predict", "both"] | None = setting(
+        None,
+        help="Where labels that a bag's stage cannot have are masked.",
+        shown_default="nowhere",
+    )
+    stages: Mapping[str, Sequence[str]] | None = setting(
+        None,
+        help="CSV of label,stages for the stage mask.",
+        flag="stage-table",
+        metavar="FILE",
+        parse=_read_stages,
+    )
+    scale: Literal["none", "standard"] = setting(
+        "none", help="Standardise each channel by the training instances.", sweep=True
+    )
+    order: Literal["random", "manifest"] = setting(
+        "random", help="Order of instances in training.", sweep=True
+    )
+    views: Literal["off", "random", "all"] = setting(
+        "off", help="The store's augmented views in training: one drawn anew each time, or all."
+    )
+    seed: int = setting(0, ge=0, help="Of split, initialisation, dropout, order and views.")
+    shuffle_seed: int | None = setting(
+        None, ge=0, help="Of order and views alone.", shown_default="the seed"
+    )
+    device: str = device_setting()
+    memory: str = setting(
+        "auto", help="What features may fill, as 8GB; larger ones are streamed.", check=parse_memory
+    )
+    intervals: int = setting(1000, ge=0, help="Resamples for the intervals; 0: none.")
+    decision: str = setting(
+        "default",
+        help="What counts as yes: default, half, thresholds or top-K.",
+        check=require_rule,
+    )
 
-    def __post_init__(self) -> None:
-        one_of("--scale", self.scale, ("none", "standard"))
-        one_of("--order", self.order, ("random", "manifest"))
-        one_of("--views", self.views, ("off", "random", "all"))
-        one_of("--optimizer", self.optimizer, ("adamw", "adam", "sgd"))
-        one_of("--schedule", self.schedule, ("none", "plateau", "cosine", "step"))
-        at_least("--epochs", self.epochs, 1)
-        at_least("--batch-size", self.batch_size, 1)
-        at_least("--patience", self.patience, 0)
-        one_of("--keep", self.keep, ("best", "last"))
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """The settings that a checkpoint records; older ones have None where no option is given."""
+        none: dict[str, Any] = {name: {} for name in OPTIONS if record.get(name, {}) is None}
+        return cls(**{**record, **none})
+
+    def require_consistent(self) -> None:
         if self.keep == "last" and self.patience:
-            raise InputError(
-                "--keep last",
-                expected="training that does not stop early",
-                got=f"--patience {self.patience}",
+            raise SettingError(
+                "patience",
+                expected="0 with `keep=last`: training that does not stop early",
+                got=str(self.patience),
                 remedy="leave one of them out",
             )
-        at_least("--intervals", self.intervals, 0)
-        parse_memory(self.memory)
-        require_rule(self.decision)
-        at_least("--seed", self.seed, 0)
-        at_least("--shuffle-seed", self.order_seed, 0)
-        weight = 1.0 if self.pos_weight in (None, "balanced") else self.pos_weight
-        if not isinstance(weight, float | int):
-            raise InputError(
-                "--pos-weight",
-                expected="a number or balanced",
-                got=repr(self.pos_weight),
-                remedy="change it",
-            )
-        self._require_stages()
-        within("--pos-weight", weight, 0.0, 1e6)
-        within("--lr", self.lr, 0.0, 1e3)
-        within("--weight-decay", self.weight_decay, 0.0, 1e3)
-        within("--momentum", self.momentum, 0.0, 0.999)
-        if self.optimizer != "sgd" and self.momentum != type(self).momentum:
-            raise InputError(
-                "--momentum",
-                expected="--optimizer sgd, which alone reads it",
+        if (
+            self.optimizer != "sgd"
+            and self.momentum != declarations(type(self))["momentum"].default
+        ):
+            raise SettingError(
+                "momentum",
+                expected="`optimizer=sgd`, which alone reads it",
                 got=self.optimizer,
                 remedy="leave it out, or choose sgd",
             )
-        within("--dropout", self.dropout, 0.0, 0.999)
-
-    def _require_stages(self) -> None:
-        if self.stage_mask is not None:
-            one_of("--stage-mask", self.stage_mask, ("train", "predict", "both"))
         if (self.stage_mask is None) != (self.stages is None):
-            given, absent = ("--stage-mask", "--stage-table")[:: -1 if self.stages else 1]
-            raise InputError(
-                given, expected=f"{absent} as well", got="none", remedy="give both or neither"
+            given, absent = ("stage_mask", "stages")[:: -1 if self.stages else 1]
+            raise SettingError(
+                given, expected=f"`{absent}` as well", got="none", remedy="give both or neither"
             )
 
     @property
@@ -155,7 +177,7 @@ class TrainConfig:
     def label(self) -> str:
         """The method and its options as a short name: ``dragn-L3Agg``."""
         options = []
-        for option, value in (self.options or {}).items():
+        for option, value in self.options.items():
             text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
             options.append(text if option == "unit" else f"{option}={text}")
         return "-".join([self.aggregator.replace(":", "."), *options])

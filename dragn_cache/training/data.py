@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from dragn_cache.devices import find_device, memory_for_features
-from dragn_cache.errors import InputError
+from dragn_cache.errors import InputError, SettingError
 from dragn_cache.loading.feeds import Feed, Presentations, Streamed, in_order
 from dragn_cache.loading.label_masks import possible_labels
 from dragn_cache.loading.labelling import Labelling, choose_splits
@@ -84,11 +84,11 @@ def possible_in(store: Store, labelling: Labelling, config: TrainConfig) -> NDAr
 
 
 def _views_too_large(config: TrainConfig, needed: int, memory: int) -> InputError:
-    return InputError(
-        f"--views {config.views}",
+    return SettingError(
+        "views",
         expected=f"features in all views that fit in {memory / 1e9:.3g} GB of memory",
-        got=f"{needed / 1e9:.3g} GB",
-        remedy=f"train with --views off, or with --memory {-(-needed // 10**6)}MB if there is that",
+        got=f"{needed / 1e9:.3g} GB for {config.views}",
+        remedy=f"train with `views=off`, or with `memory={-(-needed // 10**6)}MB` if there is that",
     )
 
 
@@ -187,7 +187,7 @@ def no_views(config: TrainConfig, where: str) -> InputError:
     """The error for features without augmented views where some are asked for."""
     return InputError(
         where,
-        expected=f"augmented views for --views {config.views}",
+        expected=f"augmented views for `views={config.views}`",
         got="the clean view only",
-        remedy="extract with --views 4 --augment flip,rotate90, say, or train with --views off",
+        remedy="extract with augmented views, or train with `views=off`",
     )

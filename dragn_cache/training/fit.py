@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -18,9 +18,9 @@ from dragn_cache.classical import (
     create_classical,
     fit_model,
 )
-from dragn_cache.errors import InputError
+from dragn_cache.errors import SettingError
 from dragn_cache.loading.stored import StoredBags
-from dragn_cache.old_options import flag
+from dragn_cache.options import declarations
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.scaling import Standardise
 from dragn_cache.training.config import TrainConfig
@@ -28,7 +28,7 @@ from dragn_cache.training.data import LabelledBags, fit_scaling
 from dragn_cache.training.methods import method_facts
 from dragn_cache.training.model import BagClassifier, build_model, predict
 from dragn_cache.training.objective import positive_weights
-from dragn_cache.training.optimisation import create_schedule
+from dragn_cache.training.schedules import create_schedule
 from dragn_cache.training.train import Progress, train
 from dragn_cache.types import Task, Warn
 
@@ -103,7 +103,7 @@ def fit_method(
         _warn_untaught(data, labels, warn)
         return train(data, config, progress=progress)
     config = without_unread(config, warn)
-    method = create_classical(config.aggregator, config.options or {})
+    method = create_classical(config.aggregator, config.options)
     scaling = Standardise(data.bags.in_shape[0]) if config.scale == "standard" else None
     fit_scaling(scaling, data.bags, data)
     model, choices = fit_model(
@@ -127,7 +127,7 @@ def require_method(config: TrainConfig, in_shape: tuple[int, ...], labels: int) 
     """Raise what `fit_method` would raise for the method, its options, the tap or the schedule."""
     method_facts(config.aggregator)
     if config.aggregator in CLASSICAL:
-        create_classical(config.aggregator, config.options or {})
+        create_classical(config.aggregator, config.options)
         _require_positive_weight(config)
         return
     create_schedule(config.schedule, config.schedule_options)
@@ -143,26 +143,21 @@ def without_unread(config: TrainConfig, warn: Warn) -> TrainConfig:
     if config.aggregator not in CLASSICAL:
         return config
     unread = {
-        field.name: field.default
-        for field in fields(config)
-        if field.name not in CLASSICAL_SETTINGS
-        and field.default is not MISSING
-        and getattr(config, field.name) != field.default
+        name: declared.default
+        for name, declared in declarations(type(config)).items()
+        if name not in CLASSICAL_SETTINGS and getattr(config, name) != declared.default
     }
     if unread:
-        names = ", ".join(map(flag, unread))
+        names = ", ".join(f"`{name}`" for name in unread)
         warn(f"{config.aggregator} is not trained by gradients and does not read {names}")
-    return replace(config, **unread)
+    return config.replace(**unread)
 
 
 def settings_read(config: TrainConfig) -> dict[str, Any]:
-    """The settings by name that the method reads."""
+    """The settings that the method reads, as TOML holds them."""
     classical = config.aggregator in CLASSICAL
-    return {
-        field.name: getattr(config, field.name)
-        for field in fields(config)
-        if not classical or field.name in CLASSICAL_SETTINGS
-    }
+    table = config.to_table().items()
+    return {name: v for name, v in table if not classical or name in CLASSICAL_SETTINGS}
 
 
 def load_model(
@@ -178,7 +173,7 @@ def load_model(
         RuntimeError, LookupError, ValueError: the state is another model's.
     """
     if config.aggregator in CLASSICAL:
-        method = create_classical(config.aggregator, config.options or {})
+        method = create_classical(config.aggregator, config.options)
         return ClassicalModel.from_state(method, in_shape, state)
     model = build_model(config, in_shape, labels, task)
     model.load_state_dict(state)
@@ -214,6 +209,6 @@ def _weights(data: LabelledBags, config: TrainConfig) -> list[float]:
 
 def _require_positive_weight(config: TrainConfig) -> None:
     if config.pos_weight == 0:
-        raise InputError(
-            "--pos-weight", expected="a number above 0 for an SVM", got="0", remedy="change it"
+        raise SettingError(
+            "pos_weight", expected="a number above 0 for an SVM", got="0", remedy="change it"
         )

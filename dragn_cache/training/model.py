@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dragn_cache.aggregators import Aggregator, aggregator_class, create_aggregator, options_of
+from dragn_cache.aggregators import Aggregator, create_aggregator, options_of
 from dragn_cache.aggregators.supervision import Supervision
 from dragn_cache.errors import InputError
 from dragn_cache.loading.feeds import in_order
@@ -92,7 +92,7 @@ def build_model(
 
     An aggregator with an option ``labels`` or ``task`` is told these.
     """
-    options = dict(config.options or {})
+    options = dict(config.options)
     known = dict(zip(SUPPLIED, (n_labels, task), strict=True))
     for option in options.keys() & known.keys():
         raise InputError(
@@ -101,9 +101,8 @@ def build_model(
             got=repr(options[option]),
             remedy="leave it out",
         )
-    options |= {
-        k: v for k, v in known.items() if k in options_of(aggregator_class(config.aggregator))
-    }
+    taken = options_of(config.aggregator)
+    options |= {option: value for option, value in known.items() if option in taken}
     aggregator = create_aggregator(config.aggregator, in_shape=in_shape, **options)
     scaling = Standardise(in_shape[0]) if config.scale == "standard" else None
     return BagClassifier(

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dragn_cache.aggregators.supervision import Supervision
-from dragn_cache.errors import InputError
+from dragn_cache.errors import SettingError
 from dragn_cache.training.config import TrainConfig
 from dragn_cache.training.data import LabelledBags
 from dragn_cache.training.losses import create_loss
@@ -29,8 +29,8 @@ class Objective:
         self._loss = create_loss(config.loss, data.task, config.loss_options)
         self._last = config.epochs
         if config.stage_mask is not None and data.possible is None:
-            raise InputError(
-                "--stage-mask",
+            raise SettingError(
+                "stage_mask",
                 expected="bags with the labels that their stages can have",
                 got="none",
                 remedy="train on a store, or leave it out",
@@ -85,8 +85,8 @@ def positive_weights(
     if wanted is None:
         return None
     if data.task != "multilabel":
-        raise InputError(
-            "--pos-weight",
+        raise SettingError(
+            "pos_weight",
             expected="a multi-label task",
             got=data.task,
             remedy="leave it out: classes exclude each other here",

@@ -7,19 +7,10 @@ are the papers, or the authors' code where it says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from dragn_cache.errors import UnknownNameError
-from dragn_cache.training.config import TrainConfig
-
-# Options belong to the choice beside them: without it they mean nothing.
-OPTIONS_OF = {
-    "options": "aggregator",
-    "loss_options": "loss",
-    "schedule_options": "schedule",
-}
 
 
 @dataclass(frozen=True)
@@ -187,28 +178,3 @@ def settings_of(name: str) -> dict[str, Any]:
         else:
             settings[field] = setting.value
     return settings
-
-
-def resolve(recipe: str | None, given: Mapping[str, Any]) -> TrainConfig:
-    """Settings: what was given, else what the recipe says, else the default.
-
-    Args:
-        recipe: a name; None is none.
-        given: fields of `TrainConfig`; None is not given.
-    """
-    config = TrainConfig(**settings_of(recipe)) if recipe is not None else TrainConfig()
-    return override(config, given)
-
-
-def override(config: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
-    """Settings with some replaced, None replacing nothing.
-
-    Options are joined one by one; those of a choice that was replaced by another go with it.
-    """
-    changes = {name: value for name, value in given.items() if value is not None}
-    for options, choice in OPTIONS_OF.items():
-        same = changes.get(choice, getattr(config, choice)) == getattr(config, choice)
-        kept = getattr(config, options) or {}
-        joined = {**(kept if same else {}), **(changes.get(options) or {})}
-        changes[options] = joined or None
-    return replace(config, **changes)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -112,8 +112,8 @@ def require_stackable(configs: Sequence[TrainConfig]) -> None:
 
 
 def _shared(config: TrainConfig) -> dict[str, Any]:
-    shared = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in OWN}
-    options = dict(config.options or {})
+    shared = {name: value for name, value in config.to_dict().items() if name not in OWN}
+    options = dict(config.options)
     options.pop("init", None)
     return {**shared, "options": options, "shuffle_seed": config.order_seed}
 

@@ -26,7 +26,8 @@ from dragn_cache.training.config import TrainConfig
 from dragn_cache.training.data import LabelledBags, fit_aggregator, fit_scaling, present
 from dragn_cache.training.model import BagClassifier, build_model, logits_of, predict, probabilities
 from dragn_cache.training.objective import Objective, masked, positive_weights
-from dragn_cache.training.optimisation import Monitor, create_optimizer, create_schedule
+from dragn_cache.training.optimisation import create_optimizer
+from dragn_cache.training.schedules import Monitor, create_schedule
 
 Progress = Callable[[dict[str, float]], None]
 """Called after every epoch with its row of the history."""
@@ -144,16 +145,16 @@ class _Fit:
 
     @torch.no_grad()
     def _validate(self, monitored: Monitor) -> dict[Monitor, float]:
-        """The loss of the validation bags, and macro F1 if that is monitored."""
+        """The loss of the validation bags, and the score that is monitored besides."""
         rows = self.data.rows("validation")
         logits = logits_of(self.model, in_order(self.bags, torch.from_numpy(rows)))
         wanted = self.objective.supervision(torch.from_numpy(rows), self.pos_weight)
         scores: dict[Monitor, float] = {"loss": float(wanted.loss(logits))}
-        if monitored == "f1_macro":
+        if monitored != "loss":
             task = self.data.task
             p = masked(probabilities(logits, task), self.data, self.config, rows)
-            found = evaluate(self.data.targets[rows], p, task=task, intervals=0)
-            scores["f1_macro"] = found["f1_macro"]
+            all_scores = evaluate(self.data.targets[rows], p, task=task, intervals=0)
+            scores[monitored] = all_scores[monitored]
         return scores
 
 
@@ -165,5 +166,5 @@ def divergence(row: dict[str, float], config: TrainConfig) -> DragnCacheError | 
         f"epoch {row['epoch']:.0f}",
         expected="a finite loss",
         got=f"training {row['train_loss']:g}, validation {row['validation_loss']:g}",
-        remedy=f"lower --lr (now {config.lr:g})",
+        remedy=f"lower `lr` (now {config.lr:g})",
     )

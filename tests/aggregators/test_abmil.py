@@ -90,12 +90,15 @@ def test_maps_are_averaged_first(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"attn_dim": 0}, "option attn_dim: expected a whole number above 0, got 0"),
-        ({"attn_dim": True}, "option attn_dim: expected a whole number above 0, got True"),
-        ({"embed": 0}, "option embed: expected a whole number above 0, got 0"),
-        ({"embed": (64, 2.5)}, r"option embed: expected a whole number above 0, got 2\.5"),
-        ({"embed": 0.5}, r"option embed: expected a whole number above 0, got 0\.5"),
-        ({"embed": "wide"}, "option embed: expected a whole number above 0, got 'w'"),
+        ({"attn_dim": 0}, "option attn_dim: expected a whole number of at least 1, got 0"),
+        ({"attn_dim": True}, "option attn_dim: expected a whole number of at least 1, got True"),
+        ({"embed": 0}, "option embed: expected one width or several, .*, got 0"),
+        (
+            {"embed": (64, 2.5)},
+            r"option embed: expected one width or several, .* got \(64, 2\.5\)",
+        ),
+        ({"embed": 0.5}, r"option embed: expected one width or several, .*, got 0\.5"),
+        ({"embed": "wide"}, "option embed: expected one width or several, .*, got 'wide'"),
     ],
 )
 def test_widths_that_are_none_are_refused(name: str, options: dict[str, Any], message: str) -> None:

@@ -132,11 +132,11 @@ def test_every_parameter_learns(branches: int) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"labels": 1.0}, r"option labels: expected a whole number above 0, got 1\.0"),
-        ({"branches": 0}, "option branches: expected a whole number above 0, got 0"),
-        ({"top": -1}, "option top: expected a whole number above 0, got -1"),
-        ({"attn_dim": 0}, "option attn_dim: expected a whole number above 0, got 0"),
-        ({"embed": 0}, "option embed: expected a whole number above 0, got 0"),
+        ({"labels": 1.0}, r"option labels: expected a whole number of at least 1, got 1\.0"),
+        ({"branches": 0}, "option branches: expected a whole number of at least 1, got 0"),
+        ({"top": -1}, "option top: expected a whole number of at least 1, got -1"),
+        ({"attn_dim": 0}, "option attn_dim: expected a whole number of at least 1, got 0"),
+        ({"embed": 0}, "option embed: expected one width or several, .*, got 0"),
         ({"mask": 1.0}, r"option mask: expected a number from 0 to below 1, got 1\.0"),
         ({"mask": "0.6"}, r"option mask: expected a number from 0 to below 1, got '0\.6'"),
     ],

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from own_aggregators import Demanding, Wider
 from small_aggregators import LABELS, MAP, REQUIRED, SIZES, VECTOR, draw, make, relative, supervise
 
 from dragn_cache.aggregators import (
@@ -16,6 +17,7 @@ from dragn_cache.aggregators import (
     Aggregated,
     aggregator_class,
     create_aggregator,
+    options_of,
 )
 from dragn_cache.aggregators.mean import Mean
 from dragn_cache.errors import InputError, UnknownNameError
@@ -28,14 +30,6 @@ ROUNDING_OF_RRT = 1e-4
 
 every_aggregator = pytest.mark.parametrize("name", sorted(AGGREGATORS))
 every_shape = pytest.mark.parametrize("in_shape", [MAP, VECTOR], ids=["map", "vector"])
-
-
-@every_aggregator
-def test_declarations(name: str) -> None:
-    cls = AGGREGATORS[name]
-    assert cls.needs in ("map", "vector", "any")
-    assert isinstance(cls.order_sensitive, bool)
-    assert isinstance(cls.has_attention, bool)
 
 
 @every_shape
@@ -56,6 +50,18 @@ def test_shapes_and_finite_values(name: str, in_shape: tuple[int, ...]) -> None:
     if learning.loss is not None:
         assert learning.loss.shape == ()
         assert learning.loss.isfinite()
+
+
+@every_shape
+@pytest.mark.parametrize(
+    "name", [name for name, cls in AGGREGATORS.items() if cls.embedding_among_features]
+)
+def test_an_embedding_among_the_features_is_that_of_a_lone_instance(
+    name: str, in_shape: tuple[int, ...]
+) -> None:
+    aggregator, bags = make(name, in_shape), draw(in_shape, [1, 1, 1])
+    assert aggregator.out_dim == in_shape[0]
+    assert relative(aggregator(bags).embedding, aggregator.vectors(bags)) < 1e-6
 
 
 @every_shape
@@ -186,7 +192,9 @@ def test_shapes_that_are_neither_map_nor_vector_are_refused(
 
 @every_aggregator
 def test_unknown_options_are_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(InputError, match=rf"aggregator {name}: .* got option 'colour'"):
+    with pytest.raises(
+        InputError, match=rf"aggregator {name}: expected a known option, got 'colour'"
+    ):
         create_aggregator(name, in_shape=MAP, **REQUIRED.get(name, {}), colour="green")
 
 
@@ -210,7 +218,7 @@ def test_classes_that_cannot_be_used_are_refused(name: str, message: str) -> Non
         aggregator_class(name)
 
 
-def test_a_class_of_ones_own_in_the_working_directory(
+def test_a_class_of_ones_own_on_pythons_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "my_pooling.py").write_text(
@@ -226,12 +234,16 @@ def test_a_class_of_ones_own_in_the_working_directory(
         "        return Aggregated(self.factor * summed, None)\n"
     )
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = list(sys.path)
+    with pytest.raises(InputError, match="No module named 'my_pooling'; correct it, or run where"):
+        create_aggregator("my_pooling:Sum", in_shape=VECTOR)
+    assert sys.path == before
+    monkeypatch.syspath_prepend(tmp_path)
     made = create_aggregator("my_pooling:Sum", in_shape=VECTOR, factor=2.0)
     bags = draw(VECTOR, [3, 5])
     expected = 2 * torch.stack([bags.bag(0).sum(0), bags.bag(1).sum(0)])
     torch.testing.assert_close(made(bags).embedding, expected)
-    with pytest.raises(InputError, match=r"its options \(factor\), got option 'scale'"):
+    with pytest.raises(InputError, match=r"a known option, got 'scale'; .*one of: factor"):
         create_aggregator("my_pooling:Sum", in_shape=VECTOR, scale=2.0)
 
 
@@ -240,8 +252,7 @@ def test_the_documents_class_of_ones_own(tmp_path: Path, monkeypatch: pytest.Mon
     code = re.findall(r"```python\n(# (\w+)\.py\n.*?)```", text, re.DOTALL)
     ((source, module),) = code
     (tmp_path / f"{module}.py").write_text(source)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.syspath_prepend(tmp_path)
     made = create_aggregator(f"{module}:Mean2", in_shape=MAP, width=5)
     assert made(draw(MAP, [3, 1, 7])).embedding.shape == (3, 5)
 
@@ -259,8 +270,7 @@ def test_classes_that_leave_something_out_are_told(
     source = f"from dragn_cache.aggregators import Aggregator\nclass A(Aggregator):\n {body}\n"
     name = f"half_{len(body)}"
     (tmp_path / f"{name}.py").write_text(source)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=message):
         aggregator_class(f"{name}:A")
 
@@ -283,18 +293,28 @@ def test_results_that_are_not_one_embedding_per_bag_are_refused(
         Wrong(VECTOR)(draw(VECTOR, [3, 5]))
 
 
-def test_options_without_a_default_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Demanding(Mean):
-        def __init__(self, in_shape: tuple[int, ...], *, labels: int) -> None:
-            super().__init__(in_shape)
-            self.labels = labels
-
-    monkeypatch.setitem(AGGREGATORS, "demanding", Demanding)
-    with pytest.raises(InputError, match="option 'labels', which has no default"):
-        create_aggregator("demanding", in_shape=MAP)
-    made = create_aggregator("demanding", in_shape=MAP, labels=3)
+def test_options_of_classes_of_ones_own_are_checked_as_their_signature_says() -> None:
+    name = "own_aggregators:Demanding"
+    assert list(options_of(name)) == ["labels", "factor"]
+    with pytest.raises(InputError, match=r"option labels: .* got none; give labels=…"):
+        create_aggregator(name, in_shape=MAP)
+    with pytest.raises(InputError, match="option factor: expected a number, got 'x'"):
+        create_aggregator(name, in_shape=MAP, labels=3, factor="x")
+    made = create_aggregator(name, in_shape=MAP, labels=3)
     assert isinstance(made, Demanding)
-    assert made.labels == 3
+    assert (made.labels, made.factor) == (3, 1.0)
+
+
+def test_options_that_a_class_of_ones_own_passes_on_are_those_of_its_base() -> None:
+    name = "own_aggregators:Wider"
+    assert set(options_of(name)) == {"factor", "attn_dim", "embed"}
+    made = create_aggregator(name, in_shape=VECTOR, factor=5, attn_dim=7)
+    assert isinstance(made, Wider)
+    assert (made.factor, made.V.out_features) == (5, 7)
+    with pytest.raises(InputError, match=r"got 'width'; .*attn_dim, embed, factor"):
+        create_aggregator(name, in_shape=VECTOR, width=3)
+    with pytest.raises(InputError, match=r"option attn_dim: .* got 0"):
+        create_aggregator(name, in_shape=VECTOR, attn_dim=0)
 
 
 @every_shape

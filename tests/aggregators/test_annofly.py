@@ -52,7 +52,7 @@ def test_annofly_attends_to_states(cell: str, bidirectional: bool) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cell": "rnn"}, "option cell: .* 'gru', 'lstm', got 'rnn'"),
+        ({"cell": "rnn"}, "option cell: expected gru or lstm, got 'rnn'"),
         ({"hidden": 0}, "option hidden: .* got 0"),
         ({"bidirectional": 0}, "option bidirectional: .* got 0"),
         ({"attn_dim": 0}, "option attn_dim: .* got 0"),

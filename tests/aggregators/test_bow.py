@@ -44,6 +44,6 @@ def test_bow_counts_words_in_all_pixels() -> None:
 
 
 def test_options_are_checked() -> None:
-    message = "option clusters: expected a whole number above 1, got 1"
+    message = "option clusters: expected a whole number of at least 2, got 1"
     with pytest.raises(InputError, match=message):
         create_aggregator("bow", in_shape=(WIDTH,), clusters=1)

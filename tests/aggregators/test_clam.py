@@ -178,14 +178,14 @@ def test_dropout_and_weights_are_as_asked_for(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"labels": 0}, "option labels: expected a whole number above 0, got 0"),
-        ({"embed": (5, 0)}, "option embed: expected a whole number above 0, got 0"),
-        ({"attn_dim": 2.0}, r"option attn_dim: expected a whole number above 0, got 2\.0"),
-        ({"instances": 0}, "option instances: expected a whole number above 0, got 0"),
+        ({"labels": 0}, "option labels: expected a whole number of at least 1, got 0"),
+        ({"embed": (5, 0)}, r"option embed: expected one width or several, .*, got \(5, 0\)"),
+        ({"attn_dim": 2.0}, r"option attn_dim: expected a whole number of at least 1, got 2\.0"),
+        ({"instances": 0}, "option instances: expected a whole number of at least 1, got 0"),
         ({"instance_weight": 1}, "option instance_weight: expected a number from 0 to below 1"),
         ({"dropout": -0.1}, r"option dropout: expected a number from 0 to below 1, got -0\.1"),
         ({"dropout": True}, "option dropout: expected a number from 0 to below 1, got True"),
-        ({"subtyping": 1}, "option subtyping: expected one of False, True, got 1"),
+        ({"subtyping": 1}, "option subtyping: expected true or false, got 1"),
     ],
 )
 def test_other_options_are_refused(name: str, options: dict[str, Any], message: str) -> None:

@@ -60,8 +60,8 @@ def test_deepmimls_loss_is_that_of_its_undropped_logits() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"labels": 3, "subconcepts": 0}, "option subconcepts: .* above 0, got 0"),
-        ({"labels": 0}, "option labels: .* above 0, got 0"),
+        ({"labels": 3, "subconcepts": 0}, "option subconcepts: .* of at least 1, got 0"),
+        ({"labels": 0}, "option labels: .* of at least 1, got 0"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:

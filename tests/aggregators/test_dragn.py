@@ -301,20 +301,20 @@ def test_mean_init_lets_hidden_channels_separate() -> None:
 def test_rounds_are_planned_by_hand() -> None:
     """Bags of 5, 2 and 4: rows 0-4, 5-6, 7-10; then 3 and 2 windows; then 1."""
     first, second, third = plan_rounds(torch.tensor([5, 2, 4]))
-    assert (first.done.tolist(), first.ends.tolist()) == ([1], [[5, 6]])
+    assert (first.finished.tolist(), first.last_rows.tolist()) == ([1], [[5, 6]])
     assert first.members.tolist() == [[k, k + 1, k + 2] for k in (0, 1, 2, 7, 8)]
-    assert first.turns.tolist() == [0, 1, 2, 4, 5]
-    assert (second.done.tolist(), second.ends.tolist()) == ([2], [[3, 4]])
-    assert (second.members.tolist(), second.turns.tolist()) == ([[0, 1, 2]], [3])
-    assert (third.done.tolist(), third.ends.tolist()) == ([0], [[0, 0]])
-    assert third.members.tolist() == third.turns.tolist() == []
+    assert first.loop_index.tolist() == [0, 1, 2, 4, 5]
+    assert (second.finished.tolist(), second.last_rows.tolist()) == ([2], [[3, 4]])
+    assert (second.members.tolist(), second.loop_index.tolist()) == ([[0, 1, 2]], [3])
+    assert (third.finished.tolist(), third.last_rows.tolist()) == ([0], [[0, 0]])
+    assert third.members.tolist() == third.loop_index.tolist() == []
 
 
-def test_each_window_has_one_turn() -> None:
+def test_each_window_has_its_place_in_the_loop() -> None:
     rounds = list(plan_rounds(torch.tensor(SIZES)))
-    turns = torch.cat([r.turns for r in rounds])
-    assert turns.sort().values.tolist() == list(range(sum((n - 1) ** 2 // 4 for n in SIZES)))
-    assert torch.cat([r.done for r in rounds]).sort().values.tolist() == list(range(len(SIZES)))
+    indices = torch.cat([r.loop_index for r in rounds])
+    assert indices.sort().values.tolist() == list(range(sum((n - 1) ** 2 // 4 for n in SIZES)))
+    assert torch.cat([r.finished for r in rounds]).sort().values.tolist() == list(range(len(SIZES)))
 
 
 def test_the_unit_is_called_once_per_round_on_windows_only(
@@ -331,21 +331,27 @@ def test_the_unit_is_called_once_per_round_on_windows_only(
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"unit": "L4Agg"}, "unit: expected a known unit, got 'L4Agg'; did you mean L3Agg"),
+        ({"unit": "L4Agg"}, "option unit: expected L1Agg, L2Agg or L3Agg, got 'L4Agg'"),
         ({"mixing": "none"}, "option mixing: .* got 'none'"),
-        ({"kernel": 2}, "option kernel: expected one of 1, 3, 5, 7, got 2"),
+        ({"kernel": 2}, "option kernel: expected 1, 3, 5 or 7, got 2"),
         ({"kernel": True}, "option kernel: .* got True"),
-        ({"bn": 1}, "option bn: expected one of None, True, False, got 1"),
-        ({"bn": True, "unit": "L1Agg"}, "option bn: expected one of None, False, got True"),
+        ({"bn": 1}, "option bn: expected true or false, got 1"),
+        (
+            {"bn": True, "unit": "L1Agg"},
+            "option bn: expected none or false with unit=L1Agg",
+        ),
         ({"short": "padded"}, "option short: .* got 'padded'"),
         ({"cap": 0}, "option cap: .* got 0"),
         ({"unit": [1]}, "unit"),
         ({"bn_scope": "bag"}, "option bn_scope: .* got 'bag'"),
         ({"init": "zeros"}, "option init: .* got 'zeros'"),
         ({"share_rounds": "no"}, "option share_rounds: .* got 'no'"),
-        ({"share_rounds": False}, "option rounds: expected a whole number above 0, got None"),
+        (
+            {"share_rounds": False},
+            "option rounds: expected a whole .* with share_rounds=false, got None",
+        ),
         ({"share_rounds": False, "rounds": 0}, "option rounds: .* got 0"),
-        ({"rounds": 3}, "option rounds: expected no value with share_rounds=True, got 3"),
+        ({"rounds": 3}, "option rounds: expected no value with share_rounds=true, got 3"),
     ],
 )
 def test_options_that_are_not_allowed(options: dict[str, Any], match: str) -> None:

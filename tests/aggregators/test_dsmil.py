@@ -141,10 +141,10 @@ def test_features_that_are_not_numbers_do_not_stop_it() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"labels": 0}, "option labels: expected a whole number above 0, got 0"),
-        ({"attn_dim": -2}, "option attn_dim: expected a whole number above 0, got -2"),
-        ({"query": "deep"}, "option query: expected one of 'linear', 'mlp', got 'deep'"),
-        ({"value": None}, "option value: expected one of 'identity', 'linear', 'relu', got None"),
+        ({"labels": 0}, "option labels: expected a whole number of at least 1, got 0"),
+        ({"attn_dim": -2}, "option attn_dim: expected a whole number of at least 1, got -2"),
+        ({"query": "deep"}, "option query: expected linear or mlp, got 'deep'"),
+        ({"value": None}, "option value: expected identity, linear or relu, got None"),
     ],
 )
 def test_other_options_are_refused(options: dict[str, Any], message: str) -> None:

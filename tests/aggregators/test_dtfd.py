@@ -127,11 +127,11 @@ def test_parts_are_those_of_numpys_array_split(groups: int) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"labels": True}, "option labels: expected a whole number above 0, got True"),
-        ({"groups": 0}, "option groups: expected a whole number above 0, got 0"),
-        ({"embed": "x"}, "option embed: expected a whole number above 0, got 'x'"),
-        ({"attn_dim": 0}, "option attn_dim: expected a whole number above 0, got 0"),
-        ({"distill": "MaxS"}, "option distill: expected one of 'afs', 'max', 'maxmin', got 'MaxS'"),
+        ({"labels": True}, "option labels: expected a whole number of at least 1, got True"),
+        ({"groups": 0}, "option groups: expected a whole number of at least 1, got 0"),
+        ({"embed": "x"}, "option embed: expected one width or several, .*, got 'x'"),
+        ({"attn_dim": 0}, "option attn_dim: expected a whole number of at least 1, got 0"),
+        ({"distill": "MaxS"}, "option distill: expected afs, max or maxmin, got 'MaxS'"),
     ],
 )
 def test_other_options_are_refused(options: dict[str, Any], message: str) -> None:

@@ -17,12 +17,10 @@ from dragn_cache.aggregators import create_aggregator
 from dragn_cache.aggregators.hamil import Hamil
 from dragn_cache.aggregators.recursion import compiled, kernels
 from dragn_cache.aggregators.recursion.tree import (
-    Level,
     leaf_order,
     merge_levels,
-    merge_rounds,
     node_depths,
-    plan_merges,
+    plan_levels,
     single_link_tree,
 )
 from dragn_cache.errors import InputError
@@ -241,37 +239,27 @@ def test_a_square_of_distances_is_taken_for_features() -> None:
     assert single_link_tree(square).tolist() == [[0, 1], [2, 3]]
 
 
-def test_levels_are_planned_by_hand() -> None:
-    """A chain of 4 (rows 0-3), a bag of 1 (row 4) and two pairs that meet (rows 5-8)."""
-    chain = np.array([[0, 1], [2, 4], [3, 5]])
-    pairs = np.array([[0, 1], [2, 3], [4, 5]])
-    plan = plan_merges([chain, np.empty((0, 2), np.int64), pairs])
-    assert plan.leaves.tolist() == [0, 1, 5, 6, 7, 8, 2, 3, 4]
-    assert plan.sends == [(0, 6), (1, 1), (2, 1), (3, 1)]
-    first, second, third = plan.levels
-    assert first.pairs.tolist() == [[0, 1], [2, 3], [4, 5]]
-    assert first.sends == [(1, 3)]
-    assert second.pairs.tolist() == [[0, 1], [2, 3]]  # row 2 with the chain's pair; the two pairs
-    assert second.sends == [(2, 1), (3, 1)]
-    assert (third.pairs.tolist(), third.sends) == ([[0, 1]], [(3, 1)])
-    assert plan.roots.tolist() == [2, 0, 1]
-
-
 @pytest.mark.parametrize("both_orders", [False, True])
-def test_rounds_are_planned_by_hand(both_orders: bool) -> None:
-    """The same three bags: rows 0-8, then what the levels merge, bag after bag."""
+def test_levels_are_planned_by_hand(both_orders: bool) -> None:
+    """A chain of 4 (rows 0-3), a bag of 1 (row 4) and two pairs that meet (rows 5-8).
+
+    Behind them lie the results of the levels, bag after bag.
+    """
     chain = np.array([[0, 1], [2, 4], [3, 5]])
     pairs = np.array([[0, 1], [2, 3], [4, 5]])
-    *rounds, last = merge_rounds(
-        [chain, np.empty((0, 2), np.int64), pairs], both_orders=both_orders
-    )
+    schedule = plan_levels([chain, np.empty((0, 2), np.int64), pairs], both_orders=both_orders)
+    assert (schedule.orders, schedule.one_array) == (2 if both_orders else 1, True)
+    *rounds, last = schedule.rounds
     expected = [[[0, 1], [5, 6], [7, 8]], [[2, 9], [10, 11]], [[3, 12]]]
     for step, pairs_of_level in zip(rounds, expected, strict=True):
         mirrored = [two for a, b in pairs_of_level for two in ([a, b], [b, a])]
         assert step.members.tolist() == (mirrored if both_orders else pairs_of_level)
-        assert len(step.done) == len(step.ends) == 0
-    assert [step.first for step in rounds] == [9, 12, 14]
-    assert (last.done.tolist(), last.ends.tolist()) == ([0, 1, 2], [[14, 14], [4, 4], [13, 13]])
+        assert len(step.finished) == len(step.last_rows) == 0
+    assert [step.first_result for step in rounds] == [9, 12, 14]
+    assert (last.finished.tolist(), last.last_rows.tolist()) == (
+        [0, 1, 2],
+        [[14, 14], [4, 4], [13, 13]],
+    )
     assert len(last.members) == 0
 
 
@@ -284,12 +272,11 @@ def test_every_instance_is_merged_once_and_each_level_is_one_call() -> None:
         calls.append(len(x))
         return x + y
 
-    plan = plan_merges(trees)
-    sums = merge_levels(plan, bags.values, add)
+    levels = plan_levels(trees, both_orders=False).rounds
+    sums = merge_levels(levels, bags.values, add)
     torch.testing.assert_close(sums, torch.stack([bags.bag(k).sum(0) for k in range(len(bags))]))
     assert sum(calls) == sum(SIZES) - len(SIZES)
-    assert len(calls) == len(plan.levels)
-    assert isinstance(plan.levels[0], Level)
+    assert len(calls) == len(levels) - 1  # the last round merges nothing
 
 
 def test_depths_by_hand() -> None:
@@ -422,10 +409,13 @@ def test_features_that_are_not_finite_have_no_distances() -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"unit": "L4Agg"}, "unit: expected a known unit, got 'L4Agg'; did you mean L3Agg"),
-        ({"kernel": 2}, "hamil, option kernel: expected one of 1, 3, 5, 7, got 2"),
-        ({"bn": True, "unit": "L1Agg"}, "option bn: expected one of None, False, got True"),
-        ({"symmetric": 1}, "option symmetric: expected one of True, False, got 1"),
+        ({"unit": "L4Agg"}, "option unit: expected L1Agg, L2Agg or L3Agg, got 'L4Agg'"),
+        ({"kernel": 2}, "hamil, option kernel: expected 1, 3, 5 or 7, got 2"),
+        (
+            {"bn": True, "unit": "L1Agg"},
+            "option bn: expected none or false with unit=L1Agg",
+        ),
+        ({"symmetric": 1}, "option symmetric: expected true or false, got 1"),
         ({"init": "zeros"}, "option init: .* got 'zeros'"),
     ],
 )

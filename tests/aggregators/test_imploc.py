@@ -93,11 +93,11 @@ def test_reading_a_class_token_keeps_the_laws_too() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"embed": 0}, "option embed: expected a whole number above 0, got 0"),
-        ({"heads": 2.0}, r"option heads: expected a whole number above 0, got 2\.0"),
-        ({"head_dim": -1}, "option head_dim: expected a whole number above 0, got -1"),
-        ({"layers": True}, "option layers: expected a whole number above 0, got True"),
-        ({"readout": "last"}, "option readout: expected one of 'mean', 'cls', got 'last'"),
+        ({"embed": 0}, "option embed: expected a whole number of at least 1, got 0"),
+        ({"heads": 2.0}, r"option heads: expected a whole number of at least 1, got 2\.0"),
+        ({"head_dim": -1}, "option head_dim: expected a whole number of at least 1, got -1"),
+        ({"layers": True}, "option layers: expected a whole number of at least 1, got True"),
+        ({"readout": "last"}, "option readout: expected mean or cls, got 'last'"),
     ],
 )
 def test_options_that_are_none_are_refused(options: dict[str, Any], message: str) -> None:

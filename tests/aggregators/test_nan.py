@@ -58,7 +58,7 @@ def test_nan_starts_as_the_mean_and_unsaturated() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"blocks": 3}, "option blocks: expected one of 1, 2, got 3"),
+        ({"blocks": 3}, "option blocks: expected 1 or 2, got 3"),
         ({"unit_length": None}, "option unit_length: .* got None"),
     ],
 )

@@ -132,7 +132,7 @@ def test_netvlad_does_not_stretch_the_rounding_of_instances_on_their_centre() ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"clusters": 1}, "option clusters: expected a whole number above 1, got 1"),
+        ({"clusters": 1}, "option clusters: expected a whole number of at least 2, got 1"),
         ({"pixels": "yes"}, "option pixels: .* got 'yes'"),
         ({"reduce": 2.0}, r"option reduce: .* got 2\.0"),
     ],

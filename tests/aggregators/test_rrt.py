@@ -139,11 +139,14 @@ def test_equal_instances_are_not_told_apart_by_rounding() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"embed": 0}, "option embed: expected a whole number above 0, got 0"),
-        ({"regions": 2.0}, r"option regions: expected a whole number above 0, got 2\.0"),
-        ({"means": True}, "option means: expected a whole number above 0, got True"),
+        ({"embed": 0}, "option embed: expected a whole number of at least 1, got 0"),
+        ({"regions": 2.0}, r"option regions: expected a whole number of at least 1, got 2\.0"),
+        ({"means": True}, "option means: expected a whole number of at least 1, got True"),
         ({"kernel": 4}, "option kernel: expected an odd number, got 4; give kernel=5"),
-        ({"embed": 13, "heads": 3}, "options embed and heads: .* got 13 and 3; give embed=12"),
+        (
+            {"embed": 13, "heads": 3},
+            "option embed: expected a multiple of heads, 3, got 13; give embed=12",
+        ),
     ],
 )
 def test_options_that_are_none_are_refused(options: dict[str, Any], message: str) -> None:

@@ -86,11 +86,14 @@ def test_the_order_does_not_matter_with_inducing_points_either() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"embed": 0}, "option embed: expected a whole number above 0, got 0"),
-        ({"heads": 2.0}, r"option heads: expected a whole number above 0, got 2\.0"),
-        ({"layers": True}, "option layers: expected a whole number above 0, got True"),
-        ({"inducing": 0}, "option inducing: expected a whole number above 0, got 0"),
-        ({"embed": 13, "heads": 3}, "options embed and heads: .* got 13 and 3; give embed=12"),
+        ({"embed": 0}, "option embed: expected a whole number of at least 1, got 0"),
+        ({"heads": 2.0}, r"option heads: expected a whole number of at least 1, got 2\.0"),
+        ({"layers": True}, "option layers: expected a whole number of at least 1, got True"),
+        ({"inducing": 0}, "option inducing: expected a whole number of at least 1, got 0"),
+        (
+            {"embed": 13, "heads": 3},
+            "option embed: expected a multiple of heads, 3, got 13; give embed=12",
+        ),
     ],
 )
 def test_options_that_are_none_are_refused(options: dict[str, Any], message: str) -> None:

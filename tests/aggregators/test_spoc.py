@@ -82,9 +82,9 @@ def test_spoc_needs_more_bags_than_components(bags: int) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"whiten": 0}, "option whiten: expected a whole number above 0, got 0"),
+        ({"whiten": 0}, "option whiten: expected a whole number of at least 1, got 0"),
         ({"whiten": 20}, "at most 19 components, the number of channels, got 20"),
-        ({"spatial_prior": 1}, "option spatial_prior: expected one of True, False, got 1"),
+        ({"spatial_prior": 1}, "option spatial_prior: expected true or false, got 1"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:

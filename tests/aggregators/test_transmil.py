@@ -239,10 +239,13 @@ def test_nystroems_equals_torchmils_where_landmarks_divide_the_tokens() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"embed": 0}, "option embed: expected a whole number above 0, got 0"),
-        ({"heads": 2.0}, r"option heads: expected a whole number above 0, got 2\.0"),
-        ({"landmarks": None}, "option landmarks: expected a whole number above 0, got None"),
-        ({"embed": 13, "heads": 3}, "options embed and heads: .* got 13 and 3; give embed=12"),
+        ({"embed": 0}, "option embed: expected a whole number of at least 1, got 0"),
+        ({"heads": 2.0}, r"option heads: expected a whole number of at least 1, got 2\.0"),
+        ({"landmarks": None}, "option landmarks: expected a whole number of at least 1, got None"),
+        (
+            {"embed": 13, "heads": 3},
+            "option embed: expected a multiple of heads, 3, got 13; give embed=12",
+        ),
     ],
 )
 def test_options_that_are_none_are_refused(options: dict[str, Any], message: str) -> None:

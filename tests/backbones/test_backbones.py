@@ -102,25 +102,25 @@ def normalised(pixels: Tensor) -> Tensor:
 
 
 def cut(network: nn.Module, name: str, taps: list[str], size: tuple[int, int]) -> Backbone:
-    """A backbone of a copy of a network that is already there."""
+    """A backbone of a copy of a given network."""
     network = copy.deepcopy(network)
     graph = tap_graph(name, size, family(name).image_size)
-    found = [graph.tap(tap) for tap in taps]
+    chosen = [graph.tap(tap) for tap in taps]
     settings = Preprocessing(size=size)
     return Backbone(
-        name, tap_network(network, found), found, preprocessing=settings, grid=None, digest=""
+        name, tap_network(network, chosen), chosen, preprocessing=settings, grid=None, digest=""
     )
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
-    """Equal but for rounding, relative to the largest value: random networks' can be 10^-12."""
+    """Assert equality but for rounding, relative to the largest value, which can be 10^-12."""
     scale = expected.abs().max()
     assert scale > 0
     torch.testing.assert_close(actual / scale, expected / scale, rtol=1e-4, atol=1e-5)
 
 
 def outputs_of(network: nn.Module, modules: list[str], pixels: Tensor) -> dict[str, Tensor]:
-    """Copies of what modules give in torchvision's own network, before anything changes them."""
+    """Copies of the modules' outputs in torchvision's own network, before any in-place change."""
     seen: dict[str, Tensor] = {}
     hooks = [
         network.get_submodule(name).register_forward_hook(
@@ -426,16 +426,16 @@ def test_a_map_of_one_place_is_a_vector() -> None:
 
 
 def test_provenance_is_json_and_tells_what_features_depend_on() -> None:
-    told = load("squeezenet1_1", ["gap", "features"], grid=2).provenance()
-    assert json.loads(json.dumps(told)) == told
-    assert told["backbone"] == "squeezenet1_1"
-    assert told["taps"] == ["gap", "features"]
-    assert told["grid"] == 2
-    assert len(told["weights_sha256"]) == 64
-    assert Preprocessing.from_dict(told["preprocessing"]).size == SIZE
+    record = load("squeezenet1_1", ["gap", "features"], grid=2).provenance()
+    assert json.loads(json.dumps(record)) == record
+    assert record["backbone"] == "squeezenet1_1"
+    assert record["taps"] == ["gap", "features"]
+    assert record["grid"] == 2
+    assert len(record["weights_sha256"]) == 64
+    assert Preprocessing.from_dict(record["preprocessing"]).size == SIZE
 
 
-# What cannot be asked for
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -708,7 +708,7 @@ def test_names_and_shapes_that_do_not_fit_are_listed(
     with pytest.raises(WeightsError) as caught:
         load("mobilenet_v3_small", weights=saved(tmp_path, value))
     text = str(caught.value)
-    # A convolution, and a batch norm's four tensors: its counter does not count.
+    # A convolution, and a batch norm's four tensors without its counter.
     assert "5 missing (features.12.0.weight, features.12.1.weight, features.12.1.bias," in text
     assert "7 unexpected (extra.0, extra.1, extra.2, extra.3, extra.4, …)" in text
     assert "2 of wrong shape (features.0.0.weight has (16, 3, 5, 5) for (16, 3, 3, 3), f" in text
@@ -782,7 +782,7 @@ def test_old_names_are_understood() -> None:
 
 
 def test_a_mnasnet_file_needs_no_version(tmp_path: Path) -> None:
-    # torchvision's own loader refuses a plain dict, as DataParallel's prefix makes it.
+    # torchvision's own loader does not take a plain dict, which removing the prefix gives.
     plain = dict(build("mnasnet0_5", 224, seed=4).state_dict())
     digest = load("mnasnet0_5", weights=saved(tmp_path, plain)).weights_digest
     assert digest == load("mnasnet0_5", weights="random:4").weights_digest
@@ -870,7 +870,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     return tmp_path / "home" / "hub" / "checkpoints"
 
@@ -886,49 +886,51 @@ def serve(folder: Path, prefix: str | None = None) -> str:
     return file.rename(folder / f"squeezenet1_1-{prefix}.pth").name
 
 
-def test_published_weights_are_downloaded_once(server: tuple[str, Path], home: Path) -> None:
+def test_published_weights_are_downloaded_once(server: tuple[str, Path], checkpoints: Path) -> None:
     url, folder = server
     name = serve(folder)
     weights = published(f"{url}/{name}")
     backbone = load_backbone("squeezenet1_1", weights=weights)
     assert (backbone.preprocessing.size, backbone.preprocessing.resize_shorter) == ((67, 67), 71)
     assert backbone.weights_digest == load("squeezenet1_1", weights="random:6").weights_digest
-    assert [f.name for f in home.iterdir()] == [name]
+    assert [f.name for f in checkpoints.iterdir()] == [name]
     (folder / name).unlink()
-    assert fetch_weights(weights) == home / name
+    assert fetch_weights(weights) == checkpoints / name
 
 
 def test_a_download_with_another_hash_is_refused_and_not_kept(
-    server: tuple[str, Path], home: Path
+    server: tuple[str, Path], checkpoints: Path
 ) -> None:
     url, folder = server
     with pytest.raises(WeightsError, match="invalid hash value"):
         fetch_weights(published(f"{url}/{serve(folder, '0123abcd')}"))
-    assert list(home.iterdir()) == []
+    assert list(checkpoints.iterdir()) == []
 
 
-def test_a_failed_download_says_what_to_do_by_hand(server: tuple[str, Path], home: Path) -> None:
+def test_a_failed_download_says_what_to_do_by_hand(
+    server: tuple[str, Path], checkpoints: Path
+) -> None:
     url = f"{server[0]}/net-01234567.pth"
     with pytest.raises(WeightsError, match="HTTP Error 404") as caught:
         load_backbone("squeezenet1_1", weights=published(url))
     text = str(caught.value)
     assert url in text
-    assert f"put the file into {home} ($TORCH_HOME/hub/checkpoints)" in text
+    assert f"put the file into {checkpoints} ($TORCH_HOME/hub/checkpoints)" in text
     assert "`weights=FILE` or `weights=random`" in text
     assert "\n" not in text
 
 
-def test_no_connection_is_the_same_error(home: Path) -> None:
+def test_no_connection_is_the_same_error(checkpoints: Path) -> None:
     with pytest.raises(WeightsError, match=r"URLError.*download that URL"):
         fetch_weights(published("http://127.0.0.1:1/net-01234567.pth"))
 
 
-def test_a_damaged_copy_in_the_folder_is_found(server: tuple[str, Path], home: Path) -> None:
+def test_a_damaged_copy_in_the_folder_is_found(server: tuple[str, Path], checkpoints: Path) -> None:
     url, folder = server
     name = serve(folder)
     whole = (folder / name).read_bytes()
-    home.mkdir(parents=True)
-    (home / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    checkpoints.mkdir(parents=True)
+    (checkpoints / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(
         WeightsError, match=r"sha256 begins with .* delete it and download it again"
     ):

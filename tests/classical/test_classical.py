@@ -1,4 +1,4 @@
-"""Classical methods: formulas by hand, words from training bags, machines as scikit-learn's."""
+"""Classical methods: formulas by hand, words from training bags, machines of scikit-learn."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def test_bag_of_words_counts_the_nearest_word() -> None:
     counts = []
     for bag in bags_of(INSTANCES):
         distances = [[((x - w) ** 2).sum() for w in WORDS["words"]] for x in bag]
-        found = [int(np.argmin(d)) for d in distances]
-        counts.append([found.count(k) for k in range(4)])
+        words = [int(np.argmin(d)) for d in distances]
+        counts.append([words.count(k) for k in range(4)])
     expected = np.array(counts, float)
     shares = expected / expected.sum(1, keepdims=True)
     np.testing.assert_allclose(encode("bovw"), shares, rtol=1e-12)
@@ -217,11 +217,11 @@ def examples(labels: int = 2, *, seed: int = 7, groups: tuple[str, ...] = ("",) 
 
 @pytest.mark.parametrize("svm", ["linear", "rbf"])
 def test_machines_are_scikit_learns(svm: str) -> None:
-    found = examples()
+    data = examples()
     gamma = {"gamma": 0.3} if svm == "rbf" else {}
     method = create_classical("vlad", {"svm": svm, "c": 2, **gamma})
-    arrays, choices = fit_machines(found, method, [1.0, 2.5], 0)
-    x, y = found.encoded, found.targets
+    arrays, choices = fit_machines(data, method, [1.0, 2.5], 0)
+    x, y = data.encoded, data.targets
     for k, weight in enumerate((1.0, 2.5)):
         machine = SVC(C=2, kernel=svm, gamma=0.3, class_weight={0: 1, 1: weight})
         expected = machine.fit(x[:T], y[:T, k]).decision_function(x)
@@ -235,9 +235,9 @@ def test_machines_are_scikit_learns(svm: str) -> None:
 
 
 def test_validation_chooses_c_and_gamma() -> None:
-    found = examples()
-    x, y = found.encoded, found.targets[:, 0]
-    _, choices = fit_machines(found, create_classical("svm", {"select": "validation"}), [1, 1], 0)
+    data = examples()
+    x, y = data.encoded, data.targets[:, 0]
+    _, choices = fit_machines(data, create_classical("svm", {"select": "validation"}), [1, 1], 0)
     unit = ((x[:T, None] - x[:T]) ** 2).sum(2).mean()
     scores = {}
     for gamma in GAMMA_GRID:
@@ -253,17 +253,17 @@ def test_validation_chooses_c_and_gamma() -> None:
 
 def test_folds_of_training_bags_choose_without_looking_at_validation() -> None:
     groups = tuple(f"g{k // 3}" if k % 5 else "" for k in range(T))
-    found = examples(groups=groups)
+    data = examples(groups=groups)
     method = create_classical("svm", {"svm": "linear"})
-    _, choices = fit_machines(found, method, [1, 1], 0)
-    other = replace(found, encoded=found.encoded.copy())
+    _, choices = fit_machines(data, method, [1, 1], 0)
+    other = replace(data, encoded=data.encoded.copy())
     other.encoded[T:] = drawn(9, V, 3)
     _, again = fit_machines(other, method, [1, 1], 0)
     for a, b in zip(choices, again, strict=True):
         assert a.judge == "folds"
         assert (a.c, a.average_precision) == (b.c, b.average_precision)
         assert a.slope != b.slope  # probabilities come from the validation bags
-    parts = _folds(found.targets[:T, 0], groups, 0)
+    parts = _folds(data.targets[:T, 0], groups, 0)
     assert sorted(np.concatenate([held for _, held in parts])) == list(range(T))
     for fitted, held in parts:
         assert not set(fitted) & set(held)
@@ -308,22 +308,22 @@ def test_probabilities_are_of_greatest_likelihood_wherever_scores_lie(
 
 
 def test_classes_share_one() -> None:
-    found = examples(3)
-    arrays, _ = fit_machines(found, create_classical("vlad", {"c": 1.0}), [1, 1, 1], 0)
-    each = machine_probabilities(arrays, found.encoded, "multilabel")
-    shared = machine_probabilities(arrays, found.encoded, "multiclass")
+    data = examples(3)
+    arrays, _ = fit_machines(data, create_classical("vlad", {"c": 1.0}), [1, 1, 1], 0)
+    each = machine_probabilities(arrays, data.encoded, "multilabel")
+    shared = machine_probabilities(arrays, data.encoded, "multiclass")
     np.testing.assert_allclose(shared, each / each.sum(1, keepdims=True), rtol=1e-10)
 
 
 def test_labels_that_cannot_be_judged_as_usual_say_so() -> None:
-    found = examples(5)
-    y = found.targets
+    data = examples(5)
+    y = data.targets
     y[:T, 0], y[:T, 1] = 0, 1  # one class in training
     y[T:, 2] = 0  # one class in validation
     y[:T, 3], y[T:, 3] = 0, 0  # one positive in training, none in validation
     y[5, 3] = 1
-    arrays, choices = fit_machines(found, create_classical("vlad", {"c": 1.0}), [1] * 5, 0)
-    p = machine_probabilities(arrays, found.encoded, "multilabel")
+    arrays, choices = fit_machines(data, create_classical("vlad", {"c": 1.0}), [1] * 5, 0)
+    p = machine_probabilities(arrays, data.encoded, "multilabel")
     for k, share in ((0, 1 / 39), (1, 38 / 39), (3, 2 / 39)):
         assert choices[k].judge == "none"
         np.testing.assert_allclose(p[:, k], share)
@@ -429,7 +429,7 @@ def test_seeds_and_positive_weights_are_read() -> None:
     encoded = next(heavy.model.encode(data.bags))
     before = decision_values(first.model.machines, encoded)
     assert (decision_values(heavy.model.machines, encoded).mean(0) > before.mean(0)).all()
-    with pytest.raises(InputError, match="--pos-weight: expected a number above 0 for an SVM"):
+    with pytest.raises(InputError, match="pos_weight: expected a number above 0 for an SVM"):
         fit(data, "vlad", pos_weight=0.0)
     with pytest.raises(InputError, match="expected a multi-label task"):
         fit(labelled(task="multiclass"), "vlad", pos_weight=2.0)
@@ -449,15 +449,19 @@ def test_many_instances_are_sampled_evenly(monkeypatch: pytest.MonkeyPatch) -> N
 # --- mistakes ----------------------------------------------------------------------------------
 
 MISTAKES: list[tuple[str, dict[str, Any], str]] = [
-    ("vlad", {"wrds": 3}, r"aggregator vlad: expected its options \(c, gamma, .*got option 'wrds'"),
-    ("vlad", {"words": 0}, "aggregator vlad, option words: expected a whole number above 0"),
-    ("vlad", {"normalise": "l1"}, "option normalise: expected one of 'l2', 'power', 'intra'"),
-    ("svm", {"svm": "poly"}, "aggregator svm, option svm: expected one of 'linear', 'rbf'"),
-    ("svm", {"select": "test"}, "option select: expected one of 'validation', 'folds'"),
-    ("svm", {"c": 0}, "option c: expected search or a number above 0, got 0"),
+    (
+        "vlad",
+        {"wrds": 3},
+        r"aggregator vlad: .* option, got 'wrds'; did you mean words\?",
+    ),
+    ("vlad", {"words": 0}, "aggregator vlad, option words: expected a whole number of at least 1"),
+    ("vlad", {"normalise": "l1"}, "option normalise: expected l2, power or intra"),
+    ("svm", {"svm": "poly"}, "aggregator svm, option svm: expected linear or rbf"),
+    ("svm", {"select": "test"}, "option select: expected validation or folds"),
+    ("svm", {"c": 0}, "option c: expected a number above 0 or search, got 0"),
     ("fisher", {"gamma": 2.0}, "option gamma: expected none with svm=linear, got 2.0"),
-    ("svm", {"pca": 1.5}, "option pca: expected a whole number above 0"),
-    ("svm", {"words": 3}, "got option 'words'"),
+    ("svm", {"pca": 1.5}, "option pca: expected a whole number of at least 1"),
+    ("svm", {"words": 3}, "a known option, got 'words'"),
 ]
 
 
@@ -484,7 +488,7 @@ def test_vectors_that_do_not_fit_into_memory_are_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(
         "dragn_cache.classical.model.memory_for_features", lambda text, device: 1000
     )
-    with pytest.raises(InputError, match=r"for 30 numbers a bag; give --option pca=64"):
+    with pytest.raises(InputError, match=r"for 30 numbers a bag; give the option pca=64"):
         fit(labelled(), "fisher", options={"words": 3})
 
 
@@ -555,6 +559,7 @@ def test_the_commands_train_predict_and_list_them(store: Store, tmp_path: Path) 
     facts = json.loads(command("aggregators", "--json").stdout)
     kind = {"order_sensitive": False, "attention": False, "classifier": "svm"}
     assert facts["vlad"].pop("options")["svm"] == "linear"
+    assert facts["vlad"].pop("described")["svm"]["expected"] == "linear or rbf"
     assert facts["vlad"] == {"needs": "any", **kind}
     assert facts["dragn"]["classifier"] == "head"
     assert re.search(r"fisher +any +no +no +svm", command("aggregators").stdout)
@@ -592,12 +597,12 @@ def test_labels_without_a_machine_are_warned_of_by_name(tmp_path: Path) -> None:
 def test_streamed_bags_give_the_model_of_bags_in_memory(store: Store, tmp_path: Path) -> None:
     config = TrainConfig(aggregator="vlad", options=OPTIONS["vlad"], intervals=0, tap="layer4")
     for run, memory in (("whole", "auto"), ("streamed", "9KB")):
-        train_run(store, replace(config, memory=memory), tmp_path / run)
+        train_run(store, config.replace(memory=memory), tmp_path / run)
     first, second = (
         probabilities(tmp_path / run / "predictions.csv") for run in ("whole", "streamed")
     )
     np.testing.assert_allclose(first, second, rtol=1e-9)
-    model, record = load_checkpoint(tmp_path / "streamed")
+    model, checkpoint = load_checkpoint(tmp_path / "streamed")
     assert isinstance(model, ClassicalModel)
-    assert record["config"]["memory"] == "9000B"
-    assert record["best_epoch"] is None
+    assert checkpoint.config.memory == "9000B"
+    assert checkpoint.best_epoch is None

@@ -14,6 +14,6 @@ def test_aggregators_are_listed_with_their_options() -> None:
     options = json.loads(ok("aggregators", "vlad", "--json"))["vlad"]["options"]
     assert (options["svm"], options["pca"]) == ("linear", None)
     told = ok("aggregators", "clam_mb")
-    assert re.search(r"attn_dim +256", told)
+    assert re.search(r"attn_dim +a whole number of at least 1 +256 +Width of the gated", told)
     assert "labels " not in told.split("--option")[1]
     assert "did you mean clam_mb" in refused("aggregators", "clam_mbb")

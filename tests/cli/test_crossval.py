@@ -45,9 +45,11 @@ def test_mistakes_in_cross_validating_are_one_line(store: Path, tmp_path: Path) 
     base = ["crossval", "--store", store, "--out", tmp_path / "cv", "--aggregator"]
     assert "did you mean abmil" in refused(*base, "abmul")
     assert "names, as abmil,dragn[unit=L3Agg]" in refused(*base, "dragn[unit=L3Agg")
-    assert "option 'depth'" in refused(*base, "mean[depth=3]")
+    assert "known option, got 'depth'" in refused(*base, "mean[depth=3]")
     assert "mean twice" in refused(*base, "mean,max,mean")
-    assert "--folds" in refused(*base, "mean", "--folds", 2)
+    assert "--folds: expected a whole number of at least 3, got 2" in refused(
+        *base, "mean", "--folds", 2
+    )
     assert "one group of bags for each of 99 folds" in refused(*base, "mean", "--folds", 99)
     assert "--device: expected cpu" in refused(*base, "mean", "--device", "gpu")
     assert "--decision" in refused(*base, "mean", "--decision", "top")

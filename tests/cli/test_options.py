@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 import pytest
 import typer
 from annotated_types import Ge
-from dragn_cache_cli.app import COMMANDS, guarded, load_command
-from dragn_cache_cli.options import spell, takes, value_of, words
+from dragn_cache_cli.app import COMMANDS, app, guarded, load_command
+from dragn_cache_cli.options import own_flags, spell, takes, value_of, words
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -325,7 +325,7 @@ def test_the_programs_help_loads_no_settings() -> None:
     assert not {name for name in loaded if name.startswith("dragn_cache_cli.commands.")}
 
 
-@pytest.mark.parametrize("name", [n for n in COMMANDS if n not in ("train-agg", "crossval")])
+@pytest.mark.parametrize("name", list(COMMANDS))
 def test_a_commands_help_loads_its_settings_only(name: str) -> None:
     loaded = loaded_by(name, "--help")
     assert not HEAVY & loaded
@@ -334,12 +334,22 @@ def test_a_commands_help_loads_its_settings_only(name: str) -> None:
 
 def test_looking_at_names_files_and_stores_loads_no_torch(data: Path, store: Path) -> None:
     names = {"torch", "torchvision"}
-    assert not HEAVY & loaded_by("backbones")
+    for command in ("backbones", "recipes", "aggregators"):
+        assert not HEAVY & loaded_by(command)
+    assert not HEAVY & loaded_by("aggregators", "dragn", "--json")
     assert not HEAVY & loaded_by("backbones", "--json")
     assert not names & loaded_by("check", data)
     assert not names & loaded_by("info", store)
     assert not names & loaded_by("verify", store)
     assert not names & loaded_by("export", store, "--layout", "hdf5", "--out", data.parent / "x.h5")
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_commands_own_options_are_named_as_it_has_them(name: str) -> None:
+    """What errors of a command's own arguments say is what its help shows."""
+    shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "400"}).output
+    for flag in own_flags(load_command(name)).values():
+        assert re.search(rf"{flag}\b", shown), flag
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))

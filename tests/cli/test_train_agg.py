@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -90,12 +91,16 @@ def test_training_needs_a_label(store: Path, tmp_path: Path) -> None:
 
 def test_mistakes_in_training_are_one_line(store: Path, tmp_path: Path) -> None:
     base = ["train-agg", "--store", store, "--out", tmp_path / "r"]
-    assert "did you mean L3Agg" in refused(*base, "--unit", "L4Agg")
+    assert "expected L1Agg, L2Agg or L3Agg" in refused(*base, "--unit", "L4Agg")
     assert "did you mean mean" in refused(*base, "--aggregator", "men")
-    assert "option 'unit'" in refused(*base, "--aggregator", "mean", "--unit", "L1Agg")
+    assert "known option, got 'unit'" in refused(*base, "--aggregator", "mean", "--unit", "L1Agg")
     assert "name=value" in refused(*base, "--option", "bn")
-    assert "a number or balanced, got 'even'" in refused(*base, "--pos-weight", "even")
-    assert "--shuffle-seed: expected at least 0" in refused(*base, "--shuffle-seed", -1)
+    assert "--pos-weight: expected a number from 0 to 1000000 or balanced, got 'even'" in refused(
+        *base, "--pos-weight", "even"
+    )
+    assert "--shuffle-seed: expected a whole number of at least 0, got -1" in refused(
+        *base, "--shuffle-seed", -1
+    )
     assert "did you mean gap" in refused(*base, "--tap", "gp")
     assert "expected auto or a size with its unit, as 8GB" in refused(*base, "--memory", "much")
     assert "no such folder" in refused("train-agg", "--store", tmp_path / "none")
@@ -120,3 +125,33 @@ def test_an_error_in_code_of_ones_own_names_its_line(
     said = refused("train-agg", "--store", store, "--aggregator", "my_faulty:Faulty", "--out", "r")
     assert f"error: {tmp_path / 'my_faulty.py'}:4: AttributeError" in said
     assert "correct it with the traceback that DRAGN_CACHE_DEBUG=1 shows" in said
+
+
+def test_a_class_of_ones_own_in_the_working_directory(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_half.py").write_text(
+        "from dragn_cache.aggregators import Aggregated\n"
+        "from dragn_cache.aggregators.mean import Mean\n"
+        "class Half(Mean):\n"
+        "    def aggregate(self, bags):\n"
+        "        return Aggregated(super().aggregate(bags).embedding / 2, None)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+
+    def typed(*args: object) -> str:
+        """A fresh process, whose own path lacks the working directory, as the program's does."""
+        command = [sys.executable, "-P", "-c", "from dragn_cache_cli.app import main; main()"]
+        done = subprocess.run([*command, *map(str, args)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    name, short = "my_half:Half", ("--epochs", 1, "--intervals", 0)
+    assert "my_half:Half" in typed("aggregators", name)
+    typed("train-agg", "--store", store, "--aggregator", name, *short, "--out", "r")
+    typed("predict", "r", "--store", store, "--out", "p")
+    assert (tmp_path / "p" / "metrics.json").is_file()
+    args = ["--aggregator", f"{name},mean", "--folds", 3, "--seeds", 1, "--jobs", 2, *short]
+    summary = json.loads(typed("crossval", "--store", store, *args, "--out", "cv", "--json"))
+    assert summary["failed"] == []
+    assert [row["trainings"] for row in summary["summary"]] == [3, 3]

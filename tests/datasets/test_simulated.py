@@ -1,4 +1,4 @@
-"""The simulated data set keeps its promises, and the shipped dataset.toml files are well formed."""
+"""The laws of the simulated data set; and the shipped dataset.toml files are well formed."""
 
 import csv
 import tomllib
@@ -57,9 +57,9 @@ def test_a_smaller_set_is_the_beginning_of_a_larger_one(eleven: Path, tmp_path: 
     seven = contents(simulate(tmp_path / "seven", SimulateConfig(bags=7, seed=5, size=SIZE)))
     larger = contents(eleven)
     images = {name for name in seven if name.startswith("images/")}
-    wanted = {f"SIM{k:04d}" for k in range(1, 8)}
-    assert {name.split("/")[1] for name in images} == wanted
-    assert images == {n for n in larger if n.startswith("images/") and n.split("/")[1] in wanted}
+    bags = {f"SIM{k:04d}" for k in range(1, 8)}
+    assert {name.split("/")[1] for name in images} == bags
+    assert images == {n for n in larger if n.startswith("images/") and n.split("/")[1] in bags}
     for name in images:
         assert larger[name] == seven[name]
     for table in ("bags.csv", "instances.csv", "truth.csv"):
@@ -112,7 +112,7 @@ def test_good_fields_show_their_bags_labels_and_no_other(plans: list[simulated.B
 
 
 def test_one_field_often_lacks_a_label_of_its_bag(plans: list[simulated.BagPlan]) -> None:
-    """Else aggregation would have nothing to add."""
+    """Otherwise one field would do, and aggregation would be no use."""
     several = [plan for plan in plans if len(plan.labels) > 1]
     hidden = [
         any(field.strengths[LABELS.index(label)] < 0.15 for label in plan.labels)
@@ -163,13 +163,13 @@ def test_images_are_8_bit_gray_of_the_declared_size_and_hold_the_drawn_planes(el
 
 def fields_of(quality: str, count: int) -> list[np.ndarray]:
     """The first ``count`` drawn fields of that quality, (3, h, w) in 0–255."""
-    found = (
+    places = (
         (index, order)
         for index in range(300)
         for order, field in enumerate(plan_bag(3, index).fields)
         if field.quality == quality
     )
-    return [draw_field(3, *next(found), SIZE).astype(np.float64) for _ in range(count)]
+    return [draw_field(3, *next(places), SIZE).astype(np.float64) for _ in range(count)]
 
 
 def high_frequency_share(plane: np.ndarray) -> float:

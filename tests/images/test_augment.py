@@ -1,4 +1,4 @@
-"""Augmentation: what a draw depends on, each step by hand or by its bounds, and what is refused."""
+"""Augmentation: the key of the random numbers, each step by hand or by its bounds, and errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def many(text: str, source: Pixels, count: int = DRAWS) -> list[Pixels]:
     return [augmented(source, made(text), key) for key in keys(count)]
 
 
-# --- what a draw depends on --------------------------------------------------------------------
+# --- the key of the random numbers -------------------------------------------------------------
 
 
 def test_another_process_makes_the_same_bytes_whatever_it_drew_before() -> None:
@@ -121,7 +121,7 @@ SMALL = np.arange(5 * 2 * 3, dtype=np.uint8).reshape(5, 2, 3)  # plane p: [[6p, 
 
 
 def counted(text: str, expected: dict[str, list[list[int]]]) -> dict[str, int]:
-    """How often each named picture of plane 0 comes out; every plane must be the same picture."""
+    """Counts of the named pictures among results, by plane 0; all planes must show the same."""
     counts = dict.fromkeys(expected, 0)
     for result in many(text, SMALL):
         name = next(n for n, plane in expected.items() if result[0].tolist() == plane)
@@ -147,14 +147,14 @@ def test_flips_by_hand_and_about_half_of_the_time() -> None:
 
 
 def test_quarter_turns_by_hand_and_all_equally_often() -> None:
-    turns = {
+    rotations = {
         "0": [[0, 1, 2], [3, 4, 5]],
         "90": [[2, 5], [1, 4], [0, 3]],
         "180": [[5, 4, 3], [2, 1, 0]],
         "270": [[3, 0], [4, 1], [5, 2]],
     }
-    counts = counted("rotate90", turns)
-    assert counts == dict.fromkeys(turns, about(1 / 4))
+    counts = counted("rotate90", rotations)
+    assert counts == dict.fromkeys(rotations, about(1 / 4))
 
 
 def test_a_flip_twice_is_no_flip() -> None:
@@ -295,7 +295,7 @@ def test_steps_are_applied_in_their_order() -> None:
     assert len(np.unique(last)) == 1
 
 
-# --- what is asked for -------------------------------------------------------------------------
+# --- settings ----------------------------------------------------------------------------------
 
 
 def test_strengths_are_resolved_for_the_provenance() -> None:

@@ -54,7 +54,7 @@ def write(folder: Path, *, apart: bool, extract_table: str = "") -> Path:
 
 
 def pixels() -> np.ndarray[Any, Any]:
-    """The images by hand: (3, 5, H, W) uint8 over 0 to 4095."""
+    """The images, scaled by hand from 0 to 4095: (3, 5, H, W) uint8."""
     rng = np.random.default_rng(2)
     arrays = [rng.integers(0, 4096, (5, H, W), np.uint16) for _ in "abc"]
     return np.rint(255 * np.array(arrays, float) / 4095).astype(np.uint8)

@@ -256,7 +256,7 @@ def test_boxes_are_half_open_and_cut_exactly(tmp_path: Path) -> None:
 
 
 def test_a_box_is_cut_before_it_is_resized(tmp_path: Path) -> None:
-    """Nothing outside of the box may bleed into the crop."""
+    """Pixels outside the box have no influence on the crop."""
     image = np.full((H, W, 3), 255, np.uint8)
     image[5:16, 3:16] = 7
     (got,) = read(
@@ -353,7 +353,7 @@ def test_digests_are_of_the_files_bytes(tmp_path: Path) -> None:
     assert read(*(files[k] for k in repeated)).digest == hashlib.sha256(joined).digest()
 
 
-# --- what cannot be used -----------------------------------------------------------------------
+# --- errors ------------------------------------------------------------------------------------
 
 
 def encoded(format: str, mode: str = "RGB") -> bytes:
@@ -431,7 +431,7 @@ def test_damage_gives_pixels_or_an_image_error_and_nothing_else(
     path = tmp_path_factory.getbasetemp() / "damaged"
     path.write_bytes(damaged[: data.draw(st.integers(1, len(damaged)))])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd metadata
+        warnings.simplefilter("ignore")  # Pillow warns of unusual metadata
         try:
             shape = read(path).pixels.shape
         except ImageError:

@@ -1,4 +1,4 @@
-"""Files as microscopes write them: exact numbers of every kind, all sizes different primes."""
+"""Files as microscopes write them: exact numbers of every kind; all sizes different primes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def read(
 
 
 def reduced(array: Array) -> Array:
-    """16 bits to 8, by whole numbers."""
+    """16 bits to 8, in whole numbers."""
     return (array.astype(int) + 128) // 257
 
 

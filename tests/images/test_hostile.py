@@ -1,4 +1,4 @@
-"""A folder of files as they should not be: every one is read exactly or recorded with its reason.
+"""A folder of unusual and damaged files: each is read exactly or recorded with its reason.
 
 Each file is the only image of a bag. `check` and `extract --on-error skip`, with worker processes,
 go through all of them, and no error but an `ImageError` comes out of any.
@@ -27,7 +27,7 @@ from dragn_cache.errors import ImageError
 from dragn_cache.extraction.check import check_dataset
 from dragn_cache.extraction.config import ExtractConfig
 from dragn_cache.extraction.extract import extract
-from dragn_cache.extraction.workers import Decoder
+from dragn_cache.extraction.workers import Decoder, FromDecoder, Mark, ToDecode
 from dragn_cache.images.crops import Crops, Geometry, ImageRequest
 from dragn_cache.manifest import Manifest, read_manifest
 from dragn_cache.store import open_store
@@ -40,9 +40,9 @@ TOO_LARGE = r"expected at most 268435456 pixels, got 30000×30000; cut it into t
 
 @dataclass(frozen=True)
 class Case:
-    """One file, and what must come of it: pixels (h, w[, 3]), or a reason's pattern.
+    """One file and its expected result: pixels (h, w[, 3]), or the pattern of a reason.
 
-    Where that is empty, either may come."""
+    With an empty pattern both are allowed."""
 
     name: str
     make: bytes | Callable[[Path], object]
@@ -84,7 +84,7 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 
 def png_with(*chunks: bytes) -> bytes:
-    """The colour PNG with chunks put in after its header."""
+    """The colour PNG with chunks inserted after its header."""
     data = encoded(COLOUR, "PNG")
     return data[:33] + b"".join(chunks) + data[33:]
 
@@ -115,7 +115,7 @@ def tiff_of(tags: list[tuple[int, int]], next_page: int = 0) -> bytes:
 
 
 def tiff_in_circles(pages: int) -> bytes:
-    """So many pages, the last followed by the first."""
+    """A TIFF of ``pages`` pages, the last followed by the first."""
     tags = [(256, 8), (257, 8), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (279, 64)]
     length = 2 + 12 * len(tags) + 4
     data = tiff_of(tags)[: 8 + 64]
@@ -126,7 +126,7 @@ def tiff_in_circles(pages: int) -> bytes:
 
 
 def tiff_bomb() -> bytes:
-    """Deflated zeros, 60 MB of them where the header says 4 KB."""
+    """Deflated zeros: 60 MB, where the header says 4 KB."""
     data = bytearray(tiff(np.zeros((64, 64), "u2"), compression="zlib"))
     with tifffile.TiffFile(io.BytesIO(bytes(data))) as file:
         page = file.pages[0]
@@ -147,7 +147,7 @@ def with_orientation(format: str, orientation: int) -> bytes:
 
 
 def turned(array: Pixels, orientation: int) -> Pixels:
-    """By the standard's words: which sides of the picture the 0th row and column are."""
+    """The standard's definition: the sides of the picture where row 0 and column 0 lie."""
     rows_are_columns = orientation > 4
     shown = array.transpose(1, 0, 2) if rows_are_columns else array
     flip_rows, flip_columns = {
@@ -271,14 +271,19 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 @pytest.fixture(scope="module")
 def results(hostile: Manifest) -> dict[str, Crops | ImageError]:
-    """What worker processes make of the files, each in its own size."""
+    """The results of worker processes for the files, each in its own size."""
     requests = []
     for case in CASES:
         size = (H, W) if isinstance(case.expected, str) else case.expected.shape[:2]
         path = hostile.image_root / case.name
         requests.append(ImageRequest(case.name, (path,), (0, 1, 2), (None,), Geometry(size)))
     with Decoder(workers=2, ahead_crops=16) as decoder:
-        return {r.image: found for r, found in decoder.stream((r, r) for r in requests) if found}
+        items: list[ToDecode[str] | Mark[None]] = [ToDecode(r.image, r) for r in requests]
+        return {
+            item.tag: item.decoded
+            for item in decoder.stream(items)
+            if isinstance(item, FromDecoder)
+        }
 
 
 def test_there_are_many() -> None:
@@ -300,8 +305,8 @@ def test_each_is_read_exactly_or_refused_with_a_reason(
         assert len(str(result)) < 400
     else:
         assert isinstance(result, Crops)
-        wanted = case.expected
-        planes = [wanted] * 3 if wanted.ndim == 2 else wanted.transpose(2, 0, 1)
+        pixels = case.expected
+        planes = [pixels] * 3 if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         np.testing.assert_array_equal(result.pixels[0], planes)
 
 
@@ -313,8 +318,8 @@ def test_check_lists_them_and_extract_records_them(
         warnings.simplefilter("ignore")
         listed = check_dataset(hostile.image_root).faults
     lines = {fault.line for fault in listed if fault.file == "instances.csv"}
-    found = {CASES[line - 2].name for line in lines}
-    assert found == recorded - {"float.tif"}  # which --intensity makes readable
+    names = {CASES[line - 2].name for line in lines}
+    assert names == recorded - {"float.tif"}  # which --intensity makes readable
     config = ExtractConfig(
         backbone="shufflenet_v2_x0_5",
         weights="random:3",

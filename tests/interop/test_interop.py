@@ -1,4 +1,4 @@
-"""In and out: what goes through a layout comes back, and what cannot is refused by name."""
+"""Import and export: a round trip through a layout keeps everything; errors name the file."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ PER_BAG = [name for name, target in TARGETS.items() if target.named_files]
 
 
 def ids_for(layout: str) -> dict[str, int]:
-    """Bag sizes; a layout that names files after bags gets no slash."""
+    """Bag sizes by id; without a slash in an id where the layout makes it a file's name."""
     rename = (lambda i: i.replace("/", "-")) if TARGETS[layout].named_files else str
     return {rename(bag_id): size for bag_id, size in SIZES.items()}
 

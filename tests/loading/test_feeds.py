@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from dragn_cache.loading.stored import StoredBags
 from dragn_cache.machine import free_memory, parse_memory
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import offsets_of
-from dragn_cache.runs.checkpoint import load_checkpoint
+from dragn_cache.runs.checkpoint import read_checkpoint
 from dragn_cache.runs.predict import predict_run
 from dragn_cache.runs.train import train_run
 from dragn_cache.store import Store
@@ -230,7 +229,7 @@ def test_neighbours_in_memory_are_a_view_if_they_begin_where_a_copy_would(store:
 def test_both_ways_evaluate_the_same_batches_in_memory_that_begins_alike(
     store: Store, monkeypatch: pytest.MonkeyPatch, numbers: list[int] | None
 ) -> None:
-    monkeypatch.setattr("dragn_cache.feeding.EVALUATION_ROWS", 37)
+    monkeypatch.setattr("dragn_cache.loading.feeds.EVALUATION_ROWS", 37)
     chosen = None if numbers is None else torch.tensor(numbers)
     streamed = stored(store, 56)  # rows of half the budget: a third is 37
     pairs = list(zip(in_order(resident(store), chosen), in_order(streamed, chosen), strict=True))
@@ -261,12 +260,12 @@ def both_ways(store: Store, method: str, out: Path) -> tuple[Path, Path]:
     Half of them hold the training bags, 40 % of all, as one block.
     """
     tap, options = METHODS[method]
-    config = replace(CONFIG, aggregator=method, options=options, tap=tap)
+    config = CONFIG.replace(aggregator=method, options=options, tap=tap)
     memory = f"{int(0.9 * needed(store, tap))}B"
     told: list[str] = []
     train_run(store, config, out / "resident", warn=told.append)
     assert told == []
-    train_run(store, replace(config, memory=memory), out / "streamed", warn=told.append)
+    train_run(store, config.replace(memory=memory), out / "streamed", warn=told.append)
     (line,) = told
     assert line.startswith(f"the features of {tap} (")
     assert line.endswith("they are streamed from the store")
@@ -293,7 +292,7 @@ def test_a_run_that_streams_in_one_block_equals_a_resident_one(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """The budget holds three batches of evaluation as well: then both ways compute the same."""
-    monkeypatch.setattr("dragn_cache.feeding.EVALUATION_ROWS", 37)
+    monkeypatch.setattr("dragn_cache.loading.feeds.EVALUATION_ROWS", 37)
     ways = both_ways(store, method, tmp_path)
     for name in ("history.csv", "metrics.json", "predictions.csv", "splits.csv"):
         first, second = (way / name for way in ways)
@@ -324,14 +323,14 @@ def test_a_run_that_streams_is_reproducible_and_predicts_what_it_did(
     tap = "layer4" if method == "dragn" else "gap"
     options = {"embed": (11, 7)} if method == "abmil" else {"unit": "L1Agg"}
     memory = f"{needed(store, tap) // 7}B"
-    config = replace(
-        CONFIG, aggregator=method, options=options, tap=tap, memory=memory, scale="standard"
+    config = CONFIG.replace(
+        aggregator=method, options=options, tap=tap, memory=memory, scale="standard"
     )
     train_run(store, config, tmp_path / "a")
     train_run(store, config, tmp_path / "b")
     for path in sorted((tmp_path / "a").iterdir()):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
-    assert load_checkpoint(tmp_path / "a")[1]["config"]["memory"] == memory
+    assert read_checkpoint(tmp_path / "a").config.memory == memory
     predict_run(tmp_path / "a", store, tmp_path / "resident")
     fifth = needed(store, tap) // 5
     monkeypatch.setattr("dragn_cache.runs.predict.memory_for_features", lambda *_: fifth)
@@ -353,9 +352,11 @@ def test_views_that_do_not_fit_are_refused_with_the_remedy(
     store = write_store(tmp_path / "s", bags, features, augmented=[features] * 2)
     for share in (0.5, 1.2):  # the clean view does not fit; it does, but not all
         memory = f"{int(share * needed(store, 'gap'))}B"
-        with pytest.raises(InputError, match=r"--views all: .*; train with --views off, or with"):
-            train_run(store, replace(CONFIG, views="all", memory=memory), tmp_path / "r")
-    train_run(store, replace(CONFIG, views="all", memory="1MB"), tmp_path / "r")
+        with pytest.raises(
+            InputError, match=r"views: .* for all; train with `views=off`, or with `memory="
+        ):
+            train_run(store, CONFIG.replace(views="all", memory=memory), tmp_path / "r")
+    train_run(store, CONFIG.replace(views="all", memory="1MB"), tmp_path / "r")
 
 
 # --- how much there is -------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from dragn_cache.errors import InputError, UnknownNameError
 from dragn_cache.loading.label_masks import possible_labels, read_stage_table
 from dragn_cache.manifest import Bag
 from dragn_cache.ragged import RaggedBags
-from dragn_cache.runs.checkpoint import load_checkpoint
+from dragn_cache.runs.checkpoint import read_checkpoint
 from dragn_cache.runs.predict import predict_run
 from dragn_cache.runs.train import train_run
 from dragn_cache.store import Store
@@ -33,7 +33,7 @@ POSSIBLE = {"4": [1, 1, 1], "5": [0, 1, 1], "6": [0, 0, 1]}
 CONFIG = TrainConfig(
     aggregator="mean", epochs=3, batch_size=8, lr=1e-2, dropout=0.0, intervals=0, seed=5
 )
-MASKED = replace(CONFIG, stage_mask="both", stages=TABLE)
+MASKED = CONFIG.replace(stage_mask="both", stages=TABLE)
 
 
 def staged(bags: list[Bag]) -> list[Bag]:
@@ -89,7 +89,7 @@ def test_what_is_possible() -> None:
 @pytest.mark.parametrize(
     ("table", "stages", "task", "message"),
     [
-        (TABLE, {"a": "4"}, "multiclass", "--stage-mask: expected a multi-label task, got multic"),
+        (TABLE, {"a": "4"}, "multiclass", "stage_mask: expected a multi-label task, got multic"),
         ({"actine": ("4",)}, {"a": "4"}, "multilabel", "did you mean actin"),
         (TABLE, {"a": "4", "b": ""}, "multilabel", "bag 'b': expected a stage .* got no stage"),
         (
@@ -112,14 +112,14 @@ def test_impossible_labels_count_nothing_in_training(data: LabelledBags) -> None
     assert data.possible is not None
     other = replace(data, targets=np.where(data.possible, data.targets, 1 - data.targets))
     for mask in ("train", "both"):
-        config = replace(MASKED, stage_mask=mask)
+        config = MASKED.replace(stage_mask=mask)
         assert train(data, config).history == train(other, config).history
-    for config in (CONFIG, replace(MASKED, stage_mask="predict")):
+    for config in (CONFIG, MASKED.replace(stage_mask="predict")):
         assert train(data, config).history != train(other, config).history
 
 
 def test_the_masked_loss_by_hand(data: LabelledBags) -> None:
-    config = replace(MASKED, lr=0.0, epochs=1, loss="frn", loss_options={"anneal": 0})
+    config = MASKED.replace(lr=0.0, epochs=1, loss="frn", loss_options={"anneal": 0})
     trained = train(data, config)
     weight = positive_weights(data, config, torch.device("cpu"))
     assert weight is not None
@@ -135,12 +135,12 @@ def test_the_masked_loss_by_hand(data: LabelledBags) -> None:
 
 
 def test_impossible_labels_have_probability_0(data: LabelledBags) -> None:
-    plain, trained = train(data, CONFIG), train(data, replace(MASKED, stage_mask="predict"))
+    plain, trained = train(data, CONFIG), train(data, MASKED.replace(stage_mask="predict"))
     assert plain.history == trained.history
     np.testing.assert_array_equal(
         trained.probabilities, np.where(data.possible, plain.probabilities, 0)
     )
-    unmasked = train(data, replace(MASKED, stage_mask="train"))
+    unmasked = train(data, MASKED.replace(stage_mask="train"))
     assert (unmasked.probabilities > 0).all()
 
 
@@ -156,15 +156,13 @@ def test_a_plateau_watches_masked_predictions(
     monkeypatch.setattr(training, "evaluate", noting)
     options = {"schedule": "plateau", "schedule_options": {"monitor": "f1_macro"}}
     for mask, hidden in (("predict", True), ("train", False)):
-        train(data, replace(MASKED, stage_mask=mask, epochs=1, **options))
+        train(data, MASKED.replace(stage_mask=mask, epochs=1, **options))
         possible = np.array([POSSIBLE[b.extra["stage"]] for b in BAGS if b.split == "validation"])
         assert np.array_equal(watched[-1] > 0, possible == 1) == hidden
 
 
 def test_many_models_are_masked_alike(data: LabelledBags) -> None:
-    configs = [
-        replace(MASKED, shuffle_seed=1, seed=k, pos_weight=w) for k, w in ((1, None), (2, 3))
-    ]
+    configs = [MASKED.replace(shuffle_seed=1, seed=k, pos_weight=w) for k, w in ((1, None), (2, 3))]
     for config, ours in zip(configs, train_many(data, configs), strict=True):
         single = train(data, config)
         assert isinstance(ours, Trained)
@@ -173,18 +171,14 @@ def test_many_models_are_masked_alike(data: LabelledBags) -> None:
 
 
 def test_a_mask_without_stages_is_refused(data: LabelledBags) -> None:
-    with pytest.raises(InputError, match=r"^--stage-mask: expected bags with the labels that"):
+    with pytest.raises(InputError, match=r"^stage_mask: expected bags with the labels that"):
         train(replace(data, possible=None), MASKED)
-    with pytest.raises(
-        InputError, match=r"^--stage-mask: expected --stage-table as well, got none"
-    ):
-        replace(CONFIG, stage_mask="both")
-    with pytest.raises(
-        InputError, match=r"^--stage-table: expected --stage-mask as well, got none"
-    ):
-        replace(CONFIG, stages=TABLE)
-    with pytest.raises(InputError, match=r"^--stage-mask: expected train or predict or both, got"):
-        replace(MASKED, stage_mask="test")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^stage_mask: expected `stages` as well, got none"):
+        CONFIG.replace(stage_mask="both")
+    with pytest.raises(InputError, match=r"^stages: expected `stage_mask` as well, got none"):
+        CONFIG.replace(stages=TABLE)
+    with pytest.raises(InputError, match=r"^stage_mask: expected train, predict or both, got"):
+        MASKED.replace(stage_mask="test")  # type: ignore[arg-type]
 
 
 # --- runs --------------------------------------------------------------------------------------
@@ -203,8 +197,7 @@ def test_a_run_remembers_its_mask(store: Store, tmp_path: Path) -> None:
     found = probabilities(tmp_path / "run" / "predictions.csv")
     for bag in BAGS:
         assert [p > 0 for p in found[bag.bag_id]] == [bool(k) for k in POSSIBLE[bag.extra["stage"]]]
-    _, record = load_checkpoint(tmp_path / "run")
-    assert TrainConfig(**record["config"]).stages == TABLE
+    assert read_checkpoint(tmp_path / "run").config.stages == TABLE
     predict_run(tmp_path / "run", store, tmp_path / "again")
     assert probabilities(tmp_path / "again" / "predictions.csv") == found
 

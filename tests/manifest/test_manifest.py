@@ -320,7 +320,7 @@ def test_added_columns_replace_those_of_the_same_name(tmp_path: Path) -> None:
     assert (tmp_path / "bags.csv").read_text() == "bag_id,split,group\n1,,\n"
 
 
-# --- what a manifest says ----------------------------------------------------------------------
+# --- the contents of a manifest ----------------------------------------------------------------
 
 
 def test_order_is_the_order_column_then_the_tables(tmp_path: Path) -> None:
@@ -437,7 +437,7 @@ def test_tables_without_their_columns_or_rows(
         read_manifest(folder(tmp_path, bags=bags, instances=instances))
 
 
-# kind, what is changed in a clean folder, and every place that must be named
+# kind, the change to a clean folder, and every place that must be named
 FAULTS: list[tuple[str, dict[str, str], list[str]]] = [
     ("empty-id", {"bags": BAGS + ",actin,,\n"}, ["bags.csv:5"]),
     ("empty-id", {"instances": INSTANCES + ",x.png\n"}, ["instances.csv:6"]),

@@ -1,4 +1,4 @@
-"""Tables: what is written in a cell is what is read, and every row knows its line."""
+"""Tables: a cell is read as it was written, and every row has its line."""
 
 from __future__ import annotations
 

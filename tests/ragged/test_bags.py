@@ -1,4 +1,4 @@
-"""RaggedBags: the layout, what it refuses, and the laws of selecting, mixing and shuffling."""
+"""RaggedBags: the layout, its errors, and the laws of selecting, mixing and shuffling."""
 
 from __future__ import annotations
 
@@ -183,12 +183,12 @@ def test_offsets_that_do_not_fit(offsets: list[int], match: str) -> None:
 def test_maps_are_averaged_in_pieces_row_by_row(stored: torch.dtype) -> None:
     values = torch.randn(37, 300, 7, 7, generator=torch.Generator().manual_seed(0)).to(stored)
     assert values.numel() > CONVERTED_VALUES
-    for wanted in (torch.float32, torch.float64):
-        found = averaged(values, wanted)
-        assert found.dtype == wanted
+    for dtype in (torch.float32, torch.float64):
+        means = averaged(values, dtype)
+        assert means.dtype == dtype
         exact = values.numpy().astype(np.float64).mean((2, 3))
-        np.testing.assert_allclose(found.numpy(), exact, rtol=1e-6, atol=1e-7)
-        assert torch.equal(found[36], averaged(values[36:], wanted)[0])
+        np.testing.assert_allclose(means.numpy(), exact, rtol=1e-6, atol=1e-7)
+        assert torch.equal(means[36], averaged(values[36:], dtype)[0])
     assert averaged(values[:0], torch.float64).shape == (0, 300)
 
 

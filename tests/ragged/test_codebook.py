@@ -15,13 +15,13 @@ ROWS = torch.arange(31 * 3, dtype=torch.float64).reshape(31, 3)
 
 
 def test_a_sample_is_of_different_rows_in_their_order_however_they_come() -> None:
-    found = sample_rows([ROWS], 7)
-    numbers = found[:, 0] / 3
-    assert (found.dtype, found.shape) == (torch.float32, (7, 3))
+    sample = sample_rows([ROWS], 7)
+    numbers = sample[:, 0] / 3
+    assert (sample.dtype, sample.shape) == (torch.float32, (7, 3))
     assert (numbers.diff() > 0).all()
-    assert torch.equal(found, ROWS[numbers.long()].float())
+    assert torch.equal(sample, ROWS[numbers.long()].float())
     for lengths in ([1] * 31, [5, 0, 13, 2, 11], [30, 1]):
-        assert torch.equal(sample_rows(ROWS.split(lengths), 7), found)
+        assert torch.equal(sample_rows(ROWS.split(lengths), 7), sample)
     assert torch.equal(sample_rows(ROWS.split(11), 31), ROWS.float())
     assert torch.equal(sample_rows(ROWS.split(11), 37), ROWS.float())
 
@@ -45,8 +45,8 @@ def test_centres_are_the_means_of_what_lies_together(dtype: type) -> None:
     rows = (around[:, None] + near).reshape(15, 2).astype(dtype)
     centres, with_rows = train_centres(rows, 3, seed=5, starts=2, most_steps=17)
     assert (centres.dtype, with_rows) == (dtype, 3)
-    found = centres[np.lexsort(np.round(centres).T)]
-    np.testing.assert_allclose(found, np.add(around, [1, 0]), atol=1e-4)
+    ordered = centres[np.lexsort(np.round(centres).T)]
+    np.testing.assert_allclose(ordered, np.add(around, [1, 0]), atol=1e-4)
 
 
 def test_centres_without_rows_are_not_counted() -> None:

@@ -8,7 +8,6 @@ import torch
 from numpy_layers import attention
 from torch import Tensor
 
-from dragn_cache.errors import InputError
 from dragn_cache.ragged.bags import offsets_of
 from dragn_cache.ragged.padded import (
     Linear,
@@ -16,7 +15,6 @@ from dragn_cache.ragged.padded import (
     attend,
     firsts,
     padded_width,
-    require_heads,
     with_first,
 )
 
@@ -134,9 +132,3 @@ def test_a_row_in_front_of_each_bag() -> None:
         assert torch.equal(own[0], row)
         assert torch.equal(own[1:], values[OFFSETS[bag] : OFFSETS[bag + 1]])
     assert torch.equal(firsts(joined, offsets), row.expand(B, -1))
-
-
-def test_heads_that_do_not_divide_the_width_are_refused() -> None:
-    require_heads("rrt", 12, 4)
-    with pytest.raises(InputError, match="multiple of heads, got 10 and 4; give embed=8"):
-        require_heads("rrt", 10, 4)

@@ -20,11 +20,11 @@ def test_it_equals_scikit_learns_scaler_per_channel(shape: tuple[int, ...]) -> N
     scaling = Standardise(5)
     scaling.fit(bags)
     rows = np.moveaxis(values.astype(np.float64), 1, -1).reshape(-1, 5)
-    wanted = StandardScaler().fit_transform(rows)
+    expected = StandardScaler().fit_transform(rows)
     got = scaling(bags)
     assert torch.equal(got.offsets, bags.offsets)
     np.testing.assert_allclose(
-        np.moveaxis(got.values.numpy(), 1, -1).reshape(-1, 5), wanted, rtol=1e-4, atol=1e-5
+        np.moveaxis(got.values.numpy(), 1, -1).reshape(-1, 5), expected, rtol=1e-4, atol=1e-5
     )
 
 
@@ -39,7 +39,7 @@ def test_what_was_fitted_is_applied_to_other_bags_and_saved() -> None:
 
 
 def test_batches_in_one_pass_give_what_all_at_once_gives() -> None:
-    """Also far from 0, where the mean of the squares less the square of the mean would be noise."""
+    """Also far from 0, where the mean square less the squared mean would be rounding noise."""
     rng = np.random.default_rng(1)
     values = (rng.normal(size=(101, 5, 2, 3)) + 1e4).astype(np.float32)
     values[60:, 3] += 7  # not the same in all batches

@@ -84,9 +84,9 @@ def test_each_bag_gets_what_numpy_gives_it(name: str) -> None:
     operation, expected = OPERATIONS[name]
     values = draw(sum(SIZES), WIDTH).double()
     rows = values.numpy()
-    wanted = [expected(rows[a:b]) for a, b in pairwise(OFFSETS.tolist())]
+    results = [expected(rows[a:b]) for a, b in pairwise(OFFSETS.tolist())]
     got = operation(values, OFFSETS).numpy()
-    np.testing.assert_allclose(got, np.concatenate(wanted), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(got, np.concatenate(results), rtol=1e-12, atol=1e-12)
 
 
 @every_operation

@@ -17,7 +17,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 
 from dragn_cache.errors import InputError, ManifestError, StoreMismatchError
 from dragn_cache.manifest import Bag
-from dragn_cache.runs.checkpoint import decision_of, load_checkpoint
+from dragn_cache.runs.checkpoint import read_checkpoint
 from dragn_cache.runs.config import EvaluateConfig
 from dragn_cache.runs.evaluate import evaluate_run
 from dragn_cache.runs.predict import predict_run
@@ -26,6 +26,7 @@ from dragn_cache.scoring.decisions import Decision, decide
 from dragn_cache.store import Store
 from dragn_cache.training.config import TrainConfig
 
+OWN = EvaluateConfig(split="test")
 CONFIG = TrainConfig(
     aggregator="mean", epochs=3, batch_size=8, lr=3e-2, dropout=0.0, intervals=23, seed=5
 )
@@ -43,7 +44,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture(scope="module")
 def run(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("r") / "run"
-    train_run(store, replace(CONFIG, decision="thresholds"), out)
+    train_run(store, CONFIG.replace(decision="thresholds"), out)
     return out
 
 
@@ -86,7 +87,7 @@ def test_the_runs_numbers_come_back(run: Path, store: Store, tmp_path: Path) -> 
     found = evaluate_run(run, tmp_path / "default")
     assert (found.name, found.scores) == ("test", trained["test"])
     assert found.labels == LABELS
-    evaluate_run(run, tmp_path / "stored", EvaluateConfig(split="test"), store=store)
+    evaluate_run(run, tmp_path / "stored", OWN, store=store)
     again = metrics_of(tmp_path / "stored")["test"]
     assert again.keys() == trained["test"].keys()
     for name in ("auc_macro", "f1_macro", "map", "accuracy", "f1", "thresholds", "positives"):
@@ -141,7 +142,7 @@ def test_thresholds_are_the_best_of_validation(run: Path) -> None:
         said = [p[:, label] >= k / 100 for k in range(100)]
         f1 = [2 * (y[:, label] & d).sum() / (y[:, label].sum() + d.sum()) for d in said]
         assert f1[round(100 * threshold)] == max(f1)
-    assert decision_of(load_checkpoint(run)[1]) == Decision("thresholds", tuple(thresholds))
+    assert read_checkpoint(run).decision == Decision("thresholds", tuple(thresholds))
 
 
 def test_test_targets_choose_nothing(store: Store, run: Path, tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_test_targets_choose_nothing(store: Store, run: Path, tmp_path: Path) ->
     ]
     features = {bag.bag_id: store.bag(bag.bag_id, "layer4") for bag in bags}
     turned = write_store(tmp_path / "s", bags, features)
-    train_run(turned, replace(CONFIG, decision="thresholds"), tmp_path / "run")
+    train_run(turned, CONFIG.replace(decision="thresholds"), tmp_path / "run")
     before, after = (metrics_of(folder) for folder in (run, tmp_path / "run"))
     assert after["test"]["f1_macro"] != before["test"]["f1_macro"]
     assert after["validation"] == before["validation"]
@@ -172,7 +173,7 @@ def test_a_label_without_validation_bags_is_told(store: Store, tmp_path: Path) -
     features = {bag.bag_id: store.bag(bag.bag_id, "layer4") for bag in bags}
     lacking = write_store(tmp_path / "s", bags, features)
     told: list[str] = []
-    config = replace(CONFIG, decision="thresholds", intervals=0)
+    config = CONFIG.replace(decision="thresholds", intervals=0)
     metrics = train_run(lacking, config, tmp_path / "run", warn=told.append)
     assert told == ["no validation bag has these labels, their thresholds stay 0.5: golgi"]
     assert metrics["test"]["thresholds"][1] == 0.5
@@ -208,12 +209,12 @@ def test_another_rule_may_be_asked_for(store: Store, run: Path, tmp_path: Path) 
             assert {row["threshold"] for row in read(tmp_path / name / "labels.csv")} == {""}
     # Chosen after the training they are the same as those of a run that was trained with them.
     assert metrics_of(tmp_path / "best")["test"] == metrics_of(run)["test"]
-    with pytest.raises(InputError, match="--decision: expected at most top-3 of 3 labels"):
+    with pytest.raises(InputError, match="decision: expected at most top-3 of 3 labels"):
         evaluate_run(run, tmp_path / "x", EvaluateConfig(decision="top-4"))
-    with pytest.raises(InputError, match="--decision: expected default, half"):
+    with pytest.raises(InputError, match="decision: expected default, half"):
         evaluate_run(run, tmp_path / "x", EvaluateConfig(decision="best"))
     with pytest.raises(InputError, match="at most top-3"):
-        train_run(store, replace(CONFIG, decision="top-4"), tmp_path / "x")
+        train_run(store, CONFIG.replace(decision="top-4"), tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
@@ -291,27 +292,25 @@ def test_only_the_runs_own_store_has_its_splits(
 ) -> None:
     message = r"other\.features: expected for `split=test` the bags .*, got none named '000'; give"
     with pytest.raises(StoreMismatchError, match=message):
-        evaluate_run(run, tmp_path / "out", EvaluateConfig(split="test"), store=other)
+        evaluate_run(run, tmp_path / "out", OWN, store=other)
     features = {bag.bag_id: store.bag(bag.bag_id, "layer4").copy() for bag in store.bags}
     features["004"] += 1
     changed = write_store(tmp_path / "s", store.bags, features)
     with pytest.raises(StoreMismatchError, match="got other features for '004'"):
-        evaluate_run(run, tmp_path / "out", EvaluateConfig(split="test"), store=changed)
+        evaluate_run(run, tmp_path / "out", OWN, store=changed)
     features["004"] = store.bag("004", "layer4")
     features["001"] = features["004"]  # a test bag becomes a training bag
     changed = write_store(tmp_path / "t", store.bags, features)
     with pytest.raises(StoreMismatchError, match="got other features for '001'"):
-        evaluate_run(run, tmp_path / "out", EvaluateConfig(split="test"), store=changed)
+        evaluate_run(run, tmp_path / "out", OWN, store=changed)
     fewer = [bag for bag in store.bags if bag.bag_id != "001"]
     lost = write_store(tmp_path / "l", fewer, {b.bag_id: features[b.bag_id] for b in fewer})
     with pytest.raises(StoreMismatchError, match="got none named '001'"):
-        evaluate_run(run, tmp_path / "out", EvaluateConfig(split="test"), store=lost)
+        evaluate_run(run, tmp_path / "out", OWN, store=lost)
     table = tmp_path / "b.csv"
     table.write_text("bag_id\n000\n")
     with pytest.raises(InputError, match=r"b\.csv: expected bags of the test split of run, got no"):
-        evaluate_run(
-            run, tmp_path / "out", EvaluateConfig(split="test"), store=store, bags_csv=table
-        )
+        evaluate_run(run, tmp_path / "out", OWN, store=store, bags_csv=table)
 
 
 def test_other_features_labels_and_bags_without_labels_are_refused(
@@ -331,7 +330,9 @@ def test_other_features_labels_and_bags_without_labels_are_refused(
     unlabelled = write_store(tmp_path / "c", nameless, features)
     with pytest.raises(InputError, match="expected a labels column, got none for bag 'new000'"):
         evaluate_run(run, tmp_path / "out", store=unlabelled)
-    with pytest.raises(InputError, match=r"^bags: expected a store whose bags they are, got no st"):
+    with pytest.raises(
+        InputError, match="bags_csv: expected a `store` whose bags they are, got none"
+    ):
         evaluate_run(run, tmp_path / "out", bags_csv=table)
     assert not (tmp_path / "out").exists()
 
@@ -364,7 +365,7 @@ def test_runs_of_before_decisions_still_work(
     with pytest.raises(InputError, match="'000', of its train bags"):
         evaluate_run(old, tmp_path / "d", store=store)
     scores = evaluate_run(
-        old, tmp_path / "d", EvaluateConfig(split="test", decision="thresholds"), store=store
+        old, tmp_path / "d", OWN.replace(decision="thresholds"), store=store
     ).scores
     assert scores["thresholds"] == metrics_of(run)["test"]["thresholds"]
 
@@ -375,7 +376,7 @@ def test_runs_of_before_decisions_still_work(
         ("predictions.csv", None, r"predictions\.csv: expected .* bag_id, got no such file"),
         ("predictions.csv", "bag_id,split\n1,test\n", "expected the run's table with y_actin, got"),
         ("splits.csv", "bag_id,split\n1,test\n", r"splits\.csv: .* table with group, got none"),
-        ("splits.csv", None, r"splits\.csv: expected .* got no such file; give the folder that tr"),
+        ("splits.csv", None, r"splits\.csv: expected .* got no such file; give a run folder of tr"),
     ],
 )
 def test_a_run_that_lacks_something_is_refused(

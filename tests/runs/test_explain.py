@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from run_stores import CHANNELS, LABELS, make_bags, make_features, with_splits, write_store
 from typer.testing import CliRunner
 
-from dragn_cache.aggregators import AGGREGATORS, Aggregated, create_aggregator, options_of
-from dragn_cache.aggregators.mean import Mean
+from dragn_cache.aggregators import AGGREGATORS, create_aggregator, options_of
 from dragn_cache.errors import InputError, UnknownNameError
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.runs import explain, instance_scores
@@ -59,7 +58,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def runs(store: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs")
     for name, settings in METHODS.items():
-        train_run(store, replace(CONFIG, aggregator=name, **settings), folder / name)
+        train_run(store, CONFIG.replace(aggregator=name, **settings), folder / name)
     return {name: folder / name for name in METHODS}
 
 
@@ -179,7 +178,7 @@ def test_progress_counts_instances() -> None:
 
 @pytest.mark.parametrize("name", sorted(AGGREGATORS))
 def test_every_aggregator_can_be_looked_into(name: str) -> None:
-    options = {"labels": 3} if "labels" in options_of(AGGREGATORS[name]) else {}
+    options = {"labels": 3} if "labels" in options_of(name) else {}
     model, bags = classifier(name, (5, 2, 3), **options), draw(5, 2, 3)
     scores = score_instances(model, bags, "multilabel", choose_method(model, "auto"))
     assert scores.shape in ((11,), (11, 3))
@@ -198,6 +197,11 @@ def test_auto_takes_what_there_is(name: str, chosen: str) -> None:
     model = classifier(name, (7, 2, 3))
     assert choose_method(model, "auto") == chosen
     assert choose_method(model, "leave-one-out") == "leave-one-out"
+
+
+@pytest.mark.parametrize(("name", "chosen"), [("Among", "cosine"), ("Attending", "attention")])
+def test_auto_asks_a_class_of_ones_own(name: str, chosen: str) -> None:
+    assert choose_method(classifier(f"own_aggregators:{name}", (7,)), "auto") == chosen
 
 
 def test_methods_that_do_not_go_with_the_model_are_refused(runs: dict[str, Path]) -> None:
@@ -267,8 +271,8 @@ def test_leaving_out_works_for_classical_methods(
 ) -> None:
     explained = explain_run(runs["svm"], store, tmp_path / "out", ExplainConfig(), bags=("004",))
     assert explained.method == "leave-one-out"
-    model, record = load_checkpoint(runs["svm"])
-    values = torch.from_numpy(store.bag("004", record["tap"]))
+    model, checkpoint = load_checkpoint(runs["svm"])
+    values = torch.from_numpy(store.bag("004", checkpoint.tap))
     without = torch.cat((values[:1], values[2:]))
     device = torch.device("cpu")
     whole, less = (
@@ -302,17 +306,9 @@ def test_h5_files_are_named_as_clams(store: Store, runs: dict[str, Path], tmp_pa
             assert table[:, 0].sum() == pytest.approx(2)
 
 
-def test_attention_per_label_has_a_column_for_each(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Branches(Mean):
-        has_attention = True
-
-        def aggregate(self, bags: RaggedBags) -> Aggregated:
-            return Aggregated(super().aggregate(bags).embedding, self.vectors(bags)[:, :3])
-
-    monkeypatch.setitem(AGGREGATORS, "branches", Branches)
-    train_run(store, replace(CONFIG, aggregator="branches"), tmp_path / "run")
+def test_attention_per_label_has_a_column_for_each(store: Store, tmp_path: Path) -> None:
+    config = CONFIG.replace(aggregator="own_aggregators:Branches")
+    train_run(store, config, tmp_path / "run")
     out = tmp_path / "out"
     explain_run(tmp_path / "run", store, out, ExplainConfig(h5=False), bags=("004",))
     table = cells(out / "instances.csv", [f"attention_{label}" for label in LABELS])

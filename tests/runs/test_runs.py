@@ -25,7 +25,7 @@ from dragn_cache.errors import (
 )
 from dragn_cache.loading.labelling import read_labelling
 from dragn_cache.manifest import Bag, write_bags
-from dragn_cache.runs.checkpoint import load_checkpoint
+from dragn_cache.runs.checkpoint import load_checkpoint, read_checkpoint, write_checkpoint
 from dragn_cache.runs.folder import run_name
 from dragn_cache.runs.predict import predict_run
 from dragn_cache.runs.train import train_run
@@ -90,12 +90,12 @@ def bags_csv(path: Path, text: str) -> Path:
 def test_the_same_seed_gives_the_same_bytes(
     store: Store, tmp_path: Path, method: str, options: dict[str, Any], dropout: float
 ) -> None:
-    config = replace(
-        CONFIG, aggregator=method, options=options, dropout=dropout, epochs=2, intervals=20
+    config = CONFIG.replace(
+        aggregator=method, options=options, dropout=dropout, epochs=2, intervals=20
     )
     train_run(store, config, tmp_path / "a")
     train_run(store, config, tmp_path / "deep" / "b")
-    train_run(store, replace(config, seed=6), tmp_path / "c")
+    train_run(store, config.replace(seed=6), tmp_path / "c")
     for name in FILES:
         first = (tmp_path / "a" / name).read_bytes()
         assert first == (tmp_path / "deep" / "b" / name).read_bytes(), name
@@ -113,14 +113,14 @@ def test_a_run_folder_holds_these_files_and_no_others(run: Path) -> None:
 def test_what_can_be_learned_is_learned(
     store: Store, tmp_path: Path, method: str, options: dict[str, Any]
 ) -> None:
-    config = replace(CONFIG, aggregator=method, options=options, epochs=20)
+    config = CONFIG.replace(aggregator=method, options=options, epochs=20)
     metrics = train_run(store, config, tmp_path / "run")
     assert metrics["test"]["auc_macro"] > 0.95
     assert metrics["test"]["f1_macro"] > 0.8
 
 
 def test_metrics_are_scores_for_each_split(store: Store, tmp_path: Path) -> None:
-    metrics = train_run(store, replace(CONFIG, intervals=30), tmp_path / "run")
+    metrics = train_run(store, CONFIG.replace(intervals=30), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
     assert list(metrics) == ["train", "validation", "test"]
     named = {
@@ -169,11 +169,11 @@ def test_the_checkpoint_is_the_epoch_of_lowest_validation_loss(
 ) -> None:
     bags = with_splits(make_bags(53, seed=1))
     noise = write_store(tmp_path / "s", bags, make_features(make_bags(53, seed=2)))
-    train_run(noise, replace(CONFIG, epochs=29, lr=1e-2), tmp_path / "run")
+    train_run(noise, CONFIG.replace(epochs=29, lr=1e-2), tmp_path / "run")
     losses = [float(x) for x in column(tmp_path / "run" / "history.csv", "validation_loss")]
-    model, record = load_checkpoint(tmp_path / "run")
-    assert record["best_epoch"] == 1 + int(np.argmin(losses))
-    assert 1 < record["best_epoch"] < 29
+    model, checkpoint = load_checkpoint(tmp_path / "run")
+    assert checkpoint.best_epoch == 1 + int(np.argmin(losses))
+    assert 1 < checkpoint.best_epoch < 29
     # The loss over the validation bags once more, from the file's weights and plain arithmetic.
     total = 0.0
     weight, bias = (p.detach().double().numpy() for p in model.head.parameters())
@@ -186,8 +186,7 @@ def test_the_checkpoint_is_the_epoch_of_lowest_validation_loss(
 
 
 def test_settings_of_training_are_recorded_and_read_again(store: Store, tmp_path: Path) -> None:
-    config = replace(
-        CONFIG,
+    config = CONFIG.replace(
         loss="frn",
         loss_options={"gamma": 1.5, "temper": 10},
         optimizer="sgd",
@@ -197,8 +196,7 @@ def test_settings_of_training_are_recorded_and_read_again(store: Store, tmp_path
         patience=7,
     )
     train_run(store, config, tmp_path / "run")
-    _, record = load_checkpoint(tmp_path / "run")
-    assert TrainConfig(**record["config"]) == replace(config, tap="gap")
+    assert read_checkpoint(tmp_path / "run").config == config.replace(tap="gap")
     written = tomllib.loads((tmp_path / "run" / "config.toml").read_text())["train"]
     again = TrainConfig(**written)
     for name in ("loss", "loss_options", "optimizer", "momentum", "schedule", "patience"):
@@ -233,8 +231,8 @@ def test_a_run_is_named_after_its_store_method_and_seed() -> None:
     config = TrainConfig(options={"unit": "L1Agg", "init": "default"}, seed=7)
     name = run_name(Path("x/hpa.features"), config)
     assert name == "hpa-dragn-L1Agg-init=default-s7"
-    assert run_name(Path("hpa"), replace(config, aggregator="max", options=None)) == "hpa-max-s7"
-    config = replace(config, aggregator="abmil", options={"embed": (23, 11), "attn_dim": 7})
+    assert run_name(Path("hpa"), config.replace(aggregator="max", options={})) == "hpa-max-s7"
+    config = config.replace(aggregator="abmil", options={"embed": (23, 11), "attn_dim": 7})
     assert run_name(Path("hpa"), config) == "hpa-abmil-embed=23,11-attn_dim=7-s7"
 
 
@@ -253,7 +251,7 @@ def test_a_folder_with_files_is_refused(store: Store, run: Path, tmp_path: Path)
     with pytest.raises(InputError, match="expected a new folder, got a file"):
         train_run(store, CONFIG, tmp_path / "file")
     (tmp_path / "empty").mkdir()
-    assert train_run(store, replace(CONFIG, epochs=1), tmp_path / "empty")["test"]["bags"] > 0
+    assert train_run(store, CONFIG.replace(epochs=1), tmp_path / "empty")["test"]["bags"] > 0
 
 
 def test_a_store_that_is_not_complete_is_refused(tmp_path: Path) -> None:
@@ -383,7 +381,7 @@ def test_another_table_replaces_labels_splits_and_groups(store: Store, tmp_path:
     for row, bag in zip(rows, bags, strict=True):
         for label in LABELS:
             assert row[f"y_new {label}"] == str(int(f"new {label}" in bag.labels))
-    assert load_checkpoint(tmp_path / "run")[1]["labels"] == [f"new {label}" for label in LABELS]
+    assert read_checkpoint(tmp_path / "run").labels == tuple(f"new {label}" for label in LABELS)
 
 
 def test_what_another_table_lacks_comes_from_the_store(split_store: Store, tmp_path: Path) -> None:
@@ -453,7 +451,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def test_classes_are_learned_and_their_probabilities_add_up(classes: Store, tmp_path: Path) -> None:
-    metrics = train_run(classes, replace(CONFIG, epochs=20), tmp_path / "run")
+    metrics = train_run(classes, CONFIG.replace(epochs=20), tmp_path / "run")
     assert metrics["test"]["auc_macro"] > 0.95
     rows = rows_of(tmp_path / "run" / "predictions.csv")
     p = np.array([[float(row[f"p_{label}"]) for label in LABELS] for row in rows])
@@ -537,7 +535,7 @@ def test_a_run_predicts_other_bags_of_the_same_features(
 
 
 def test_a_runs_scaling_travels_with_it(store: Store, tmp_path: Path) -> None:
-    train_run(store, replace(CONFIG, scale="standard"), tmp_path / "run")
+    train_run(store, CONFIG.replace(scale="standard"), tmp_path / "run")
     predict_run(tmp_path / "run", store, tmp_path / "out")
     first, again = (rows_of(tmp_path / name / "predictions.csv") for name in ("run", "out"))
     assert [row["p_golgi"] for row in first] == [row["p_golgi"] for row in again]
@@ -667,8 +665,85 @@ def test_a_checkpoint_of_another_version_is_refused(run: Path, tmp_path: Path) -
         load_checkpoint(other)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "got"),
+    [
+        ("config", [1], r"expected the settings of a training, got \[1\]"),
+        ("config", {"epoch": 3}, "expected the settings of a training, got .*'epoch'"),
+        ("config", {"lr": -1.0}, "expected the settings of a training, got lr: .*-1.0"),
+        ("config", {"epochs": "9"}, "expected the settings of a training"),
+        ("in_shape", [5, 0, 3], r"expected \(C, h, w\) or .*, got \[5, 0, 3\]"),
+        ("in_shape", "523", "expected .*, got '523'"),
+        ("tap", None, "expected the name of a tap, got None"),
+        ("labels", "actin", "expected the names of the labels, each once, got 'actin'"),
+        ("labels", ["a", "a", "b"], "expected the names of the labels, each once"),
+        ("labels", ["a", 2, "b"], "expected the names of the labels, each once"),
+        ("task", ["multilabel"], "expected multilabel or multiclass"),
+        ("best_epoch", 1.5, "expected an epoch, or None, got 1.5"),
+        ("decision", ["half"], "expected a rule of decision"),
+        ("decision", {"threshold": 1}, "expected rule, thresholds, kept, got 'threshold'"),
+        ("decision.rule", {"rule": 2}, "expected the name of a rule, got 2"),
+        ("decision.rule", {"rule": "most"}, "expected default, half, .*, got 'most'"),
+        ("decision.rule", {"rule": "top-4"}, "expected at most top-3 of 3 labels"),
+        ("decision.thresholds", {"rule": "thresholds"}, "got None for the rule thresholds"),
+        ("decision.thresholds", {"thresholds": (0.5, 0.5)}, r"each label, .*got \(0.5, 0.5\)"),
+        ("decision.thresholds", {"thresholds": (0.1, 0.2, 0.3)}, "for the rule default"),
+        ("decision.thresholds", {"rule": "thresholds", "thresholds": "abc"}, "got 'abc'"),
+        ("decision.kept", {"kept": (3,)}, r"expected numbers of labels, got \(3,\)"),
+        ("seen", {"000": 7}, "expected digests of bags by id, got {'000': 7}"),
+        ("provenance", {"features": {}}, "expected settings of features and of numerics"),
+        ("provenance", {"features": {}, "numerics": 4}, "expected settings of features and of"),
+        ("provenance", {"features": {"size": {1: 2}}, "numerics": {}}, "expected settings of feat"),
+        ("state", {"head.weight": [1.0]}, "expected tensors by name, got {'head.weight'"),
+    ],
+)
+def test_a_field_of_another_kind_is_named(
+    run: Path, tmp_path: Path, field: str, value: object, got: str
+) -> None:
+    record = torch.load(run / "checkpoint.pt", weights_only=True)
+    torch.save({**record, field.partition(".")[0]: value}, tmp_path / "x.pt")
+    other = copied(run, tmp_path, (tmp_path / "x.pt").read_bytes())
+    with pytest.raises(InputError, match=rf"checkpoint\.pt, {field}: .*{got}.*; train again"):
+        load_checkpoint(other)
+
+
+@pytest.mark.parametrize(
+    "field", ["config", "in_shape", "tap", "labels", "task", "provenance", "state"]
+)
+def test_a_field_that_is_missing_is_named(run: Path, tmp_path: Path, field: str) -> None:
+    record = torch.load(run / "checkpoint.pt", weights_only=True)
+    del record[field]
+    torch.save(record, tmp_path / "x.pt")
+    other = copied(run, tmp_path, (tmp_path / "x.pt").read_bytes())
+    with pytest.raises(InputError, match=rf"checkpoint\.pt, {field}: expected .*, got none"):
+        load_checkpoint(other)
+
+
+def test_a_state_of_another_model_is_refused(run: Path, tmp_path: Path) -> None:
+    record = torch.load(run / "checkpoint.pt", weights_only=True)
+    torch.save({**record, "state": {"head.weight": torch.zeros(3, 5)}}, tmp_path / "x.pt")
+    other = copied(run, tmp_path, (tmp_path / "x.pt").read_bytes())
+    with pytest.raises(InputError, match=r"expected a checkpoint of dragn-cache, got Error\(s\)"):
+        load_checkpoint(other)
+
+
+@pytest.mark.parametrize("lacks", [(), ("seen", "decision", "best_epoch")])
+def test_a_checkpoint_that_is_read_is_written_again(
+    run: Path, tmp_path: Path, lacks: tuple[str, ...]
+) -> None:
+    record = torch.load(run / "checkpoint.pt", weights_only=True)
+    torch.save({k: v for k, v in record.items() if k not in lacks}, tmp_path / "x.pt")
+    first = read_checkpoint(copied(run, tmp_path, (tmp_path / "x.pt").read_bytes()))
+    assert (first.seen is None) == ("seen" in lacks)
+    write_checkpoint(tmp_path / "copy" / "checkpoint.pt", first)
+    again = read_checkpoint(tmp_path / "copy")
+    assert again.state.keys() == first.state.keys()
+    assert all(torch.equal(v, first.state[k]) for k, v in again.state.items())
+    assert replace(again, state={}) == replace(first, state={})
+
+
 def test_what_is_no_run_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected a run folder with checkpoint\.pt, got none"):
         load_checkpoint(tmp_path)
-    with pytest.raises(InputError, match="got no such folder; give the folder that train-agg"):
+    with pytest.raises(InputError, match="got no such folder; give a run folder of train-agg"):
         load_checkpoint(tmp_path / "nowhere")

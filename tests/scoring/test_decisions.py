@@ -12,6 +12,7 @@ from dragn_cache.errors import InputError
 from dragn_cache.scoring.decisions import GRID, Decision, choose_decision, decide
 from dragn_cache.scoring.metrics import evaluate
 from dragn_cache.scoring.score_table import ScoreTable
+from dragn_cache.scoring.scores import F1_MICRO
 from dragn_cache.training.config import TrainConfig
 
 P = [[0.9, 0.2, 0.1], [0.6, 0.7, 0.2], [0.4, 0.3, 0.1], [0.1, 0.3, 0.2], [0.2, 0.1, 0.4]]
@@ -138,7 +139,7 @@ def test_scores_use_the_decision_and_resamples_do_not_choose_again() -> None:
     )
     for row, count in enumerate(counts):
         again = [a.repeat(count, axis=0) for a in (y, decided)]
-        assert scores["f1_micro"][row] == pytest.approx(f1_score(*again, average="micro"))
+        assert scores[F1_MICRO][row] == pytest.approx(f1_score(*again, average="micro"))
 
 
 # --- refused -------------------------------------------------------------------------------------
@@ -146,9 +147,9 @@ def test_scores_use_the_decision_and_resamples_do_not_choose_again() -> None:
 
 @pytest.mark.parametrize("rule", ["best", "top-0", "top-", "top-2.5", "Half", "threshold", ""])
 def test_unknown_rules_are_refused(rule: str) -> None:
-    with pytest.raises(InputError, match="--decision: expected default, half, thresholds or top-K"):
+    with pytest.raises(InputError, match="decision: expected default, half, thresholds or top-K"):
         TrainConfig(decision=rule)
-    with pytest.raises(InputError, match="--decision: expected default, half, thresholds or top-K"):
+    with pytest.raises(InputError, match="decision: expected default, half, thresholds or top-K"):
         decide(P, "multilabel", Decision(rule))
 
 

@@ -12,9 +12,12 @@ from sklearn import metrics as sk
 
 from dragn_cache.errors import InputError
 from dragn_cache.scoring import intervals, metrics
-from dragn_cache.scoring.decisions import DEFAULT
+from dragn_cache.scoring.decisions import DEFAULT, Decision
 from dragn_cache.scoring.metrics import evaluate
-from dragn_cache.scoring.score_table import SCORES, ScoreTable
+from dragn_cache.scoring.score_table import ScoreTable
+from dragn_cache.scoring.scores import BY_NAME, SCORES
+
+NAMES = [score.name for score in SCORES]
 
 # Five bags, three labels; the third is never true. By default, thresholds are .5 .5 .4 .3 .4.
 TARGETS = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0], [1, 0, 0]])
@@ -50,7 +53,7 @@ def test_values_by_hand() -> None:
     result = without_intervals(TARGETS, PROBABILITIES)
     assert result.pop("auc") == [pytest.approx(2 / 3), pytest.approx(11 / 12), None]
     assert result.pop("average_precision") == [pytest.approx(29 / 36), pytest.approx(5 / 6), None]
-    assert result.pop("intervals") == dict.fromkeys(SCORES)
+    assert result.pop("intervals") == dict.fromkeys(NAMES)
     assert result.pop("f1") == pytest.approx([2 / 3, 1 / 2, 0])
     assert result.pop("precision") == pytest.approx([2 / 3, 1 / 2, 0])
     assert result.pop("recall") == pytest.approx([2 / 3, 1 / 2, 0])
@@ -164,7 +167,7 @@ def test_order_of_labels_only_moves_the_lists() -> None:
     before, after = without_intervals(y, p), without_intervals(y[:, shuffled], p[:, shuffled])
     for name in ("auc", "average_precision"):
         assert after[name] == [before[name][i] for i in shuffled]
-    for name in SCORES:
+    for name in NAMES:
         assert after[name] == pytest.approx(before[name])
 
 
@@ -185,13 +188,30 @@ def test_auc_of_the_opposite_is_the_complement() -> None:
 def test_perfect_and_constant_predictions() -> None:
     y = np.array([[1, 0, 1], [0, 1, 1], [1, 1, 0], [0, 0, 1], [0, 1, 0]])
     perfect = without_intervals(y, y.astype(float))
-    errors = {"brier", "ece", "ece_macro"}
-    assert {perfect[name] for name in SCORES if name not in errors} == {1.0}
+    errors = {name for name, score in BY_NAME.items() if not score.higher_is_better}
+    assert errors == {"brier", "ece", "ece_macro"}
+    assert {perfect[name] for name in NAMES if name not in errors} == {1.0}
     assert {perfect[name] for name in errors} == {0.0}
     constant = without_intervals(y, np.full(y.shape, 0.3))
     assert constant["auc"] == [0.5, 0.5, 0.5]
     assert constant["auc_samples"] == 0.5
     assert constant["average_precision"] == pytest.approx([2 / 5, 3 / 5, 3 / 5])
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_averages_are_as_declared(name: str) -> None:
+    y, p = random_problem(8, bags=37, decimals=2)
+    half = {"task": "multilabel", "decision": Decision("half"), "intervals": 0}
+    whole, score = evaluate(y, p, **half)[name], BY_NAME[name]
+    assert 0 < whole < score.highest
+    if score.average == "macro":
+        own = [evaluate(y[:, [k]], p[:, [k]], **half)[name] for k in range(y.shape[1])]
+        assert whole == pytest.approx(np.mean(own))
+    elif score.average == "micro":
+        assert whole == pytest.approx(evaluate(y.reshape(-1, 1), p.reshape(-1, 1), **half)[name])
+    else:
+        own = [evaluate(y[[k]], p[[k]], **half)[name] for k in range(len(y))]
+        assert whole == pytest.approx(np.mean([score for score in own if score is not None]))
 
 
 def test_weights_are_repetitions_of_bags() -> None:
@@ -201,8 +221,8 @@ def test_weights_are_repetitions_of_bags() -> None:
     scores, _, _ = table.scores(counts.astype(float))
     for row, count in enumerate(counts):
         want = without_intervals(y.repeat(count, axis=0), p.repeat(count, axis=0))
-        for name in SCORES:
-            assert scores[name][row] == pytest.approx(want[name]), name
+        for name in NAMES:
+            assert scores[BY_NAME[name]][row] == pytest.approx(want[name]), name
 
 
 # --- undefined -----------------------------------------------------------------------------------
@@ -221,12 +241,12 @@ def test_labels_with_one_class_are_counted_not_scored() -> None:
 
 def test_no_bags_no_scores() -> None:
     result = evaluate(np.zeros((0, 3), int), np.zeros((0, 3)), task="multilabel")
-    assert [result[name] for name in SCORES] == [None] * len(SCORES)
+    assert [result[name] for name in NAMES] == [None] * len(NAMES)
     assert result["f1"] == [0.0] * 3
     assert result["positives"] == [0] * 3
     assert result["auc"] == result["average_precision"] == [None] * 3
     assert (result["labels_undefined"], result["bags"]) == (3, 0)
-    assert result["intervals"] == dict.fromkeys(SCORES)
+    assert result["intervals"] == dict.fromkeys(NAMES)
 
 
 def test_nothing_true_and_nothing_predicted_leaves_micro_scores_undefined() -> None:
@@ -276,7 +296,7 @@ def test_seed_decides_the_intervals_alone() -> None:
     )
     assert first == again
     assert first["intervals"] != other["intervals"]
-    assert all(first[name] == other[name] for name in SCORES)
+    assert all(first[name] == other[name] for name in NAMES)
 
 
 def test_chunks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +304,7 @@ def test_chunks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     whole = evaluate(y, p, task="multilabel", intervals=97)
     monkeypatch.setattr(intervals, "CHUNK_WEIGHTS", 31 * 7)
     chunked = evaluate(y, p, task="multilabel", intervals=97)
-    for name in SCORES:
+    for name in NAMES:
         assert chunked["intervals"][name] == pytest.approx(whole["intervals"][name]), name
 
 
@@ -296,7 +316,7 @@ def test_undefined_resamples_are_left_out() -> None:
     assert few["auc_macro"] is None
     assert few["accuracy"] == [0.0, 1.0]
     none = evaluate(y, p, task="multilabel", intervals=19)["intervals"]
-    assert none == dict.fromkeys(SCORES)
+    assert none == dict.fromkeys(NAMES)
 
 
 # --- wrong input ---------------------------------------------------------------------------------
@@ -372,4 +392,4 @@ def test_without_tests_or_resamples_there_are_no_intervals() -> None:
     test = metrics.ScoredBags(np.arange(53), y, p)
     for tests, draws in (([], 50), ([test], 0)):
         found = metrics.mean_intervals(tests, 53, task="multilabel", intervals=draws)
-        assert found == dict.fromkeys(SCORES)
+        assert found == dict.fromkeys(NAMES)

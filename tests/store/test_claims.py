@@ -1,4 +1,4 @@
-"""Claims: one holder at a time, the dead lose theirs, and nothing is renewed that was lost."""
+"""Claims: one holder at a time; dead holders lose theirs; a lost claim is not renewed."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def test_a_name_has_one_holder_until_it_is_released(tmp_path: Path) -> None:
 def test_a_claim_says_who_holds_it(tmp_path: Path) -> None:
     with Claims(tmp_path) as claims:
         claims.acquire("00003")
-        found = json.loads((tmp_path / ".00003.claim").read_text())
-        assert found["pid"] == os.getpid()
-        assert found["token"] == claims.token
+        claim = json.loads((tmp_path / ".00003.claim").read_text())
+        assert claim["pid"] == os.getpid()
+        assert claim["token"] == claims.token
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        assert found["start"] == fields[22 - 3]  # starttime is field 22, counted from 1
+        assert claim["start"] == fields[22 - 3]  # starttime is field 22, counted from 1
 
 
 def claim_by_another(folder: Path, then: str) -> None:

@@ -1,4 +1,4 @@
-"""One contract, every format: what is written is read, resumed, verified and refused alike."""
+"""One contract for every format: writing, reading, resuming, verifying and refusing."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def describe(format: str, **changes: object) -> StoreDescription:
 def write(
     path: Path, format: str, *, only: int | None = None, sizes: Sequence[int] = SIZES
 ) -> Path:
-    """Write (or go on with) the store; ``only`` limits how many parts this call writes."""
+    """Write or continue the store; ``only`` limits how many parts this call writes."""
     table = manifest(sizes)
     description = describe(format)
     parts = plan_parts(sizes, description.row_bytes, 6)
@@ -132,10 +132,10 @@ def test_loading_gives_rows_and_offsets_in_the_order_asked_for(tmp_path: Path, f
     values, offsets = store.load("gap")
     assert offsets.tolist() == [0, 3, 4, 8, 10, 17, 17]
     np.testing.assert_array_equal(values, np.concatenate([expected(k, TAPS[1]) for k in range(6)]))
-    asked = [4, 0, 5, 1, 2, 2]
-    values, offsets = store.load("layer4.0", bags=[f"b{k}" for k in asked])
+    order = [4, 0, 5, 1, 2, 2]
+    values, offsets = store.load("layer4.0", bags=[f"b{k}" for k in order])
     assert offsets.tolist() == [0, 7, 10, 10, 11, 15, 19]
-    np.testing.assert_array_equal(values, np.concatenate([expected(k, TAPS[0]) for k in asked]))
+    np.testing.assert_array_equal(values, np.concatenate([expected(k, TAPS[0]) for k in order]))
     values, offsets = store.load("gap", bags=[])
     assert values.shape == (0, 11)
     assert offsets.tolist() == [0]
@@ -222,7 +222,7 @@ def test_an_interrupted_store_becomes_the_same_bytes(
 
 
 def leave_a_dead_claim(store: Path) -> None:
-    """What a killed process leaves: its claim, and a scratch folder."""
+    """Make the files that a killed process leaves: its claim and a scratch folder."""
     program = (
         "import os, pathlib, sys; from dragn_cache.store.claims import Claims\n"
         "claims = Claims(pathlib.Path(sys.argv[1]))\n"
@@ -352,7 +352,7 @@ def test_damage_is_found_and_named(tmp_path: Path, format: str) -> None:
 
 
 def flip(path: Path, format: str, known: bytes) -> None:
-    """Change one bit of a known row, wherever the format has put it."""
+    """Change one bit of a known row in the part's files."""
     for file in (path / "parts").rglob("*"):
         if file.is_file() and known in (data := file.read_bytes()):
             at = data.index(known) + 3
@@ -447,8 +447,8 @@ def test_digests_do_not_depend_on_the_format(tmp_path: Path, format: str) -> Non
     )
     assert digests == by_hand
     chosen = [4, 0, 3]
-    found = store.digests([store.bag_ids[k] for k in chosen])
-    assert [row.tobytes() for row in found] == [by_hand[32 * k : 32 * k + 32] for k in chosen]
+    digests = store.digests([store.bag_ids[k] for k in chosen])
+    assert [row.tobytes() for row in digests] == [by_hand[32 * k : 32 * k + 32] for k in chosen]
     assert store.digests([]).shape == (0, 32)
 
 
@@ -482,10 +482,10 @@ def test_bags_are_read_in_any_order_and_as_often_as_asked_for(tmp_path: Path, fo
     store = open_store(write(tmp_path / "s", format))
     rng = np.random.default_rng(0)
     for tap in TAPS:
-        for asked in (rng.permutation(6), rng.integers(0, 6, 17), [5], []):
-            values, offsets = store.load(tap.name, bags=[f"b{k}" for k in asked])
-            wanted = [expected(k, tap) for k in asked]
-            np.testing.assert_array_equal(values, np.concatenate([values[:0], *wanted]))
-            assert np.diff(offsets).tolist() == [len(rows) for rows in wanted]
-            assert np.diff(offsets).tolist() == store.sizes([f"b{k}" for k in asked]).tolist()
+        for order in (rng.permutation(6), rng.integers(0, 6, 17), [5], []):
+            values, offsets = store.load(tap.name, bags=[f"b{k}" for k in order])
+            pieces = [expected(k, tap) for k in order]
+            np.testing.assert_array_equal(values, np.concatenate([values[:0], *pieces]))
+            assert np.diff(offsets).tolist() == [len(rows) for rows in pieces]
+            assert np.diff(offsets).tolist() == store.sizes([f"b{k}" for k in order]).tolist()
             assert values.ctypes.data % mmap.PAGESIZE == 0 or not len(values)

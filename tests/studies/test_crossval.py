@@ -28,7 +28,7 @@ from dragn_cache.manifest import write_bags
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.scoring.comparison import corrected_t_test
 from dragn_cache.scoring.decisions import GRID, decide
-from dragn_cache.scoring.score_table import SCORES
+from dragn_cache.scoring.scores import SCORES
 from dragn_cache.store import Store
 from dragn_cache.studies.config import CrossvalConfig
 from dragn_cache.studies.crossval import CrossvalResult, crossval
@@ -37,7 +37,7 @@ from dragn_cache.training.config import TrainConfig
 
 TRAIN = TrainConfig(epochs=2, batch_size=8, lr=3e-2, dropout=0.1, intervals=60)
 METHODS: tuple[tuple[str, dict[str, Any]], ...] = (("mean", {}), ("abmil", {"attn_dim": 5}))
-CONFIG = CrossvalConfig(TRAIN, METHODS, folds=3, seeds=2, jobs=1)
+CONFIG = CrossvalConfig(train=TRAIN, aggregators=METHODS, folds=3, seeds=2, jobs=1)
 LABELS = ["mean", "abmil-attn_dim=5"]
 TABLES = ["comparison.csv", "folds.csv", "predictions.csv", "splits.csv", "summary.csv"]
 CPU_SECONDS = ("seconds", "seconds_mean")
@@ -162,8 +162,21 @@ def test_trainings_have_seeds_of_their_own() -> None:
 
 
 def test_two_processes_give_what_one_gives(store: Store, out: Path, tmp_path: Path) -> None:
-    crossval(store, replace(CONFIG, jobs=2), tmp_path / "two")
+    crossval(store, CONFIG.replace(jobs=2), tmp_path / "two")
     assert tables(tmp_path / "two") == tables(out)
+
+
+def test_processes_find_a_class_on_pythons_path(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shipped_mean.py").write_text("from dragn_cache.aggregators.mean import Mean\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    methods: tuple[tuple[str, dict[str, Any]], ...] = (("shipped_mean:Mean", {}), ("mean", {}))
+    config = CONFIG.replace(aggregators=methods, seeds=1, jobs=2)
+    result = crossval(store, config, tmp_path / "cv")
+    assert result.failed == ()
+    first, second = ({**row, "aggregator": ""} for row in result.summary)
+    assert first["auc_macro_mean"] == second["auc_macro_mean"]
 
 
 def test_an_interrupted_cross_validation_goes_on(store: Store, out: Path, tmp_path: Path) -> None:
@@ -195,17 +208,17 @@ def test_a_finished_one_only_writes_its_tables(store: Store, out: Path) -> None:
 
 
 def test_methods_and_seeds_may_be_added(store: Store, tmp_path: Path) -> None:
-    small = replace(CONFIG, aggregators=METHODS[:1], seeds=1)
+    small = CONFIG.replace(aggregators=METHODS[:1], seeds=1)
     crossval(store, small, tmp_path / "cv")
     first = tables(tmp_path / "cv")["folds.csv"]
     counts: list[int] = []
-    more = replace(small, aggregators=(("max", {}), *METHODS[:1]), seeds=2)
+    more = small.replace(aggregators=(("max", {}), *METHODS[:1]), seeds=2)
     crossval(store, more, tmp_path / "cv", progress=lambda done, total: counts.append(done))
     assert (counts[0], counts[-1]) == (3, 12)
     second = tables(tmp_path / "cv")["folds.csv"]
     assert [r for r in second if r["aggregator"] == "mean" and r["seed"] == "0"] == first
     with pytest.raises(StoreMismatchError, match=r"methods\.max\.lr is 0\.03, asked for 0\.5"):
-        crossval(store, replace(more, train=replace(TRAIN, lr=0.5)), tmp_path / "cv")
+        crossval(store, more.replace(train=TRAIN.replace(lr=0.5)), tmp_path / "cv")
     crossval(store, small, tmp_path / "cv")
     assert tables(tmp_path / "cv")["folds.csv"] == first
 
@@ -217,16 +230,16 @@ def test_methods_and_seeds_may_be_added(store: Store, tmp_path: Path) -> None:
     ("change", "named"),
     [
         ({"folds": 4}, r"crossval\.folds is 3, asked for 4"),
-        ({"train": replace(TRAIN, epochs=3)}, r"methods\.mean\.epochs is 2, asked for 3"),
-        ({"train": replace(TRAIN, memory="1kB")}, r'memory is absent, asked for "1000B"'),
-        ({"train": replace(TRAIN, tap="layer4")}, r'methods\.mean\.tap is "gap"'),
+        ({"train": TRAIN.replace(epochs=3)}, r"methods\.mean\.epochs is 2, asked for 3"),
+        ({"train": TRAIN.replace(memory="1kB")}, r'memory is absent, asked for "1000B"'),
+        ({"train": TRAIN.replace(tap="layer4")}, r'methods\.mean\.tap is "gap"'),
     ],
 )
 def test_other_settings_are_refused(
     store: Store, out: Path, change: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(StoreMismatchError, match=named):
-        crossval(store, replace(CONFIG, **change), out)
+        crossval(store, CONFIG.replace(**change), out)
 
 
 def test_other_bags_and_features_are_refused(store: Store, out: Path, tmp_path: Path) -> None:
@@ -252,7 +265,7 @@ def test_other_bags_and_features_are_refused(store: Store, out: Path, tmp_path: 
 def test_a_folder_left_by_an_early_kill_is_taken_up(store: Store, tmp_path: Path) -> None:
     (tmp_path / "cv").mkdir()
     (tmp_path / "cv" / ".config.toml.123.tmp").write_text("[crossv")
-    config = replace(CONFIG, aggregators=METHODS[:1], seeds=1)
+    config = CONFIG.replace(aggregators=METHODS[:1], seeds=1)
     assert not crossval(store, config, tmp_path / "cv").failed
 
 
@@ -263,7 +276,7 @@ def test_bags_with_the_same_features_are_told_unless_of_one_group(tmp_path: Path
     bags = [replace(b, group="same" if b.bag_id in ("011", "013") else "") for b in bags]
     store = write_store(tmp_path / "s", bags, features)
     said: list[str] = []
-    config = replace(CONFIG, aggregators=METHODS[:1], seeds=1)
+    config = CONFIG.replace(aggregators=METHODS[:1], seeds=1)
     crossval(store, config, tmp_path / "cv", warn=said.append)
     assert said == [
         "bags with the same features perhaps on two sides of a fold: '005' and '007'; "
@@ -281,7 +294,7 @@ def test_a_folder_of_something_else_is_refused(store: Store, tmp_path: Path) -> 
 
 
 def test_a_damaged_training_is_named(store: Store, out: Path, tmp_path: Path) -> None:
-    crossval(store, replace(CONFIG, seeds=1), tmp_path / "cv")
+    crossval(store, CONFIG.replace(seeds=1), tmp_path / "cv")
     path = tmp_path / "cv" / "trainings" / "mean" / "seed0-fold1.json"
     path.write_text(path.read_text()[:37])
     with pytest.raises(InputError, match=r"seed0-fold1\.json.*remove the file"):
@@ -308,10 +321,10 @@ def test_scores_of_a_fold_follow_from_the_predictions(out: Path) -> None:
 def test_thresholds_come_from_validation_and_need_no_new_training(
     store: Store, tmp_path: Path
 ) -> None:
-    config = replace(CONFIG, aggregators=METHODS[:1])
+    config = CONFIG.replace(aggregators=METHODS[:1])
     crossval(store, config, tmp_path / "cv")
     counts: list[int] = []
-    other = replace(config, train=replace(TRAIN, decision="thresholds"))
+    other = config.replace(train=TRAIN.replace(decision="thresholds"))
     crossval(store, other, tmp_path / "cv", progress=lambda done, total: counts.append(done))
     assert counts == [6]
     predictions = rows_of(tmp_path / "cv" / "predictions.csv")
@@ -346,7 +359,7 @@ def test_the_summary_is_the_mean_over_folds_and_seeds(out: Path) -> None:
     for row in summary:
         own = [r for r in folds if r["aggregator"] == row["aggregator"]]
         assert (row["trainings"], row["failed"]) == ("6", "0")
-        for score in SCORES:
+        for score in (s.name for s in SCORES):
             values = numbers(own, score)
             assert float(row[f"{score}_mean"]) == pytest.approx(values.mean(), abs=1e-12)
             assert float(row[f"{score}_sd"]) == pytest.approx(values.std(ddof=1), abs=1e-12)
@@ -383,8 +396,8 @@ def test_a_label_with_one_class_is_left_out_and_counted(tmp_path: Path) -> None:
     bags = [replace(b, labels=("actin",) if k < 13 else ()) for k, b in enumerate(make_bags(26))]
     bags[2] = replace(bags[2], labels=("actin", "golgi"))
     store = write_store(tmp_path / "s", bags, make_features(bags))
-    train = replace(TRAIN, decision="thresholds")
-    config = replace(CONFIG, train=train, aggregators=METHODS[:1], seeds=1)
+    train = TRAIN.replace(decision="thresholds")
+    config = CONFIG.replace(train=train, aggregators=METHODS[:1], seeds=1)
     crossval(store, config, tmp_path / "cv")
     folds = rows_of(tmp_path / "cv" / "folds.csv")
     undefined = [row["labels_undefined"] for row in folds]
@@ -402,7 +415,7 @@ def test_a_training_that_fails_is_recorded_and_tried_again(
     monkeypatch.setattr(Stumbling, "started", 0)
     monkeypatch.setattr(Stumbling, "stumbles", (2, 4))
     methods = ((f"{__name__}:Stumbling", {}), ("mean", {}))
-    config = replace(CONFIG, aggregators=methods)
+    config = CONFIG.replace(aggregators=methods)
     label = f"{__name__}.Stumbling"
     result = crossval(store, config, tmp_path / "cv")
     assert [t.task for t in result.failed] == [(label, 0, 1), (label, 1, 0)]
@@ -432,7 +445,7 @@ def test_a_training_without_probabilities_has_failed(tmp_path: Path) -> None:
     features = {b: x[:1] if b == "008" else np.repeat(x, 2, 0) for b, x in features.items()}
     features = {b: x + np.arange(len(x))[:, None, None, None] for b, x in features.items()}
     store = write_store(tmp_path / "s", bags, features)
-    config = replace(CONFIG, aggregators=((f"{__name__}:Spread", {}), ("mean", {})), seeds=1)
+    config = CONFIG.replace(aggregators=((f"{__name__}:Spread", {}), ("mean", {})), seeds=1)
     result = crossval(store, config, tmp_path / "cv")
     assert {t.aggregator for t in result.failed} == {f"{__name__}.Spread"}
     assert [t.error for t in result.failed if "finite probabilities" in t.error]
@@ -442,8 +455,8 @@ def test_a_training_without_probabilities_has_failed(tmp_path: Path) -> None:
 def test_a_method_none_of_whose_trainings_ends_well_has_empty_scores(
     store: Store, tmp_path: Path
 ) -> None:
-    train = replace(TRAIN, lr=1e3, epochs=40, weight_decay=1e3)
-    config = replace(CONFIG, train=train, aggregators=METHODS, seeds=1)
+    train = TRAIN.replace(lr=1e3, epochs=40, weight_decay=1e3)
+    config = CONFIG.replace(train=train, aggregators=METHODS, seeds=1)
     result = crossval(store, config, tmp_path / "cv")
     assert len(result.failed) == 6
     assert "expected a finite loss" in result.failed[0].error
@@ -458,39 +471,39 @@ def test_a_method_none_of_whose_trainings_ends_well_has_empty_scores(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"folds": 2}, "--folds: expected at least 3"),
-        ({"seeds": 0}, "--seeds: expected at least 1"),
-        ({"jobs": 0}, "--jobs: expected at least 1"),
+        ({"folds": 2}, "folds: expected a whole number of at least 3, got 2"),
+        ({"seeds": 0}, "seeds: expected a whole number of at least 1, got 0"),
+        ({"jobs": 0}, "jobs: expected a whole number of at least 1, got 0"),
         ({"aggregators": ()}, "at least one aggregator"),
         ({"aggregators": (("mean", {}), ("mean", {}))}, "mean twice"),
-        ({"train": replace(TRAIN, views="all")}, "--views: expected off"),
+        ({"train": TRAIN.replace(views="all")}, "train.views: expected off, got 'all'"),
     ],
 )
 def test_settings_that_cannot_be(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        replace(CONFIG, **change)
+        CONFIG.replace(**change)
 
 
 def test_mistakes_are_found_before_the_first_training(store: Store, tmp_path: Path) -> None:
     out = tmp_path / "cv"
     with pytest.raises(UnknownNameError, match="known aggregator"):
-        crossval(store, replace(CONFIG, aggregators=(("meen", {}),)), out)
-    with pytest.raises(InputError, match="option 'wide'"):
-        crossval(store, replace(CONFIG, aggregators=(("mean", {"wide": 3}),)), out)
+        crossval(store, CONFIG.replace(aggregators=(("meen", {}),)), out)
+    with pytest.raises(InputError, match="known option, got 'wide'"):
+        crossval(store, CONFIG.replace(aggregators=(("mean", {"wide": 3}),)), out)
     with pytest.raises(InputError, match="option labels: expected no value"):
-        crossval(store, replace(CONFIG, aggregators=(("dsmil", {"labels": 3}),)), out)
-    heavy = replace(TRAIN, pos_weight=0)
+        crossval(store, CONFIG.replace(aggregators=(("dsmil", {"labels": 3}),)), out)
+    heavy = TRAIN.replace(pos_weight=0)
     with pytest.raises(InputError, match="above 0 for an SVM"):
-        crossval(store, replace(CONFIG, train=heavy, aggregators=(("svm", {}),)), out)
+        crossval(store, CONFIG.replace(train=heavy, aggregators=(("svm", {}),)), out)
     with pytest.raises(InputError, match="known loss"):
-        crossval(store, replace(CONFIG, train=replace(TRAIN, loss="bcee")), out)
-    train = replace(TRAIN, schedule="step", schedule_options={"evry": 3})
+        crossval(store, CONFIG.replace(train=TRAIN.replace(loss="bcee")), out)
+    train = TRAIN.replace(schedule="step", schedule_options={"evry": 3})
     with pytest.raises(InputError, match="'evry'"):
-        crossval(store, replace(CONFIG, train=train), out)
+        crossval(store, CONFIG.replace(train=train), out)
     with pytest.raises(InputError, match="at most top-3 of 3 labels"):
-        crossval(store, replace(CONFIG, train=replace(TRAIN, decision="top-4")), out)
+        crossval(store, CONFIG.replace(train=TRAIN.replace(decision="top-4")), out)
     with pytest.raises(InputError, match="one group of bags for each of 28 folds"):
-        crossval(store, replace(CONFIG, folds=28), out)
+        crossval(store, CONFIG.replace(folds=28), out)
     assert not out.exists()
 
 
@@ -500,7 +513,7 @@ def test_bags_without_instances_and_given_splits_are_left_out(tmp_path: Path) ->
     features["003"] = features["003"][:0]
     store = write_store(tmp_path / "s", bags, features, task="multiclass")
     said: list[str] = []
-    config = replace(CONFIG, aggregators=(("dragn", {"unit": "L1Agg"}), ("mean", {})), seeds=1)
+    config = CONFIG.replace(aggregators=(("dragn", {"unit": "L1Agg"}), ("mean", {})), seeds=1)
     result: CrossvalResult = crossval(store, config, tmp_path / "cv", warn=said.append)
     assert said[0].startswith("1 bags have no usable instance")
     assert "splits are not used" in said[1]
@@ -515,17 +528,17 @@ def test_classical_methods_are_cross_validated_beside_aggregators(
 ) -> None:
     said: list[str] = []
     methods = (("bovw", {"words": 7}), ("mean", {}))
-    config = replace(CONFIG, aggregators=methods, seeds=1)
+    config = CONFIG.replace(aggregators=methods, seeds=1)
     result = crossval(store, config, tmp_path / "cv", warn=said.append)
     assert result.failed == ()
     assert len(said) == 1  # once, not for every training
-    assert re.search(r"bovw is not trained by gradients.*--epochs", said[0])
+    assert re.search(r"bovw is not trained by gradients.*`epochs`", said[0])
     first, second = (rows_of(tmp_path / "cv" / "folds.csv")[k] for k in (0, 3))
     assert (first["best_epoch"], second["best_epoch"] != "") == ("", True)
     summary = rows_of(tmp_path / "cv" / "summary.csv")
     assert [row["aggregator"] for row in summary] == ["bovw-words=7", "mean"]
-    with pytest.raises(InputError, match="option 'depth'"):
-        crossval(store, replace(config, aggregators=(("bovw", {"depth": 2}),)), tmp_path / "x")
+    with pytest.raises(InputError, match="known option, got 'depth'"):
+        crossval(store, config.replace(aggregators=(("bovw", {"depth": 2}),)), tmp_path / "x")
 
 
 def test_labels_that_a_stage_cannot_have_are_masked(tmp_path: Path) -> None:
@@ -534,8 +547,8 @@ def test_labels_that_a_stage_cannot_have_are_masked(tmp_path: Path) -> None:
         for k, b in enumerate(make_bags(19))
     ]
     store = write_store(tmp_path / "s", bags, make_features(bags))
-    train = replace(TRAIN, stage_mask="both", stages={"golgi": ("b",)})
-    crossval(store, replace(CONFIG, train=train, aggregators=METHODS[:1]), tmp_path / "cv")
+    train = TRAIN.replace(stage_mask="both", stages={"golgi": ("b",)})
+    crossval(store, CONFIG.replace(train=train, aggregators=METHODS[:1]), tmp_path / "cv")
     stage = {bag.bag_id: bag.extra["stage"] for bag in bags}
     for row in rows_of(tmp_path / "cv" / "predictions.csv"):
         assert (float(row["p_golgi"]) == 0) == (stage[row["bag_id"]] == "a")
@@ -543,14 +556,14 @@ def test_labels_that_a_stage_cannot_have_are_masked(tmp_path: Path) -> None:
 
 def test_features_beyond_memory_are_streamed(store: Store, tmp_path: Path) -> None:
     said: list[str] = []
-    train = replace(TRAIN, memory="1000B")
-    config = replace(CONFIG, train=train, aggregators=METHODS[:1], seeds=1, jobs=2)
+    train = TRAIN.replace(memory="1000B")
+    config = CONFIG.replace(train=train, aggregators=METHODS[:1], seeds=1, jobs=2)
     crossval(store, config, tmp_path / "cv", warn=said.append)
     assert "are streamed from the store, one training at a time" in said[0]
     path = tmp_path / "cv" / "trainings" / "mean" / "seed0-fold2.json"
     before = path.read_bytes().split(b'"seconds"')[0]
     path.unlink()
-    auto = replace(config, train=replace(TRAIN, memory="auto"))
+    auto = config.replace(train=TRAIN.replace(memory="auto"))
     crossval(store, auto, tmp_path / "cv")  # goes on with the same blocks
     assert path.read_bytes().split(b'"seconds"')[0] == before
 
@@ -558,8 +571,8 @@ def test_features_beyond_memory_are_streamed(store: Store, tmp_path: Path) -> No
 def test_features_in_memory_stay_there_whatever_is_free_later(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(CONFIG, aggregators=METHODS[:1], seeds=1)
+    config = CONFIG.replace(aggregators=METHODS[:1], seeds=1)
     crossval(store, config, tmp_path / "cv")
     monkeypatch.setattr(devices, "free_memory", lambda: 0)
-    again = crossval(store, replace(config, seeds=2), tmp_path / "cv")
+    again = crossval(store, config.replace(seeds=2), tmp_path / "cv")
     assert again.summary[0]["trainings"] == 6

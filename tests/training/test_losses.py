@@ -268,7 +268,7 @@ def test_auto_follows_the_task() -> None:
 @every_loss
 def test_a_loss_of_the_other_task_is_refused(name: str) -> None:
     other: Task = "multiclass" if task_of(name) == "multilabel" else "multilabel"
-    message = rf"^--loss {name}: expected a loss for a {other} task, .*choose auto or one of: "
+    message = rf"^loss: expected a loss for a {other} task, got {name}, .*choose auto or one of: "
     with pytest.raises(InputError, match=message):
         create_loss(name, other)
 
@@ -276,16 +276,24 @@ def test_a_loss_of_the_other_task_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("focal", {"gama": 2}, r"loss focal: expected its options \(alpha, gamma\), got .*'gama'"),
-        ("bce", {"gamma": 2}, r"loss bce: expected its options \(it has none\), got .*'gamma'"),
-        ("auto", {"gamma": 2}, "loss bce: expected its options"),
+        (
+            "focal",
+            {"gama": 2},
+            "loss focal: expected a known option, got 'gama'; did you mean gamma",
+        ),
+        ("bce", {"gamma": 2}, "loss bce: expected a known option, got 'gamma'; there are none"),
+        ("auto", {"gamma": 2}, "loss bce: expected a known option"),
         ("focal", {"gamma": -1}, "loss focal, option gamma: expected a number from 0 to 100, .*-1"),
         ("focal", {"gamma": True}, "loss focal, option gamma: expected a number .* got True"),
         ("focal", {"gamma": "x"}, "loss focal, option gamma: expected a number .* got 'x'"),
         ("focal", {"alpha": 2}, "loss focal, option alpha: expected a number from 0 to 1, got 2"),
         ("frn", {"gamma": 0.5}, "loss frn, option gamma: expected a number from 1 to 100, got 0.5"),
         ("frn", {"anneal": 1.5}, "loss frn, option anneal: expected a whole number of at least 0"),
-        ("frn", {"temper": 0}, "loss frn, option temper: expected a number from 1 to 1e"),
+        (
+            "frn",
+            {"temper": 0},
+            "loss frn, option temper: expected a number from 1 to 1000000, got 0",
+        ),
         (
             "weighted_bce",
             {"temper_to": 3},

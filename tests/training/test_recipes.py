@@ -7,13 +7,19 @@ from typing import Any
 
 import pytest
 
-from dragn_cache.aggregators import AGGREGATORS
+from dragn_cache.aggregators import AGGREGATORS, aggregator_class
 from dragn_cache.errors import UnknownNameError
+from dragn_cache.options import merge
 from dragn_cache.training.config import TrainConfig
 from dragn_cache.training.losses import create_loss
 from dragn_cache.training.model import build_model
-from dragn_cache.training.optimisation import create_schedule
-from dragn_cache.training.recipes import RECIPES, override, resolve, settings_of
+from dragn_cache.training.recipes import RECIPES, settings_of
+from dragn_cache.training.schedules import create_schedule
+
+
+def resolve(recipe: str, given: dict[str, Any]) -> TrainConfig:
+    return TrainConfig(**merge(TrainConfig, settings_of(recipe), given))
+
 
 every_recipe = pytest.mark.parametrize("name", list(RECIPES))
 
@@ -25,7 +31,7 @@ def test_each_recipe_can_be_trained(name: str) -> None:
     create_schedule(config.schedule, config.schedule_options)
     if config.aggregator in AGGREGATORS:
         model = build_model(config, (17, 2, 3), 3)
-        assert isinstance(model.aggregator, AGGREGATORS[config.aggregator])
+        assert isinstance(model.aggregator, aggregator_class(config.aggregator))
 
 
 @every_recipe
@@ -49,29 +55,22 @@ def test_values_of_the_papers() -> None:
     assert frn.decision == "thresholds"
 
 
-def test_without_a_recipe_there_are_the_defaults() -> None:
-    assert resolve(None, {"lr": None}) == TrainConfig()
-    assert resolve(None, {"lr": 0.5, "loss_options": {}}) == TrainConfig(lr=0.5)
-
-
 def test_what_is_given_counts_more_than_the_recipe() -> None:
     given = {"lr": 0.5, "epochs": 7, "dropout": 0.0, "options": {"bn": False}}
     config = resolve("dragn-fly", given)
     assert (config.lr, config.epochs, config.batch_size) == (0.5, 7, 4)
     assert config.options == {"unit": "L1Agg", "bn": False}
-    assert override(config, {"options": {"unit": "L2Agg"}}).options == {
-        "unit": "L2Agg",
-        "bn": False,
-    }
+    other = merge(TrainConfig, config.to_dict(), {"options": {"unit": "L2Agg"}})
+    assert other["options"] == {"unit": "L2Agg", "bn": False}
 
 
 @pytest.mark.parametrize(
     ("given", "field", "expected"),
     [
-        ({"aggregator": "mean"}, "options", None),
+        ({"aggregator": "mean"}, "options", {}),
         ({"aggregator": "abmil", "options": {"attn_dim": 7}}, "options", {"attn_dim": 7}),
         ({"aggregator": "dragn"}, "options", {"unit": "L1Agg"}),
-        ({"schedule": "none"}, "schedule_options", None),
+        ({"schedule": "none"}, "schedule_options", {}),
         ({"schedule": "cosine", "schedule_options": {"min_lr": 0.1}}, "schedule_options", None),
     ],
 )
@@ -81,7 +80,7 @@ def test_options_go_with_their_choice(given: dict[str, Any], field: str, expecte
 
 
 def test_a_loss_of_its_own_leaves_the_recipes_options() -> None:
-    assert resolve("frn", {"loss": "bce"}).loss_options is None
+    assert resolve("frn", {"loss": "bce"}).loss_options == {}
     assert resolve("frn", {"loss_options": {"anneal": 3}}).loss_options == {
         "gamma": 2.0,
         "anneal": 3,

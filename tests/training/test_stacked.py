@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from run_stores import make_data
 from torch import Tensor
 
-from dragn_cache.aggregators import AGGREGATORS, Aggregated
-from dragn_cache.aggregators.mean import Mean
 from dragn_cache.errors import InputError
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.training import stacked
@@ -60,10 +58,10 @@ def in_double() -> Iterator[None]:
 
 
 def group(method: str, **shared: Any) -> list[TrainConfig]:
-    configs = [replace(BASE, **METHODS[method], **shared, **own) for own in OWN]
+    configs = [BASE.replace(**METHODS[method], **shared, **own) for own in OWN]
     if method.startswith("l") and method != "l2agg_bn":  # initialisation is DRAGN's option
         options = {**cast("dict[str, Any]", configs[-1].options), "init": "default"}
-        configs[-1] = replace(configs[-1], options=options)
+        configs[-1] = configs[-1].replace(options=options)
     return configs
 
 
@@ -148,7 +146,7 @@ def test_classes_and_views(views: str) -> None:
     sizes = [*data.bags.offsets.diff().tolist(), *training.offsets.diff().tolist() * 2]
     stacked = RaggedBags(values, torch.tensor([0, *np.cumsum(sizes)]))
     data = replace(data, bags=stacked.first(41), stacked=stacked)
-    configs = [replace(c, pos_weight=None) for c in group("l1agg", views=views)]
+    configs = [c.replace(pos_weight=None) for c in group("l1agg", views=views)]
     for _, _, gap in both(data, configs):
         assert gap.max() < 1e-3
 
@@ -164,9 +162,9 @@ def test_losses(data: LabelledBags, method: str, loss: str) -> None:
 
 def test_one_that_diverges_is_marked_and_leaves_the_others_alone(data: LabelledBags) -> None:
     configs = [
-        replace(BASE, aggregator="mean", epochs=60),
-        replace(BASE, aggregator="mean", epochs=60, lr=1e3, weight_decay=1e3),
-        replace(BASE, aggregator="mean", epochs=60, seed=2),
+        BASE.replace(aggregator="mean", epochs=60),
+        BASE.replace(aggregator="mean", epochs=60, lr=1e3, weight_decay=1e3),
+        BASE.replace(aggregator="mean", epochs=60, seed=2),
     ]
     seen: list[list[bool]] = []
     results = train_many(
@@ -188,9 +186,9 @@ def test_one_that_diverges_is_marked_and_leaves_the_others_alone(data: LabelledB
 
 
 def test_a_group_that_failed_altogether_ends_early(data: LabelledBags) -> None:
-    broken = replace(BASE, aggregator="mean", epochs=500, lr=1e3, weight_decay=1e3)
+    broken = BASE.replace(aggregator="mean", epochs=500, lr=1e3, weight_decay=1e3)
     epochs: list[object] = []
-    results = train_many(data, [broken, replace(broken, seed=4)], progress=epochs.append)
+    results = train_many(data, [broken, broken.replace(seed=4)], progress=epochs.append)
     assert all(isinstance(r, Failed) for r in results)
     assert len(epochs) < 500
 
@@ -224,23 +222,9 @@ def test_the_global_generator_is_left_alone(data: LabelledBags) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_methods_with_dropout_of_their_own_draw_as_they_would_alone(
-    data: LabelledBags, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Careless(Mean):
-        """Draws from torch's global generator."""
-
-        @property
-        def stackable(self) -> bool:
-            return False
-
-        def aggregate(self, bags: RaggedBags) -> Aggregated:
-            embedding = super().aggregate(bags).embedding
-            dropped = torch.nn.functional.dropout(embedding, training=self.training)
-            return Aggregated(dropped, None, dropped.square().mean())
-
-    monkeypatch.setitem(AGGREGATORS, "careless", Careless)
-    for _, _, gap in both(data, [replace(c, aggregator="careless") for c in group("mean")]):
+def test_methods_with_dropout_of_their_own_draw_as_they_would_alone(data: LabelledBags) -> None:
+    own = "own_aggregators:Careless"
+    for _, _, gap in both(data, [c.replace(aggregator=own) for c in group("mean")]):
         assert gap.max() < 1e-5
 
 
@@ -274,7 +258,7 @@ def test_on_a_gpu_models_have_both_generators_to_themselves(
 )
 def test_what_may_not_differ_is_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^configuration 1 of a group: expected {message}"):
-        require_stackable([BASE, replace(BASE, **change)])
+        require_stackable([BASE, BASE.replace(**change)])
 
 
 @pytest.mark.parametrize(
@@ -287,11 +271,11 @@ def test_what_may_not_differ_is_named(change: dict[str, Any], message: str) -> N
 )
 def test_what_a_group_cannot_do_is_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^configuration 0 of a group: expected {message}"):
-        require_stackable([replace(BASE, **change)] * 2)
+        require_stackable([BASE.replace(**change)] * 2)
 
 
 def test_what_may_differ() -> None:
-    require_stackable([BASE, replace(BASE, seed=3, shuffle_seed=None, options={"init": "default"})])
+    require_stackable([BASE, BASE.replace(seed=3, shuffle_seed=None, options={"init": "default"})])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

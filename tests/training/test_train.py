@@ -9,18 +9,17 @@ from typing import Any, Literal, cast
 import numpy as np
 import pytest
 import torch
+from own_aggregators import Doubling
 from run_stores import LABELS, make_bags, make_features, with_splits
 
-from dragn_cache.aggregators import AGGREGATORS, Aggregated
-from dragn_cache.aggregators.mean import Mean
 from dragn_cache.aggregators.si import Si
-from dragn_cache.aggregators.supervision import Supervision
 from dragn_cache.errors import DragnCacheError, InputError
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.training.config import TrainConfig
+from dragn_cache.training.criteria import bce
 from dragn_cache.training.data import LabelledBags
 from dragn_cache.training.fit import fit_method
-from dragn_cache.training.losses import Frn, bce
+from dragn_cache.training.losses import Frn
 from dragn_cache.training.model import build_model, predict
 from dragn_cache.training.objective import positive_weights
 from dragn_cache.training.stacked import train_many
@@ -58,7 +57,7 @@ def changed(data: LabelledBags, split: str) -> LabelledBags:
 def test_the_same_seed_gives_the_same_model_and_leaves_the_global_one_alone(
     data: LabelledBags,
 ) -> None:
-    config = replace(CONFIG, dropout=0.3)
+    config = CONFIG.replace(dropout=0.3)
     torch.manual_seed(11)
     first = train(data, config)
     drawn = torch.rand(3)
@@ -69,18 +68,18 @@ def test_the_same_seed_gives_the_same_model_and_leaves_the_global_one_alone(
     assert torch.equal(weights(first), weights(second))
     assert first.history == second.history
     np.testing.assert_array_equal(first.probabilities, second.probabilities)
-    assert not torch.equal(weights(train(data, replace(config, seed=1))), weights(first))
+    assert not torch.equal(weights(train(data, config.replace(seed=1))), weights(first))
 
 
 def test_the_shuffle_seed_is_of_the_order_alone(data: LabelledBags) -> None:
-    same = train(data, replace(CONFIG, shuffle_seed=CONFIG.seed))
+    same = train(data, CONFIG.replace(shuffle_seed=CONFIG.seed))
     assert same.history == train(data, CONFIG).history
-    other = train(data, replace(CONFIG, shuffle_seed=5))
+    other = train(data, CONFIG.replace(shuffle_seed=5))
     assert other.history != same.history
     # In batches that hold everything, order matters to nothing but rounding for the mean.
-    whole = replace(CONFIG, aggregator="mean", options=None, batch_size=100, dropout=0.0)
+    whole = CONFIG.replace(aggregator="mean", options={}, batch_size=100, dropout=0.0)
     for row, expected in zip(
-        train(data, replace(whole, shuffle_seed=5)).history, train(data, whole).history, strict=True
+        train(data, whole.replace(shuffle_seed=5)).history, train(data, whole).history, strict=True
     ):
         assert row == pytest.approx(expected, rel=1e-5)
 
@@ -92,36 +91,32 @@ def test_balanced_weights_count_the_training_bags(data: LabelledBags) -> None:
     targets[training[:3], 0] = 1
     targets[training, 1] = 1
     changed_data = replace(data, targets=targets)
-    got = positive_weights(
-        changed_data, replace(CONFIG, pos_weight="balanced"), torch.device("cpu")
-    )
+    got = positive_weights(changed_data, CONFIG.replace(pos_weight="balanced"), torch.device("cpu"))
     count = len(training)
     assert got is not None
     assert got.tolist() == pytest.approx([(count - 3) / 3, 0, count])
-    got = positive_weights(changed_data, replace(CONFIG, pos_weight=2), torch.device("cpu"))
+    got = positive_weights(changed_data, CONFIG.replace(pos_weight=2), torch.device("cpu"))
     assert got is not None
     assert got.tolist() == [2, 2, 2]
     assert positive_weights(changed_data, CONFIG, torch.device("cpu")) is None
 
 
 def test_heavier_positives_raise_probabilities(data: LabelledBags) -> None:
-    config = replace(CONFIG, epochs=12)
-    plain, heavy = train(data, config), train(data, replace(config, pos_weight=9.0))
+    config = CONFIG.replace(epochs=12)
+    plain, heavy = train(data, config), train(data, config.replace(pos_weight=9.0))
     assert heavy.probabilities.mean() > plain.probabilities.mean() + 0.1
 
 
 def test_positives_have_no_weight_where_classes_exclude_each_other(data: LabelledBags) -> None:
-    with pytest.raises(
-        InputError, match=r"^--pos-weight: expected a multi-label task, got multicl"
-    ):
-        train(replace(data, task="multiclass"), replace(CONFIG, pos_weight=2.0))
+    with pytest.raises(InputError, match=r"^pos_weight: expected a multi-label task, got multicl"):
+        train(replace(data, task="multiclass"), CONFIG.replace(pos_weight=2.0))
 
 
 def test_instances_are_shuffled_for_methods_that_see_their_order(data: LabelledBags) -> None:
     for method, sees_order in (("dragn", True), ("mean", False)):
-        config = replace(CONFIG, aggregator=method, options=None)
+        config = CONFIG.replace(aggregator=method, options={})
         shuffled = train(data, config)
-        kept = train(data, replace(config, order="manifest"))
+        kept = train(data, config.replace(order="manifest"))
         assert (shuffled.history != kept.history) == sees_order
 
 
@@ -129,7 +124,7 @@ def test_the_epoch_of_lowest_validation_loss_is_kept(data: LabelledBags) -> None
     rng = np.random.default_rng(3)
     noise = replace(data, targets=rng.integers(0, 2, data.targets.shape).astype(np.int8))
     rows: list[dict[str, float]] = []
-    config = replace(CONFIG, epochs=23, lr=3e-2)
+    config = CONFIG.replace(epochs=23, lr=3e-2)
     trained = train(noise, config, progress=rows.append)
     losses = [row["validation_loss"] for row in trained.history]
     assert [row["epoch"] for row in trained.history] == list(range(1, 24))
@@ -149,7 +144,7 @@ def test_the_epoch_of_lowest_validation_loss_is_kept(data: LabelledBags) -> None
 def test_test_bags_never_touch_training(
     data: LabelledBags, scale: Literal["none", "standard"]
 ) -> None:
-    config = replace(CONFIG, scale=scale)
+    config = CONFIG.replace(scale=scale)
     first, second = train(data, config), train(changed(data, "test"), config)
     assert first.history == second.history
     assert all(
@@ -163,7 +158,7 @@ def test_test_bags_never_touch_training(
 def test_validation_bags_choose_the_epoch_and_no_more(
     data: LabelledBags, scale: Literal["none", "standard"]
 ) -> None:
-    config = replace(CONFIG, scale=scale)
+    config = CONFIG.replace(scale=scale)
     first, second = train(data, config), train(changed(data, "validation"), config)
     for name, same in (("train_loss", True), ("validation_loss", False)):
         assert ([r[name] for r in first.history] == [r[name] for r in second.history]) == same
@@ -182,7 +177,7 @@ def test_evaluation_does_not_depend_on_its_batches(
 
 
 def test_instances_are_in_the_manifests_order_at_evaluation(data: LabelledBags) -> None:
-    config = replace(CONFIG, options={"unit": "L1Agg", "init": "default"})
+    config = CONFIG.replace(options={"unit": "L1Agg", "init": "default"})
     model = build_model(config, data.bags.in_shape, 3)
     offsets = data.bags.offsets.tolist()
     backwards = [k for a, b in pairwise(offsets) for k in range(b - 1, a - 1, -1)]
@@ -196,7 +191,7 @@ def test_instances_are_in_the_manifests_order_at_evaluation(data: LabelledBags) 
 
 
 def test_probabilities_are_sigmoids_or_a_softmax(data: LabelledBags) -> None:
-    model = build_model(replace(CONFIG, aggregator="mean", options=None), data.bags.in_shape, 3)
+    model = build_model(CONFIG.replace(aggregator="mean", options={}), data.bags.in_shape, 3)
     model.eval()
     with torch.no_grad():
         logits = model(data.bags)[0].double().numpy()
@@ -211,13 +206,13 @@ def test_a_loss_that_is_not_finite_ends_training(data: LabelledBags) -> None:
     values = data.bags.values.clone()
     values[int(data.bags.offsets[data.rows("train")[0]])] = torch.inf
     broken = replace(data, bags=RaggedBags(values, data.bags.offsets))
-    message = r"^epoch 1: expected a finite loss, got training nan, .*lower --lr \(now 0\.01\)"
+    message = r"^epoch 1: expected a finite loss, got training nan, .*lower `lr` \(now 0\.01\)"
     with pytest.raises(DragnCacheError, match=message):
         train(broken, CONFIG)
 
 
 def test_a_learning_rate_too_high_ends_in_that_error(data: LabelledBags) -> None:
-    config = replace(CONFIG, aggregator="mean", options=None, lr=1e3, weight_decay=1e3, epochs=60)
+    config = CONFIG.replace(aggregator="mean", options={}, lr=1e3, weight_decay=1e3, epochs=60)
     with pytest.raises(DragnCacheError, match=r"expected a finite loss.*\(now 1000\)"):
         train(data, config)
 
@@ -225,30 +220,39 @@ def test_a_learning_rate_too_high_ends_in_that_error(data: LabelledBags) -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epochs": 0}, "--epochs: expected at least 1, got 0"),
-        ({"batch_size": 0}, "--batch-size: expected at least 1, got 0"),
-        ({"intervals": -1}, "--intervals: expected at least 0, got -1"),
-        ({"seed": -1}, "--seed: expected at least 0, got -1"),
-        ({"shuffle_seed": -2}, "--shuffle-seed: expected at least 0, got -2"),
-        ({"pos_weight": -1.0}, "--pos-weight: expected 0.0 to 1000000.0, got -1.0"),
-        ({"pos_weight": "even"}, "--pos-weight: expected a number or balanced, got 'even'"),
-        ({"scale": "max"}, "--scale: expected none or standard, got 'max'"),
-        ({"order": "sorted"}, "--order: expected random or manifest, got 'sorted'"),
-        ({"lr": float("nan")}, "--lr: expected 0.0 to 1000.0, got nan"),
-        ({"weight_decay": -1.0}, "--weight-decay: expected 0.0 to 1000.0, got -1.0"),
-        ({"dropout": 1.0}, "--dropout: expected 0.0 to 0.999, got 1.0"),
-        ({"optimizer": "lion"}, "--optimizer: expected adamw or adam or sgd, got 'lion'"),
-        ({"momentum": 1.0}, "--momentum: expected 0.0 to 0.999, got 1.0"),
-        ({"momentum": 0.5}, "--momentum: expected --optimizer sgd, .* got adamw; leave it out"),
-        ({"schedule": "poly"}, "--schedule: expected none or plateau or cosine or step, got 'poly"),
-        ({"patience": -1}, "--patience: expected at least 0, got -1"),
-        ({"keep": "first"}, "--keep: expected best or last, got 'first'"),
-        ({"keep": "last", "patience": 2}, "--keep last: .* got --patience 2; leave one"),
+        ({"epochs": 0}, "epochs: expected a whole number of at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size: expected a whole number of at least 1, got 0"),
+        ({"intervals": -1}, "intervals: expected a whole number of at least 0, got -1"),
+        ({"seed": -1}, "seed: expected a whole number of at least 0, got -1"),
+        ({"shuffle_seed": -2}, "shuffle_seed: expected a whole number of at least 0, got -2"),
+        (
+            {"pos_weight": -1.0},
+            "pos_weight: expected a number from 0 to 1000000 or balanced, got -1.0",
+        ),
+        (
+            {"pos_weight": "even"},
+            "pos_weight: expected a number from 0 to 1000000 or balanced, got 'even'",
+        ),
+        ({"scale": "max"}, "scale: expected none or standard, got 'max'"),
+        ({"order": "sorted"}, "order: expected random or manifest, got 'sorted'"),
+        ({"lr": float("nan")}, "lr: expected a number from 0 to 1000, got nan"),
+        ({"weight_decay": -1.0}, "weight_decay: expected a number from 0 to 1000, got -1.0"),
+        ({"dropout": 1.0}, "dropout: expected a number from 0 to 0.999, got 1.0"),
+        ({"optimizer": "lion"}, "optimizer: expected adamw, adam or sgd, got 'lion'"),
+        ({"momentum": 1.0}, "momentum: expected a number from 0 to 0.999, got 1.0"),
+        ({"momentum": 0.5}, "momentum: expected `optimizer=sgd`, .* got adamw; leave it out"),
+        ({"schedule": "poly"}, "schedule: expected none, plateau, cosine or step, got 'poly"),
+        ({"patience": -1}, "patience: expected a whole number of at least 0, got -1"),
+        ({"keep": "first"}, "keep: expected best or last, got 'first'"),
+        (
+            {"keep": "last", "patience": 2},
+            "patience: expected 0 with `keep=last`: .* got 2; leave one",
+        ),
     ],
 )
 def test_settings_are_checked(change: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}"):
-        replace(CONFIG, **change)
+        CONFIG.replace(**change)
 
 
 def test_labels_that_training_bags_cannot_teach_are_told(data: LabelledBags) -> None:
@@ -267,16 +271,16 @@ def test_labels_that_training_bags_cannot_teach_are_told(data: LabelledBags) -> 
 
 
 def test_frn_is_balanced_unless_told_otherwise(data: LabelledBags) -> None:
-    balanced = replace(CONFIG, loss="frn", pos_weight="balanced")
-    assert train(data, replace(CONFIG, loss="frn")).history == train(data, balanced).history
-    assert train(data, replace(balanced, pos_weight=1.0)).history != train(data, balanced).history
-    plain = train(data, replace(CONFIG, loss="weighted_bce")).history
-    assert plain == train(data, replace(CONFIG, pos_weight="balanced")).history
+    balanced = CONFIG.replace(loss="frn", pos_weight="balanced")
+    assert train(data, CONFIG.replace(loss="frn")).history == train(data, balanced).history
+    assert train(data, balanced.replace(pos_weight=1.0)).history != train(data, balanced).history
+    plain = train(data, CONFIG.replace(loss="weighted_bce")).history
+    assert plain == train(data, CONFIG.replace(pos_weight="balanced")).history
 
 
 def test_validation_is_measured_as_in_the_last_epoch(data: LabelledBags) -> None:
     """A rate of 0 leaves the model alone: what changes by epoch is the training loss only."""
-    config = replace(CONFIG, loss="frn", lr=0.0, order="manifest", epochs=13)
+    config = CONFIG.replace(loss="frn", lr=0.0, order="manifest", epochs=13)
     history = train(data, config).history
     assert len({row["validation_loss"] for row in history}) == 1
     losses = [row["train_loss"] for row in history]
@@ -298,17 +302,9 @@ def test_validation_is_measured_as_in_the_last_epoch(data: LabelledBags) -> None
 def test_the_loss_reaches_the_losses_of_aggregators(
     data: LabelledBags, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Doubling(Mean):
-        """Adds the loss of its own first logits once more."""
-
-        def supervised(self, bags: RaggedBags, supervision: Supervision) -> Aggregated:
-            result = self.aggregate(bags)
-            given.append(supervision.criterion)
-            return result._replace(loss=supervision.loss(result.embedding[:, :3]))
-
     given: list[Any] = []
-    monkeypatch.setitem(AGGREGATORS, "doubling", Doubling)
-    config = replace(CONFIG, aggregator="doubling", options=None, loss="frn", epochs=2)
+    monkeypatch.setattr(Doubling, "criteria", given)
+    config = CONFIG.replace(aggregator="own_aggregators:Doubling", options={}, loss="frn", epochs=2)
     train(data, config)
     focus = [criterion.keywords["gamma"] for criterion in given]
     assert focus == [1.0] * 3 + [Frn().focus(2)] * 3
@@ -316,13 +312,13 @@ def test_the_loss_reaches_the_losses_of_aggregators(
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
 def test_each_optimiser_learns(data: LabelledBags, optimizer: Any) -> None:
-    config = replace(CONFIG, optimizer=optimizer, epochs=5, weight_decay=0.0)
+    config = CONFIG.replace(optimizer=optimizer, epochs=5, weight_decay=0.0)
     losses = [row["train_loss"] for row in train(data, config).history]
     assert losses[-1] < losses[0]
 
 
 def test_the_rates_of_the_epochs_are_in_the_history(data: LabelledBags) -> None:
-    config = replace(CONFIG, schedule="step", schedule_options={"milestones": 2}, lr=0.5)
+    config = CONFIG.replace(schedule="step", schedule_options={"milestones": 2}, lr=0.5)
     assert [row["lr"] for row in train(data, config).history] == pytest.approx([0.5, 0.5, 0.05])
     assert [row["lr"] for row in train(data, CONFIG).history] == [1e-2] * 3
 
@@ -330,8 +326,7 @@ def test_the_rates_of_the_epochs_are_in_the_history(data: LabelledBags) -> None:
 def test_a_plateau_of_macro_f1_lowers_the_rate(data: LabelledBags) -> None:
     """The model stands still, so its score does; a decision of every label has an F1 above 0."""
     for monitor in ("f1_macro", "loss"):
-        config = replace(
-            CONFIG,
+        config = CONFIG.replace(
             lr=1e-12,
             epochs=5,
             schedule="plateau",
@@ -344,9 +339,9 @@ def test_a_plateau_of_macro_f1_lowers_the_rate(data: LabelledBags) -> None:
 def test_training_stops_when_validation_has_not_improved(data: LabelledBags) -> None:
     rng = np.random.default_rng(3)
     noise = replace(data, targets=rng.integers(0, 2, data.targets.shape).astype(np.int8))
-    whole = train(noise, replace(CONFIG, epochs=23, lr=3e-2))
+    whole = train(noise, CONFIG.replace(epochs=23, lr=3e-2))
     for patience in (1, 3):
-        stopped = train(noise, replace(CONFIG, epochs=23, lr=3e-2, patience=patience))
+        stopped = train(noise, CONFIG.replace(epochs=23, lr=3e-2, patience=patience))
         count = len(stopped.history)
         assert stopped.history == whole.history[:count]
         assert count == stopped.best_epoch + patience < 23
@@ -355,13 +350,13 @@ def test_training_stops_when_validation_has_not_improved(data: LabelledBags) -> 
 def test_the_last_epoch_can_be_kept(data: LabelledBags) -> None:
     rng = np.random.default_rng(3)
     noise = replace(data, targets=rng.integers(0, 2, data.targets.shape).astype(np.int8))
-    config = replace(CONFIG, epochs=7, lr=3e-2)
-    best, last = train(noise, config), train(noise, replace(config, keep="last"))
+    config = CONFIG.replace(epochs=7, lr=3e-2)
+    best, last = train(noise, config), train(noise, config.replace(keep="last"))
     assert best.best_epoch < last.best_epoch == 7
     assert best.history == last.history
-    stopped = train(noise, replace(config, epochs=best.best_epoch, keep="last"))
+    stopped = train(noise, config.replace(epochs=best.best_epoch, keep="last"))
     assert np.array_equal(stopped.probabilities, best.probabilities)
-    (grouped,) = train_many(noise, [replace(config, keep="last")])
+    (grouped,) = train_many(noise, [config.replace(keep="last")])
     assert isinstance(grouped, Trained)
     assert grouped.best_epoch == 7
     np.testing.assert_allclose(grouped.probabilities, last.probabilities, atol=1e-4)
@@ -372,6 +367,6 @@ def test_an_aggregator_is_told_the_task(data: LabelledBags) -> None:
     classes = replace(classes, task="multiclass")
     config = TrainConfig(aggregator="si", epochs=2, dropout=0.0)
     trained = train(classes, config)
-    assert cast(Si, trained.model.aggregator).task == "multiclass"
-    assert cast(Si, train(data, config).model.aggregator).task == "multilabel"
+    assert cast(Si, trained.model.aggregator).options.task == "multiclass"
+    assert cast(Si, train(data, config).model.aggregator).options.task == "multilabel"
     np.testing.assert_allclose(trained.probabilities.sum(1), 1)

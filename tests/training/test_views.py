@@ -121,7 +121,7 @@ def weights(trained: Trained) -> torch.Tensor:
 def test_random_shows_every_training_instance_once_in_a_view_of_its_own(
     coded: LabelledBags,
 ) -> None:
-    epochs = epochs_shown(coded, replace(CONFIG, views="random", epochs=5))
+    epochs = epochs_shown(coded, CONFIG.replace(views="random", epochs=5))
     assert len(epochs) == 5
     for bags in epochs:
         assert sorted(bag[0][0] for bag in bags) == coded.rows("train").tolist()
@@ -132,7 +132,7 @@ def test_random_shows_every_training_instance_once_in_a_view_of_its_own(
 
 
 def test_random_draws_all_views_equally_often_and_afresh_each_epoch(coded: LabelledBags) -> None:
-    epochs = epochs_shown(coded, replace(CONFIG, views="random", epochs=40))
+    epochs = epochs_shown(coded, CONFIG.replace(views="random", epochs=40))
     drawn = [
         {row[:2]: row[2] for bag in epoch for row in bag} for epoch in epochs
     ]  # epoch → instance → view
@@ -151,7 +151,7 @@ def test_random_draws_all_views_equally_often_and_afresh_each_epoch(coded: Label
 
 def test_all_shows_every_training_bag_once_in_every_view(coded: LabelledBags) -> None:
     training = coded.rows("train").tolist()
-    epochs = epochs_shown(coded, replace(CONFIG, views="all"))
+    epochs = epochs_shown(coded, CONFIG.replace(views="all"))
     orders = []
     for bags in epochs:
         shown = [(bag[0][0], bag[0][2]) for bag in bags]
@@ -176,7 +176,7 @@ def test_off_shows_the_clean_view_only_as_if_there_were_no_other(coded: Labelled
 @pytest.mark.parametrize("views", ["off", "random", "all"])
 def test_evaluation_sees_clean_rows_only(coded: LabelledBags, views: Mode) -> None:
     with watched() as (_, evaluation):
-        train(coded, replace(CONFIG, views=views))
+        train(coded, CONFIG.replace(views=views))
     seen = [row for batch in evaluation for bag in rows_of(batch) for row in bag]
     assert {view for _, _, view in seen} == {0}
     # Validation in three epochs, and all bags once at the end.
@@ -196,25 +196,25 @@ def test_each_presentation_has_its_own_bags_targets(
             given.append(targets)
         return logits.sum() * 0
 
-    monkeypatch.setattr("dragn_cache.training.losses.bce", loss)
-    epochs = epochs_shown(coded, replace(CONFIG, views=views))
+    monkeypatch.setattr("dragn_cache.training.criteria.bce", loss)
+    epochs = epochs_shown(coded, CONFIG.replace(views=views))
     shown = [bag[0][0] for bags in epochs for bag in bags]
     assert (torch.cat(given).long() @ 2 ** torch.arange(6)).tolist() == shown
 
 
 @pytest.mark.parametrize("views", ["random", "all"])
 def test_the_seed_fixes_the_views(coded: LabelledBags, views: Mode) -> None:
-    config = replace(CONFIG, views=views)
+    config = CONFIG.replace(views=views)
     torch.manual_seed(1)
     first = epochs_shown(coded, config)
     torch.manual_seed(2)
     assert epochs_shown(coded, config) == first
-    assert epochs_shown(coded, replace(config, seed=6)) != first
+    assert epochs_shown(coded, config.replace(seed=6)) != first
 
 
 def test_scaling_is_fitted_on_clean_training_instances(coded: LabelledBags) -> None:
     states = [
-        train(coded, replace(CONFIG, views=views, scale="standard")).model.scaling
+        train(coded, CONFIG.replace(views=views, scale="standard")).model.scaling
         for views in ("off", "random", "all")
     ]
     rows = coded.bags.select(torch.from_numpy(coded.rows("train"))).values
@@ -226,12 +226,12 @@ def test_scaling_is_fitted_on_clean_training_instances(coded: LabelledBags) -> N
 
 def test_views_that_are_not_there_are_refused(coded: LabelledBags) -> None:
     message = (
-        r"features: expected augmented views for --views all, got the clean view only; "
-        r"extract with --views 4 --augment flip,rotate90, say, or train with --views off"
+        r"features: expected augmented views for `views=all`, got the clean view only; "
+        r"extract with augmented views, or train with `views=off`"
     )
     with pytest.raises(InputError, match=message):
-        train(replace(coded, stacked=None), replace(CONFIG, views="all"))
-    with pytest.raises(InputError, match="--views: expected off or random or all, got 'some'"):
+        train(replace(coded, stacked=None), CONFIG.replace(views="all"))
+    with pytest.raises(InputError, match="views: expected off, random or all, got 'some'"):
         TrainConfig(views="some")  # type: ignore[arg-type]
 
 
@@ -280,7 +280,7 @@ def test_augmented_rows_of_validation_and_test_bags_change_nothing(
 ) -> None:
     broken = [noisy(*made, seed=k, lost=("validation", "test")) for k in (1, 2)]
     other = write_store(tmp_path / "o", *made, augmented=broken)
-    config = replace(CONFIG, aggregator=method, options=options, views=views, epochs=2)
+    config = CONFIG.replace(aggregator=method, options=options, views=views, epochs=2)
     train_run(store, config, tmp_path / "a")
     train_run(other, config, tmp_path / "b")
     for path in sorted((tmp_path / "a").iterdir()):
@@ -310,13 +310,13 @@ def test_augmented_views_of_training_bags_only_are_read(
         ("off", [("0", store.bag_ids)]),
     ):
         read.clear()
-        train_run(store, replace(CONFIG, views=views, epochs=1), tmp_path / views)
+        train_run(store, CONFIG.replace(views=views, epochs=1), tmp_path / views)
         assert read == expected
 
 
 def test_what_is_shown_is_what_the_store_holds(store: Store, tmp_path: Path) -> None:
     with watched() as (training, _):
-        train_run(store, replace(CONFIG, views="all", epochs=1), tmp_path / "run")
+        train_run(store, CONFIG.replace(views="all", epochs=1), tmp_path / "run")
     shown = {bag.numpy().tobytes() for b in training for bag in b.values.split(b.sizes.tolist())}
     ids = [bag.bag_id for bag in store.bags if bag.split == "train"]
     expected = {store.bag(i, "gap", view=view).tobytes() for i in ids for view in ("0", "1", "2")}
@@ -328,13 +328,13 @@ def test_what_is_shown_is_what_the_store_holds(store: Store, tmp_path: Path) -> 
 def test_a_run_with_views_is_reproducible_and_says_so(
     store: Store, tmp_path: Path, views: Mode
 ) -> None:
-    config = replace(CONFIG, views=views)
+    config = CONFIG.replace(views=views)
     train_run(store, config, tmp_path / "a")
     train_run(store, config, tmp_path / "b")
     for path in sorted((tmp_path / "a").iterdir()):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
     assert tomllib.loads((tmp_path / "a" / "config.toml").read_text())["train"]["views"] == views
-    assert load_checkpoint(tmp_path / "a")[1]["config"]["views"] == views
+    assert load_checkpoint(tmp_path / "a")[1].config.views == views
     predict_run(tmp_path / "a", store, tmp_path / "again")
     first, again = (lines(tmp_path / name / "predictions.csv") for name in ("a", "again"))
     assert first == again
@@ -343,7 +343,7 @@ def test_a_run_with_views_is_reproducible_and_says_so(
 def test_the_three_ways_train_differently(store: Store, tmp_path: Path) -> None:
     histories = []
     for views in ("off", "random", "all"):
-        train_run(store, replace(CONFIG, views=views), tmp_path / views)
+        train_run(store, CONFIG.replace(views=views), tmp_path / views)
         histories.append((tmp_path / views / "history.csv").read_bytes())
     assert len(set(histories)) == 3
 
@@ -358,7 +358,7 @@ def test_bags_that_were_lost_do_not_shift_the_views(
     with_lost = write_store(tmp_path / "s", bags, emptied[0], augmented=emptied[1:])
     kept = [bag for bag in bags if bag.bag_id not in lost]
     without = write_store(tmp_path / "t", kept, views[0], augmented=views[1:])
-    config = replace(CONFIG, views="random")
+    config = CONFIG.replace(views="random")
     train_run(with_lost, config, tmp_path / "a")
     train_run(without, config, tmp_path / "b")
     for name in ("history.csv", "metrics.json", "predictions.csv"):
@@ -380,10 +380,10 @@ def test_views_teach_what_does_not_matter(tmp_path: Path) -> None:
             maps[:, 4] = 6.0 * told
             view[bag.bag_id] = maps
     store = write_store(tmp_path / "s", bags, views[0], augmented=views[1:])
-    config = replace(CONFIG, epochs=30, lr=3e-2)
+    config = CONFIG.replace(epochs=30, lr=3e-2)
     scores = {}
     for way in ("off", "random", "all"):
-        metrics = train_run(store, replace(config, views=way), tmp_path / way)
+        metrics = train_run(store, config.replace(views=way), tmp_path / way)
         scores[way] = metrics["test"]["auc_macro"]
     assert scores["random"] > scores["off"] + 0.05
     assert scores["all"] > scores["off"] + 0.05
@@ -395,11 +395,11 @@ def test_a_store_without_views_is_refused_before_anything_is_read(
     plain = write_store(tmp_path / "p.features", *made)
     monkeypatch.setattr(Store, "load", None)
     message = (
-        r"p\.features: expected augmented views for --views random, got the clean view only; "
-        r"extract with --views 4 --augment flip,rotate90, say, or train with --views off"
+        r"p\.features: expected augmented views for `views=random`, got the clean view only; "
+        r"extract with augmented views, or train with `views=off`"
     )
     with pytest.raises(InputError, match=message):
-        train_run(plain, replace(CONFIG, views="random"), tmp_path / "run")
+        train_run(plain, CONFIG.replace(views="random"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

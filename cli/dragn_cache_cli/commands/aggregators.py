@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from dragn_cache.options import REQUIRED, Declared, value_text
 
 
 def aggregators(
@@ -21,14 +23,22 @@ def aggregators(
     """
     from dataclasses import asdict
 
-    from dragn_cache.training.methods import method_facts, method_names, method_options, method_text
-    from dragn_cache_cli import parsing, screen
+    from dragn_cache.training.methods import (
+        method_declarations,
+        method_facts,
+        method_names,
+        method_options,
+        method_text,
+    )
+    from dragn_cache_cli import screen
 
     found = {key: method_facts(key) for key in ([name] if name else method_names())}
     if as_json:
-        screen.print_json(
-            {key: {**asdict(facts), "options": method_options(key)} for key, facts in found.items()}
-        )
+        told = {}
+        for key, facts in found.items():
+            described = {k: _description(d) for k, d in method_declarations(key).items()}
+            told[key] = {**asdict(facts), "options": method_options(key), "described": described}
+        screen.print_json(told)
         return
     if name is not None:
         screen.say(method_text(name))
@@ -38,9 +48,25 @@ def aggregators(
     ]
     screen.print_table(["aggregator", "tap", "order-sensitive", "attention", "classifier"], rows)
     if name is not None:
-        options = [(k, parsing.option_text(v)) for k, v in method_options(name).items()]
-        screen.print_table(["--option", "default"], options)
+        options = [_row(declared) for declared in method_declarations(name).values()]
+        screen.print_table(["--option", "value", "default", "help"], options)
 
 
 def _yes(fact: bool) -> str:
     return "yes" if fact else "no"
+
+
+def _description(declared: Declared) -> dict[str, Any]:
+    """What `--json` says about an option besides its default."""
+    return {"expected": allowed(declared), "help": declared.help, "sweep": declared.sweep}
+
+
+def _row(declared: Declared) -> tuple[str, str, str, str]:
+    required = declared.default is REQUIRED
+    default = "required" if required else value_text(declared.default)
+    return declared.name, allowed(declared), default, declared.help
+
+
+def allowed(declared: Declared) -> str:
+    """What an option may be, in words; None is written `none` on the command line."""
+    return f"{declared.expected}, or none" if declared.optional else declared.expected

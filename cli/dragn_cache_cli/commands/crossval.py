@@ -8,34 +8,37 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dragn_cache_cli.training_options import takes_train_config
+from dragn_cache.options import merge
+from dragn_cache.scoring.scores import COMPARED_SCORES
+from dragn_cache.studies.config import CrossvalConfig, DivisionConfig
+from dragn_cache.training.config import TrainConfig
+from dragn_cache.training.recipes import settings_of
+from dragn_cache_cli.options import takes
 
 if TYPE_CHECKING:
     from dragn_cache.studies.crossval import CrossvalResult
-    from dragn_cache.training.config import TrainConfig
+
+SHOWN = tuple(score.name for score in COMPARED_SCORES)
+# Each method has its own aggregator and options, each training its own seed.
+NOT_SHARED = ("aggregator", "options", "seed", "shuffle_seed", "views")
 
 
-SHOWN = ("accuracy", "auc_macro", "f1_macro", "map")
-
-
-@takes_train_config
+@takes(TrainConfig, leave_out=NOT_SHARED, section="train", recipes=settings_of)
+@takes(DivisionConfig, as_="division")
 def crossval(
     config: TrainConfig,
+    division: DivisionConfig,
     store: Annotated[Path, typer.Option(help="A feature store.")],
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
-    aggregator: Annotated[
+    aggregators: Annotated[
         list[str],
         typer.Option(
+            "--aggregator",
             help="Names, separated by commas, with options as in dragn[unit=L3Agg]; "
-            "may be repeated."
+            "may be repeated.",
         ),
     ],
-    folds: Annotated[int, typer.Option(help="Folds; the next one is for validation.")] = 10,
-    seeds: Annotated[int, typer.Option(help="Divisions into folds.")] = 5,
     bags: Annotated[Path | None, typer.Option(help="Other labels or groups.")] = None,
-    jobs: Annotated[
-        int | None, typer.Option(help="Trainings at a time. [one a core, one on a GPU]")
-    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON.")] = False,
 ) -> None:
     """Train methods on every fold of several divisions, and compare them.
@@ -43,22 +46,25 @@ def crossval(
     Groups are whole in every fold; validation chooses the epoch, test reports. The same command
     goes on after an interruption; methods and seeds may be added.
 
+    Settings of the trainings that are not given come from the file of --config, else from the
+    recipe, else from the defaults. The file has settings by name, or in a section [train], as a
+    run's config.toml; a cross-validation's own, with sections for each method, is none.
+
     Example: dragn-cache crossval --store hpa.features --aggregator abmil,dragn[unit=L3Agg] --out cv
     """
     from dragn_cache.store import open_store
-    from dragn_cache.studies.config import CrossvalConfig
     from dragn_cache.studies.crossval import crossval
-    from dragn_cache.training.recipes import override
     from dragn_cache_cli import parsing, screen
 
     methods = []
-    for name, options in parsing.parse_aggregators(aggregator):
-        method = override(config, {"aggregator": name, "options": options})
-        methods.append((name, method.options or {}))
-    wanted = CrossvalConfig(config, tuple(methods), folds, seeds, jobs)
+    for name, options in parsing.parse_aggregators(aggregators):
+        # Options of a recipe or a file are for the method that it names.
+        own = merge(TrainConfig, config.to_dict(), {"aggregator": name, "options": options})
+        methods.append((name, own["options"]))
+    study = CrossvalConfig(**division.to_dict(), train=config, aggregators=tuple(methods))
     with screen.progress_bar("cross-validating", "trainings") as progress:
         result = crossval(
-            open_store(store), wanted, out, bags_csv=bags, progress=progress, warn=screen.warn
+            open_store(store), study, out, bags_csv=bags, progress=progress, warn=screen.warn
         )
     if as_json:
         tables = {"summary": result.summary, "comparison": result.comparison}

@@ -11,6 +11,7 @@ import typer
 
 from dragn_cache.datasets.config import DemoConfig
 from dragn_cache.options import value_text
+from dragn_cache.scoring.scores import MAIN_SCORES
 from dragn_cache_cli.options import takes
 
 NEXT = """next, on your own images:
@@ -34,7 +35,7 @@ def demo(
     from dragn_cache_cli import screen
 
     result = run_demo(out, config, announce=_announce, bar=screen.progress_bar)
-    names = ["auc_macro", "map", "f1_macro"]
+    names = [score.name for score in MAIN_SCORES]
     rows = []
     for method, metrics in result.metrics.items():
         test = metrics["test"]

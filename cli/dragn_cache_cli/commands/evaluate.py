@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dragn_cache.runs.config import EvaluateConfig
+from dragn_cache.scoring.scores import CALIBRATION_SCORES, SCORES
 from dragn_cache_cli.options import takes
 
 
@@ -19,8 +20,8 @@ def evaluate(
     store: Annotated[
         Path | None, typer.Option(help="Labelled bags to predict. [the run's predictions.csv]")
     ] = None,
-    bags: Annotated[
-        Path | None, typer.Option(help="Only these bags of the store, with these labels.")
+    bags_csv: Annotated[
+        Path | None, typer.Option("--bags", help="Only these bags of the store, with these labels.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
@@ -31,7 +32,6 @@ def evaluate(
     Example: dragn-cache evaluate runs/hpa-l3 --store new.features --out new-scores
     """
     from dragn_cache.runs.evaluate import LABEL_COLUMNS, evaluate_run, label_rows
-    from dragn_cache.scoring.score_table import SCORES
     from dragn_cache.store import open_store
     from dragn_cache_cli import screen
 
@@ -40,15 +40,17 @@ def evaluate(
         out,
         config,
         store=None if store is None else open_store(store),
-        bags_csv=bags,
+        bags_csv=bags_csv,
         warn=screen.warn,
     )
     scores = found.scores
     if as_json:
         screen.print_json({found.name: scores})
         return
-    rows = [(name, screen.score_text(scores[name], scores["intervals"][name])) for name in SCORES]
-    rows += [(name, screen.score_text(scores[name])) for name in ("ece", "ece_macro")]
+    rows = [
+        (s.name, screen.score_text(scores[s.name], scores["intervals"][s.name])) for s in SCORES
+    ]
+    rows += [(s.name, screen.score_text(scores[s.name])) for s in CALIBRATION_SCORES]
     title = f"{found.name}: {scores['bags']} bags, decided by {scores['decision']}"
     screen.print_table(["score", "with 95 % interval"], rows, title)
     cells = [

@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from dragn_cache.runs.config import PredictConfig
+from dragn_cache.runs.config import ApplyConfig
+from dragn_cache.scoring.scores import AUC_MACRO
 from dragn_cache_cli.options import takes
 
 
-@takes(PredictConfig)
+@takes(ApplyConfig)
 def predict(
-    config: PredictConfig,
+    config: ApplyConfig,
     run: Annotated[Path, typer.Argument(help="A run folder of train-agg.")],
     store: Annotated[Path, typer.Option(help="A store with the same features.")],
     out: Annotated[Path, typer.Option(help="Folder for predictions.csv and metrics.json.")],
@@ -30,5 +31,6 @@ def predict(
     scores = predict_run(run, open_store(store), out, config, bags_csv=bags, warn=screen.warn)
     screen.out.print(f"predictions: {out / 'predictions.csv'}", markup=False, soft_wrap=True)
     if scores is not None:
-        text = screen.score_text(scores["auc_macro"], scores["intervals"]["auc_macro"])
-        screen.out.print(f"auc_macro over {scores['bags']} bags: {text}", markup=False)
+        name = AUC_MACRO.name
+        text = screen.score_text(scores[name], scores["intervals"][name])
+        screen.out.print(f"{name} over {scores['bags']} bags: {text}", markup=False)

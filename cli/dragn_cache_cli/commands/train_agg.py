@@ -3,67 +3,45 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from dragn_cache_cli.training_options import takes_train_config
+from dragn_cache.scoring.scores import MAIN_SCORES
+from dragn_cache.training.config import TrainConfig
+from dragn_cache.training.recipes import settings_of
+from dragn_cache_cli.options import takes
 
-if TYPE_CHECKING:
-    from dragn_cache.training.config import TrainConfig
 
-
-@takes_train_config
+@takes(TrainConfig, section="train", recipes=settings_of)
 def train_agg(
     config: TrainConfig,
     store: Annotated[Path, typer.Option(help="A feature store.")],
     out: Annotated[
         Path | None, typer.Option(help="Run folder. [runs/STORE-AGGREGATOR-sSEED]")
     ] = None,
-    aggregator: Annotated[str | None, typer.Option(help="A name; see aggregators. [dragn]")] = None,
     unit: Annotated[
         str | None, typer.Option(help="DRAGN's unit: L1Agg, L2Agg or L3Agg. [L3Agg]")
     ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(help="An aggregator's option, name=value; may be repeated."),
-    ] = None,
     bags: Annotated[Path | None, typer.Option(help="Other labels, splits or groups.")] = None,
-    views: Annotated[
-        Literal["off", "random", "all"],
-        typer.Option(help="The store's augmented views in training."),
-    ] = "off",
-    seed: Annotated[int, typer.Option(help="Of split, initialisation, order and views.")] = 0,
-    shuffle_seed: Annotated[
-        int | None, typer.Option(help="Of order and views alone. [the seed]")
-    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
     """Train an aggregator on a store; validation chooses the epoch, test reports.
 
     Splits are the manifest's, else 50/40/10 test/train/validation by group, seeded.
 
-    Options that are not given come from the recipe, if there is one, else from the defaults.
+    Options that are not given come from the file of --config, else from the recipe, else from the
+    defaults. The file has settings by name, or in a section [train], as a run's config.toml.
 
     Example: dragn-cache train-agg --store hpa.features --unit L3Agg --out runs/hpa-l3
     """
     from dragn_cache.runs.folder import run_name
     from dragn_cache.runs.train import train_run
     from dragn_cache.store import open_store
-    from dragn_cache.training.recipes import override
-    from dragn_cache_cli import parsing, screen
+    from dragn_cache_cli import screen
 
-    options = parsing.parse_options(option or [])
     if unit is not None:
-        options["unit"] = unit
-    changes = {
-        "aggregator": aggregator,
-        "options": options,
-        "views": views,
-        "seed": seed,
-        "shuffle_seed": shuffle_seed,
-    }
-    config = override(config, changes)
+        config = config.replace(options={**config.options, "unit": unit})
     run = out or Path("runs") / run_name(store, config)
     with screen.progress_bar("training", "epochs") as progress:
         metrics = train_run(
@@ -77,7 +55,7 @@ def train_agg(
     if as_json:
         screen.print_json(metrics)
         return
-    names = ["auc_macro", "map", "f1_macro"]
+    names = [score.name for score in MAIN_SCORES]
     rows = [
         (
             split,

@@ -1,20 +1,22 @@
 """Recursions on the CPU at the speed of their arithmetic: rounds of windows in C++.
 
-The C++ (``kernels.cpp``) knows one round: a unit on windows of a few maps, with channels side by
-side in a vector, and its gradients. This module goes through the rounds of a batch, DRAGN's or the
-levels of HAMIL's trees, forward and backward; `lanes` arranges parameters and takes BN's
-statistics, `simd` makes the calls.
+The C++ (``kernels.cpp``) computes one round: a unit on windows of a few maps, with channels side
+by side in a vector, and its gradients. This module goes through the rounds of a batch, DRAGN's or
+the levels of HAMIL's trees, forward and backward; `packing` arranges parameters and takes BN's
+statistics, `kernels` makes the calls.
 
-- What is stored for the backward pass are the maps between the rounds; hidden maps inside a unit
-  are computed again, convolutions being cheaper than maps there and back.
-- Without batch statistics to wait for (no BN, or BN in evaluation mode, which is folded into the
-  convolution) a window passes through the whole unit at once. With them every convolution meets all
-  windows of the round before the next begins.
+- The maps between the rounds are stored for the backward pass. Hidden maps of a unit are computed
+  again, since a convolution is cheaper than writing its maps to memory and reading them back; only
+  between BN layers they are kept, as long as they are few (`HIDDEN_BYTES`).
+- Without statistics of the batch (no BN, or BN in evaluation mode, which becomes part of the
+  convolution) a window passes through the whole unit at once. With them each convolution is done on
+  all windows of the round before the next begins.
 - Sums over windows are taken block by block of channels, so results do not depend on the number of
-  threads, and in evaluation mode a bag's not on its batch mates. Gradients of weights go into
-  doubles every few windows; BN's sums keep the maps' precision in a lane and are joined in double.
+  threads, and in evaluation mode a bag's result not on its batch mates. Gradients of weights are
+  added to doubles every few windows; BN's sums have the maps' precision within a lane, and the
+  lanes are added up in double.
 
-Where this does not apply (`applies`: a GPU, no compiler) `Dragn` and `Hamil` use PyTorch.
+Otherwise (`applies`: a GPU, no compiler) `Dragn` and `Hamil` use PyTorch.
 """
 
 from __future__ import annotations
@@ -29,17 +31,17 @@ from torch import Tensor, nn
 
 from dragn_cache.aggregators.recursion import kernels
 from dragn_cache.aggregators.recursion.packing import Statistics, pack_unit, transposed
-from dragn_cache.aggregators.recursion.rounds import Moments, Plan, Round
+from dragn_cache.aggregators.recursion.rounds import Moments, Plan, Round, Schedule
 from dragn_cache.aggregators.recursion.units import DragnUnit, NormPass, UnitNorm
 from dragn_cache.ragged import RaggedBags
 
-HIDDEN_BYTES = 2**29  # up to so much, hidden maps between BN layers are kept for the backward pass
+HIDDEN_BYTES = 2**29  # the most that hidden maps between BN layers may take until the backward pass
 
 
 def applies(units: Sequence[DragnUnit], bags: RaggedBags) -> bool:
-    """Whether `fold` can do it: not on a GPU, without a compiler, or with BN in different modes.
+    """Whether `fold` applies: not on a GPU, without a compiler, or with BN in different modes.
 
-    Where parameters are elsewhere or of different dtypes, PyTorch says so.
+    Nor for parameters on another device or of different dtypes, for which PyTorch has its errors.
     """
     parameters = [p for unit in units for p in unit.parameters()]
     dtype = parameters[0].dtype
@@ -49,50 +51,51 @@ def applies(units: Sequence[DragnUnit], bags: RaggedBags) -> bool:
         and dtype in kernels.REALS
         and all(p.device.type == "cpu" and p.dtype == dtype for p in parameters)
         and len(modes) < 2
-        and kernels.kernels(dtype, _kernel(units[0], bags), units[0].instances) is not None
+        and kernels.kernels(dtype, _kernel_side(units[0], bags), units[0].instances) is not None
     )
 
 
 def fold(
     bags: RaggedBags,
     units: Sequence[DragnUnit],
-    rounds: Sequence[Round],
+    schedule: Schedule,
     norms: NormPass,
     *,
     shared: bool = True,
-    by_window: bool = False,
-    orders: int = 1,
-    grows: bool = False,
 ) -> Tensor:
-    """(B, C): the recursion's results, averaged over pixels; see `Plan` for the options."""
-    first = units[0]
+    """(B, C): the recursion's results, averaged over pixels.
+
+    Args:
+        units: one for each of the first rounds; the last serves the rest.
+        norms: takes the statistics of BN in training.
+        shared: whether one kernel serves all channels.
+    """
+    first, rounds = units[0], schedule.rounds
     plan = Plan(
-        rounds=rounds,
+        schedule=schedule,
         units=len(units),
         dtype=first.convolutions[0].weight.dtype,
         channels=bags.in_shape[0],
         inputs=first.instances,
         layers=len(first.convolutions),
-        kernel=_kernel(first, bags),
+        kernel=_kernel_side(first, bags),
         shared=shared,
         batch_norm=any(norm.training for norm in first.norms),
-        by_window=by_window,
+        by_window=norms.by_window,
         eps=first.norms[0].eps if first.norms else 0.0,
-        orders=orders,
-        grows=grows,
     )
     used = units[: min(len(units), sum(len(step.members) > 0 for step in rounds))]
     values = bags.values if bags.values.dim() == 4 else bags.values[:, :, None, None]
     packed = [p for unit in used for p in pack_unit(unit, plan)]
     pooled: Tensor = Recursion.apply(plan, values, *packed)
     for m in plan.moments:
-        norm = used[plan.unit(m.round)].norms[m.layer]
-        norms.record(norm, m.values, m.mean, m.variance, rounds[m.round].turns)
+        norm = used[plan.unit_of_round(m.round)].norms[m.layer]
+        norms.record(norm, m.values, m.mean, m.variance, rounds[m.round].loop_index)
     return pooled
 
 
-def _kernel(unit: DragnUnit, bags: RaggedBags) -> int:
-    """The kernel's side; on vectors its centre is all that works."""
+def _kernel_side(unit: DragnUnit, bags: RaggedBags) -> int:
+    """The kernel's side in pixels; on vectors only its centre has an effect."""
     return 1 if bags.values.dim() == 2 else unit.convolutions[0].kernel_size[0]
 
 
@@ -103,7 +106,7 @@ class _Norm(NamedTuple):
     mean: Tensor
     inverse: Tensor
     gamma: Tensor
-    affine: Tensor  # the table that says so
+    affine: Tensor  # mean, gamma * inverse and beta as one table
 
 
 class Recursion(torch.autograd.Function):
@@ -112,9 +115,8 @@ class Recursion(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: Plan, values: Tensor, *parameters: Tensor) -> Tensor:
         run = _Run(plan, parameters, tuple(values.shape[2:]))
-        keep = any(ctx.needs_input_grad)
-        pooled, saved = run.forward(values, keep)
-        ctx.save_for_backward(*saved)  # let go when the backward pass is done, unlike attributes
+        pooled, saved = run.forward(values, keep=any(ctx.needs_input_grad))
+        ctx.save_for_backward(*saved)  # freed after the backward pass, unlike attributes
         ctx.run, ctx.values_shape = run, values.shape
         ctx.values_dtype = values.dtype
         return pooled
@@ -135,78 +137,80 @@ class _Run:
     """One forward pass and its backward pass.
 
     Args:
-        parameters: for each unit: its packed convolutions, then BN's packed weights and biases,
-            layer by layer, if the batch's statistics are taken.
+        parameters: of all units, as `pack_unit` makes them.
         size: h, w.
     """
 
     def __init__(self, plan: Plan, parameters: Sequence[Tensor], size: tuple[int, ...]) -> None:
         self.plan, self.size, self.pixels = plan, size, size[0] * size[1]
         self.dtype = plan.dtype
-        found = kernels.kernels(plan.dtype, plan.kernel, plan.inputs)
-        assert found is not None  # `applies` asked before
-        self.kernels = found
-        self.blocks = found.blocks(plan.channels)
+        loaded = kernels.kernels(plan.dtype, plan.kernel, plan.inputs)
+        assert loaded is not None  # `applies` comes before
+        self.kernels = loaded
+        self.blocks = loaded.blocks(plan.channels)
         each = plan.layers + (2 * (plan.layers - 1) if plan.batch_norm else 0)
         self.units = [parameters[k : k + each] for k in range(0, len(parameters), each)]
         self.gradients: list[list[Tensor]] = []
         self.transposed: list[list[Tensor]] = []
-        self.statistics = Statistics(plan, self.blocks, found.lanes, self.pixels)
+        self.statistics = Statistics(plan, self.blocks, loaded.lanes, self.pixels)
         self.norms: list[list[_Norm]] = []  # by round
         windows = [len(step.members) for step in plan.rounds]
-        self.window_values = self.blocks * plan.inputs * self.pixels * found.lanes
+        self.window_values = self.blocks * plan.inputs * self.pixels * loaded.lanes
         self.most_windows = max(windows)
-        each_bytes = self.window_values * (plan.layers - 1) * self.dtype.itemsize
-        self.keeps_hidden = plan.batch_norm and sum(windows) * each_bytes <= HIDDEN_BYTES
+        window_bytes = self.window_values * (plan.layers - 1) * self.dtype.itemsize
+        self.keeps_hidden = plan.batch_norm and sum(windows) * window_bytes <= HIDDEN_BYTES
 
-    def new(self, *shape: int) -> Tensor:
+    def empty(self, *shape: int) -> Tensor:
         """(blocks, ..., lanes), not initialised."""
         shape = (self.blocks, *shape, self.kernels.lanes)
         return kernels.empty(math.prod(shape), self.dtype).view(shape)
 
     # forward
 
-    def forward(self, values: Tensor, keep: bool) -> tuple[Tensor, list[Tensor]]:
-        """(B, C), and what `backward` needs if ``keep``: each round's maps, then hidden maps."""
+    def forward(self, values: Tensor, *, keep: bool) -> tuple[Tensor, list[Tensor]]:
+        """(B, C), and with ``keep`` the tensors for `backward`: each round's maps, hidden maps."""
         maps = self.arrange(values.detach())
-        room = [] if self.keeps_hidden else self.rooms(self.most_windows)
+        hidden = [] if self.keeps_hidden else self.hidden_buffers(self.most_windows)
         kept, kept_hidden = list[Tensor](), list[Tensor]()
-        pooled, owners = [], []
+        pooled, bags = [], []
         for number, step in enumerate(self.plan.rounds):
-            if len(step.done):
-                owners.append(step.done)
-                pooled.append(self.pool(maps, step.ends))
-            kept += [maps] if keep else []
+            if len(step.finished):
+                bags.append(step.finished)
+                pooled.append(self.pool(maps, step.last_rows))
+            if keep:
+                kept.append(maps)
             if len(step.members):
-                hidden = self.rooms(len(step.members)) if self.keeps_hidden else room
-                kept_hidden += hidden if keep and self.keeps_hidden else []
+                if self.keeps_hidden:
+                    hidden = self.hidden_buffers(len(step.members))
+                    kept_hidden += hidden if keep else []
                 maps = self.fold(maps, number, hidden)
-        embedding = torch.cat(pooled).index_select(0, torch.cat(owners).argsort())
+        embedding = torch.cat(pooled).index_select(0, torch.cat(bags).argsort())
         return embedding, kept + kept_hidden
 
     def arrange(self, values: Tensor) -> Tensor:
         """(N, C, h, w) -> (blocks, N, h w, lanes) in the parameters' dtype.
 
-        Where the array grows there is room for all results behind them.
+        With one array for all rounds there is memory for all results behind the features.
         """
         if not self.kernels.reads(values.dtype):
             values = values.to(self.dtype)
         values = values.contiguous()
-        results = sum(map(self.results, self.plan.rounds)) if self.plan.grows else 0
-        maps = self.new(len(values) + results, self.pixels)
+        results = sum(map(self.result_count, self.plan.rounds)) if self.plan.one_array else 0
+        maps = self.empty(len(values) + results, self.pixels)
         name = f"arrange_{kernels.READABLE[values.dtype]}"
         counts = c_int64(len(values)), c_int64(self.plan.channels)
         self.kernels.run(name, self.job(out=maps), c_void_p(values.data_ptr()), *counts)
         return maps
 
-    def pool(self, maps: Tensor, ends: Tensor) -> Tensor:
-        """(b, C): the mean of a bag's two maps (one map twice where it has one), pooled."""
-        pooled = maps[:, ends.flatten()].mean(2).view(self.blocks, len(ends), 2, -1).mean(2)
+    def pool(self, maps: Tensor, rows: Tensor) -> Tensor:
+        """(b, C): the mean of a bag's two last maps, ``rows`` (b, 2), averaged over pixels."""
+        pooled = maps[:, rows.flatten()].mean(2).view(self.blocks, len(rows), 2, -1).mean(2)
         return pooled.transpose(0, 1).flatten(1)[:, : self.plan.channels]
 
     def fold(self, maps: Tensor, number: int, hidden: list[Tensor]) -> Tensor:
+        """The array with the results of a round, where ``hidden`` takes its hidden maps with BN."""
         step = self.plan.rounds[number]
-        out = maps if self.plan.grows else self.new(self.results(step), self.pixels)
+        out = maps if self.plan.one_array else self.empty(self.result_count(step), self.pixels)
         job = self.job(maps=maps, out=out, step=step)
         self.set_weights(job, number)
         if not self.plan.batch_norm:
@@ -223,7 +227,7 @@ class _Run:
         """Run all convolutions but the last, and take the statistics behind each."""
         norms: list[_Norm] = []
         for layer in range(self.plan.layers - 1):
-            moments = self.new(self.groups(job), 2, self.plan.inputs)
+            moments = self.empty(self.groups(job), 2, self.plan.inputs)
             job.layer, job.moments = layer, moments.data_ptr()
             self.kernels.run("layer", job)
             job.moments = None
@@ -235,6 +239,7 @@ class _Run:
         return norms
 
     def normalisation(self, layer: int, number: int, mean: Tensor, variance: Tensor) -> _Norm:
+        """BN by these statistics, which the plan keeps for the running ones."""
         count = self.statistics.count(len(self.plan.rounds[number].members))
         inverse = (variance + self.plan.eps).rsqrt()
         self.plan.moments.append(
@@ -255,65 +260,67 @@ class _Run:
     def backward(
         self, grad: Tensor, saved: Sequence[Tensor], *, needs_features: bool
     ) -> Tensor | None:
-        """Gradients of the features as maps, and in `gradients` those of the units."""
+        """Gradients of the features as maps; those of the units are in `gradients` afterwards."""
         self.start_gradients()
         kept_hidden = saved[len(self.plan.rounds) :]
-        room = [] if self.keeps_hidden else self.rooms(self.most_windows)
-        gradients = self.rooms(self.most_windows)
-        above: Tensor | None = None
+        hidden = [] if self.keeps_hidden else self.hidden_buffers(self.most_windows)
+        grad_hidden = self.hidden_buffers(self.most_windows)
+        count = len(grad_hidden)
+        grad_results: Tensor | None = None
         for number in reversed(range(len(self.plan.rounds))):
-            step, maps, below = self.plan.rounds[number], saved[number], None
+            step, maps, grad_maps = self.plan.rounds[number], saved[number], None
             if number or needs_features:
-                same = self.plan.grows and above is not None
-                below = above if same else self.new(*maps.shape[1:3]).zero_()
-                assert below is not None
-                if len(step.done):
-                    self.unpool(grad[step.done], step.ends, below)
+                same = self.plan.one_array and grad_results is not None
+                grad_maps = grad_results if same else self.empty(*maps.shape[1:3]).zero_()
+                assert grad_maps is not None
+                if len(step.finished):
+                    self.pool_backward(grad[step.finished], step.last_rows, grad_maps)
             if len(step.members):
-                assert above is not None
-                job = self.job(maps=maps, grad_out=above, step=step)
-                job.grad_maps = None if below is None else below.data_ptr()
+                assert grad_results is not None
+                job = self.job(maps=maps, grad_out=grad_results, step=step)
+                job.grad_maps = None if grad_maps is None else grad_maps.data_ptr()
                 self.set_weights(job, number, backward=True)
-                if self.plan.batch_norm:
-                    first, count = number * len(gradients), len(gradients)
-                    hidden = kept_hidden[first : first + count] if self.keeps_hidden else room
-                    self.unfold(job, number, hidden, gradients)
-                else:
-                    self.kernels.run("fold_backward", job)
-            above = below
-        return above
+                if self.keeps_hidden:
+                    hidden = list(kept_hidden[number * count : (number + 1) * count])
+                self.fold_backward(job, number, hidden, grad_hidden)
+            grad_results = grad_maps
+        return grad_results
 
-    def unpool(self, grad: Tensor, ends: Tensor, below: Tensor) -> None:
+    def pool_backward(self, grad: Tensor, rows: Tensor, grad_maps: Tensor) -> None:
+        """Add the gradients (b, C) of pooled results to those of the bags' last maps (b, 2)."""
         missing = self.blocks * self.kernels.lanes - self.plan.channels
         lanes = nn.functional.pad(grad.to(self.dtype), (0, missing)) / (2 * self.pixels)
         lanes = lanes.view(len(grad), self.blocks, 1, -1).transpose(0, 1)  # (blocks, b, 1, lanes)
-        for end in (0, 1):
-            below.index_add_(1, ends[:, end], lanes.expand(-1, -1, self.pixels, -1))
+        for column in rows.T:
+            grad_maps.index_add_(1, column, lanes.expand(-1, -1, self.pixels, -1))
 
-    def unfold(
-        self, job: kernels.Job, number: int, hidden: Sequence[Tensor], gradients: list[Tensor]
+    def fold_backward(
+        self, job: kernels.Job, number: int, hidden: list[Tensor], grad_hidden: list[Tensor]
     ) -> None:
-        """Gradients of one round with BN, convolution by convolution."""
+        """Gradients of one round; with BN convolution by convolution."""
+        if not self.plan.batch_norm:
+            self.kernels.run("fold_backward", job)
+            return
         for layer, norm in enumerate(self.norms[number]):
             job.hidden[layer] = hidden[layer].data_ptr()
-            job.grad_hidden[layer] = gradients[layer].data_ptr()
+            job.grad_hidden[layer] = grad_hidden[layer].data_ptr()
             if not self.keeps_hidden:
                 job.layer = layer
                 self.kernels.run("layer", job)
             job.affine[layer] = norm.affine.data_ptr()
-        kept = [
+        tables = [
             self.layer_backward(job, layer, number) for layer in reversed(range(self.plan.layers))
         ]
-        del kept  # what the job pointed to
+        del tables  # alive until here, since the job has their addresses
 
     def layer_backward(self, job: kernels.Job, layer: int, number: int) -> list[Tensor]:
-        """One convolution's gradients, and then those of the BN before it."""
+        """One convolution's gradients, then those of the BN before it: tables of the job."""
         job.layer = layer
         if layer == 0:
             self.kernels.run("layer_backward", job)
             return []
         norm = self.norms[number][layer - 1]
-        sums = self.new(self.groups(job), 2, self.plan.inputs)
+        sums = self.empty(self.groups(job), 2, self.plan.inputs)
         job.sums = sums.data_ptr()
         self.kernels.run("layer_backward", job)
         plain = self.statistics.total(sums[:, :, 0])
@@ -333,7 +340,7 @@ class _Run:
         return [sums, table]
 
     def start_gradients(self) -> None:
-        """Room for the gradients of every unit, and its weights as gradients go back through."""
+        """Set the gradients of every unit to 0, and transpose its weights for those of the maps."""
         self.gradients, self.transposed = [], []
         for unit in self.units:
             convolutions, norms = unit[: self.plan.layers], unit[self.plan.layers :]
@@ -350,13 +357,14 @@ class _Run:
             )
 
     def parameter_gradients(self) -> list[Tensor]:
-        found = []
+        """Gradients of all packed parameters, in their order and dtype."""
+        summed = []
         for unit, gradients in zip(self.units, self.gradients, strict=True):
             for parameter, gradient in zip(unit, gradients, strict=True):
                 if len(gradient) > len(parameter):  # one kernel for all channels
                     gradient = gradient.sum(0, keepdim=True)
-                found.append(gradient.to(self.dtype))
-        return found
+                summed.append(gradient.to(self.dtype))
+        return summed
 
     def restore(self, maps: Tensor, shape: Sequence[int]) -> Tensor:
         """(blocks, N or more, h w, lanes) -> (N, C, h, w)."""
@@ -375,7 +383,7 @@ class _Run:
         grad_out: Tensor | None = None,
         step: Round | None = None,
     ) -> kernels.Job:
-        """``out`` or ``grad_out`` is the array that holds the results from the step's first on."""
+        """A job on these arrays; in ``out`` or ``grad_out`` results begin at the step's first."""
         job = kernels.Job()
         job.blocks, (job.h, job.w) = self.blocks, self.size
         job.layers, job.grouped = self.plan.layers, int(self.plan.by_window)
@@ -385,30 +393,31 @@ class _Run:
         first = 0
         if step is not None:
             job.members, job.windows = step.members.data_ptr(), len(step.members)
-            first = step.first * self.pixels * self.kernels.lanes * self.dtype.itemsize
+            first = step.first_result * self.pixels * self.kernels.lanes * self.dtype.itemsize
         for name, results in (("out", out), ("grad_out", grad_out)):
             if results is not None:
                 setattr(job, name, results.data_ptr() + first)
                 job.out_rows = results.shape[1]
         return job
 
-    def results(self, step: Round) -> int:
-        """How many maps a round makes."""
+    def result_count(self, step: Round) -> int:
+        """The number of maps that a round results in."""
         return len(step.members) // self.plan.orders
 
     def groups(self, job: kernels.Job) -> int:
-        """How many groups of windows BN normalises, each by itself."""
+        """The number of groups of windows that BN normalises, each by itself."""
         return job.windows if self.plan.by_window else 1
 
     def bn_part(
         self, of_units: Sequence[Sequence[Tensor]], number: int, layer: int
     ) -> Sequence[Tensor]:
-        """What belongs to BN's weights and biases behind a convolution, in the unit of a round."""
+        """Of a round's unit the two tensors for BN's weights and biases behind a convolution."""
         first = self.plan.layers + 2 * layer
-        return of_units[self.plan.unit(number)][first : first + 2]
+        return of_units[self.plan.unit_of_round(number)][first : first + 2]
 
     def set_weights(self, job: kernels.Job, number: int, *, backward: bool = False) -> None:
-        unit = self.plan.unit(number)
+        """Point a job to the weights of a round's unit, and to their gradients for ``backward``."""
+        unit = self.plan.unit_of_round(number)
         for layer in range(self.plan.layers):
             packed, target = self.units[unit][layer], job.layer_of[layer]
             target.outputs = 1 if layer == self.plan.layers - 1 else self.plan.inputs
@@ -418,8 +427,8 @@ class _Run:
                 target.transposed = self.transposed[unit][layer].data_ptr()
                 target.gradients = self.gradients[unit][layer].data_ptr()
 
-    def rooms(self, windows: int) -> list[Tensor]:
-        """For each convolution with BN behind it, room for its maps on so many windows."""
+    def hidden_buffers(self, windows: int) -> list[Tensor]:
+        """Memory for the maps of each convolution with BN behind it, on so many windows."""
         count = self.plan.layers - 1 if self.plan.batch_norm else 0
         return [kernels.empty(windows * self.window_values, self.dtype) for _ in range(count)]
 

@@ -1,26 +1,27 @@
 // One round of a recursion: a unit of one to three convolutions on windows of maps, three of
 // DRAGN's, two of HAMIL's.
 //
-// Compiled at first use for the machine's own vectors (see native.py). REAL is float or double,
-// KERNEL the side of the square kernel, INPUTS the number of a window's maps and of hidden ones.
+// Compiled at first use for this processor (see library.py). REAL is float or double, KERNEL the
+// side of the square kernel, INPUTS the number of a window's maps, and of a unit's hidden maps.
 //
 // Lanes are feature channels. A vector holds one pixel of LANES channels of one map; a block is
 // LANES channels. Arrays, in vectors:
 //   maps      [block][row][pixel]            pixels row by row, h * w of them
-//   hidden    [block][window][IN][pixel]     what a hidden convolution gave, before BN and ReLU
+//   hidden    [block][window][IN][pixel]     results of a hidden convolution, before BN and ReLU
 //   weights   [block or 1][input][ky][kx][output], then [output] biases
-//   tables    [block][group][values][IN]     of BN; group: 1, or one for each window
-// Where all channels share a kernel its lanes are equal and the block's stride is 0; where each has
-// its own they differ. Nothing else distinguishes the two. Lanes beyond the last channel compute on
-// zeros; the caller keeps them out of every sum.
+//   tables    [block][group][values][IN]     of BN; one group, or one for each window
+// Where all channels share a kernel, the lanes of its weights are equal and the stride between
+// blocks is 0; where each channel has its own, they differ. The code is the same for both. Lanes
+// beyond the last channel are computed from zeros; the caller leaves them out of every sum.
 //
-// A block is one task of one thread, so sums do not depend on how many threads there are.
+// A block is one task of one thread, so sums do not depend on the number of threads.
 
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 
-// WIDEST: pixels at once, so that the sums of all outputs and a weight fill the registers.
+// WIDEST: pixels of a row at once. Their sums for all outputs and one weight fill the registers of
+// each instruction set.
 #if defined(__AVX512F__)
 #define BYTES 64
 #define WIDEST 8
@@ -43,20 +44,21 @@ struct Layer {
     int64_t outputs;      // IN, or 1 for the last
 };
 
-// Filled in by recursion.py, in this order. Results may lie in the array of the maps, behind all rows
-// that are read, and their gradients in that of the maps' gradients.
+// The same fields in the same order as `Job` in kernels.py; compiled.py fills them in. Results may
+// lie in the array of the maps, behind all rows that are read, and their gradients likewise in that
+// of the maps' gradients.
 struct Job {
     int64_t next;  // the block to be taken next, by any thread
     int64_t blocks, rows, out_rows, windows, orders, h, w, layers, layer, grouped;
     const int64_t* members;  // (windows, IN) rows of a window's maps
-    const V* maps;           // x: the round's maps, `rows` of them
-    V* out;                  // y: the sum of every `orders` windows; blocks are out_rows maps apart
+    const V* maps;           // x: the round's maps, `rows` in each block
+    V* out;                  // y: a result is the sum of `orders` windows; out_rows in each block
     V* hidden[2];            // z1, z2
     const V* affine[2];      // BN after convolution 1, 2: (z - v0) * v1 + v2; null: none
     V* moments;              // [block][group][2][IN]: mean and sum of squares around it, or null
-    const V* grad_out;       // dy, as far apart
+    const V* grad_out;       // dy, out_rows in each block
     V* grad_maps;            // dx, added to
-    V* grad_hidden[2];       // gradients behind BN, before ReLU took them
+    V* grad_hidden[2];       // gradients of BN's results, that is of the ReLU's input
     const V* backward[2];    // dz = v0 * gradient + v1 * (z - v2) + v3; null: dz = gradient
     V* sums;                 // [block][group][2][IN]: sums of gradient, of gradient * (z - mean)
     Layer layer_of[3];
@@ -80,7 +82,7 @@ struct Scratch {
     ~Scratch() { free(memory); }
 };
 
-// What a layer takes from one window.
+// The inputs of a layer for one window.
 struct Maps {
     const V* of[IN];
 };
@@ -132,7 +134,8 @@ static inline void convolve_at(
         }
 }
 
-// I padded maps -> O maps, or what they add to those.
+// I padded maps -> O maps, written to `out` or added to it. A row is cut into pieces of about equal
+// width, so that no piece leaves most of the registers unused.
 template <int I, int O>
 static void convolve(const V* in, const Scratch& s, const Job& job, const V* weights,
                      const V* bias, bool add, V* out) {
@@ -162,10 +165,11 @@ static void convolve(const V* in, const Scratch& s, const Job& job, const V* wei
         }
 }
 
-// What weights and biases get from one window: sums over pixels, added to `to`.
+// Gradients of weights and biases from one window, sums over pixels, added to `to`.
 template <int O>
 static void weigh(const V* in, const V* grad, const Scratch& s, const Job& job, V* to) {
-    // Inputs at once: enough sums to hide the latency of one, no more than there are registers.
+    // G inputs at once: enough independent sums to hide the latency of an addition, no more than
+    // there are registers.
     constexpr int G = O == 1 || (IN == 2 && K <= 3) ? IN : 1;
     const V* inside = grad + P * s.width + P;
     for (int i = 0; i < IN; i += G)
@@ -206,7 +210,7 @@ static inline const V* group(const V* values, const Job& job, int64_t block, int
     return values + (block * groups + (job.grouped ? window : 0)) * size;
 }
 
-// The layer's input, padded: the window's maps, or what BN and ReLU make of a hidden one.
+// The layer's padded input: the window's maps, or BN (if any) and ReLU of the hidden maps.
 static void load(const Maps& maps, const V* affine, bool hidden, const Scratch& s,
                  const Job& job) {
     for (int i = 0; i < IN; ++i)
@@ -223,7 +227,7 @@ static void load(const Maps& maps, const V* affine, bool hidden, const Scratch& 
         }
 }
 
-// The last layer's results are added up where windows share one.
+// One layer on one window. In the last layer all windows of a result but the first are added to it.
 static void forward(const Job& job, int layer, int64_t block, int64_t window, const Maps& in,
                     V* out, const Scratch& s) {
     const Layer& l = job.layer_of[layer];
@@ -236,8 +240,9 @@ static void forward(const Job& job, int layer, int64_t block, int64_t window, co
         convolve<IN, 1>(s.input, s, job, weights, weights + IN * KK, window % job.orders, out);
 }
 
-// Mean and sum of squares around it of each hidden map, for every lane; added to those of `before`
-// windows, as Chan et al. join two samples.
+// Mean and sum of squares around it of each hidden map, for every lane, joined with those of the
+// `before` windows before it by the update of Chan et al. (1983): sums of squares alone would lose
+// digits where the mean is large.
 static void measure(const V* hidden, const Scratch& s, int64_t before, V* moments) {
     for (int o = 0; o < IN; ++o) {
         V sum = {}, squares = {};
@@ -258,8 +263,9 @@ static void measure(const V* hidden, const Scratch& s, int64_t before, V* moment
     }
 }
 
-// Gradients of one layer on one window. `own` is what the layer gave (only for BN behind it),
-// `grad` the gradient behind that BN, `below` takes the gradient of the input before its ReLU.
+// Gradients of one layer on one window. `own`: the layer's results (used for BN behind it only);
+// `grad`: the gradient of that BN's results; `below`: is set to the gradient of the layer's input,
+// before the ReLU if the layer has one in front.
 static void backward(const Job& job, int layer, int64_t block, int64_t window, const Maps& in,
                      const V* own, const V* grad, V* below, V* weights_to, const Scratch& s) {
     const Layer& l = job.layer_of[layer];
@@ -297,7 +303,8 @@ static void backward(const Job& job, int layer, int64_t block, int64_t window, c
         }
 }
 
-// Adds a window's gradients (IN maps side by side) to those of its members.
+// Adds a window's gradients (IN maps side by side) to those of its member maps. Windows share
+// members, so this is done window by window in the one thread of the block.
 static void pass_down(const Job& job, int64_t window, const V* below, V* grad_maps,
                       const Scratch& s) {
     for (int i = 0; i < IN; ++i) {
@@ -306,8 +313,10 @@ static void pass_down(const Job& job, int64_t window, const V* below, V* grad_ma
     }
 }
 
-// --- gathered sums -----------------------------------------------------------------------------
+// --- sums over windows -------------------------------------------------------------------------
 
+// Adds the sums of some windows to the gradients in double, and sets them to 0. In REAL alone, a
+// sum over thousands of windows would lose digits.
 static void flush(const Job& job, int layer, int64_t block, V* sums) {
     const Layer& l = job.layer_of[layer];
     const int64_t count = IN * KK * l.outputs + l.outputs;
@@ -321,6 +330,7 @@ static inline V* sums_of(const Scratch& s, int layer) {
     return s.weights + layer * (IN * IN * KK + IN);
 }
 
+// Takes blocks one after the other until there are no more; every thread runs this.
 template <class Task>
 static void blocks(Job* job, Task task) {
     Scratch scratch(*job);
@@ -331,13 +341,13 @@ static void blocks(Job* job, Task task) {
     }
 }
 
-// --- what is called from Python ----------------------------------------------------------------
+// --- called from Python ------------------------------------------------------------------------
 
 extern "C" {
 
 int64_t lanes() { return LANES; }
 
-// A whole unit, window by window; hidden maps never leave the cache.
+// A whole unit, window by window, so that hidden maps stay in the cache.
 void fold(Job* job) {
     blocks(job, [job](int64_t block, const Scratch& s) {
         const V* maps = job->maps + block * job->rows * s.pixels;
@@ -355,7 +365,7 @@ void fold(Job* job) {
     });
 }
 
-// Its gradients; hidden maps are computed again.
+// The gradients of `fold`; hidden maps are computed again.
 void fold_backward(Job* job) {
     blocks(job, [job](int64_t block, const Scratch& s) {
         const V* maps = job->maps + block * job->rows * s.pixels;
@@ -383,7 +393,7 @@ void fold_backward(Job* job) {
     });
 }
 
-// One convolution on all windows, where BN wants to know them all before the next.
+// One convolution on all windows: BN needs the statistics of all before the next convolution.
 void layer(Job* job) {
     blocks(job, [job](int64_t block, const Scratch& s) {
         const int layer = job->layer;
@@ -404,7 +414,8 @@ void layer(Job* job) {
     });
 }
 
-// Its gradients: of the weights, and of what came in (behind the BN of the convolution before).
+// The gradients of `layer`: of its weights and of its input, and the two sums over the latter that
+// the gradient of the BN before it needs.
 void layer_backward(Job* job) {
     blocks(job, [job](int64_t block, const Scratch& s) {
         const int layer = job->layer;
@@ -445,7 +456,8 @@ void layer_backward(Job* job) {
     });
 }
 
-// (count, channels, pixels) <-> the first maps of so many. Lanes beyond the last channel become 0.
+// (count, channels, pixels) values -> the first `count` maps; lanes beyond the last channel are 0.
+// `restore` is the way back.
 #define ARRANGE(NAME, FROM)                                                                   \
     void arrange_##NAME(Job* job, const FROM* from, int64_t count, int64_t channels) {        \
         blocks(job, [=](int64_t block, const Scratch& s) {                                    \

@@ -1,4 +1,4 @@
-"""The way into ``kernels.cpp``: its jobs, its library for a dtype and size, memory for it."""
+"""Calls of ``kernels.cpp``: its jobs, its library for a dtype and size, memory for it."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ class _Layer(ctypes.Structure):
 
 
 class Job(ctypes.Structure):
+    """The arguments of a call, in the order of ``struct Job`` in ``kernels.cpp``."""
+
     _fields_ = (
         ("next", c_int64),
         ("blocks", c_int64),
@@ -92,7 +94,7 @@ class Kernels:
         others = [pool.submit(function, *arguments) for _ in range(count - 1)]
         try:
             function(*arguments)
-        finally:  # even after Ctrl-C: what they write to must not be let go before
+        finally:  # even after Ctrl-C: the memory that they write to is freed after this call
             wait_for(others)
 
 
@@ -110,19 +112,20 @@ def kernels(dtype: torch.dtype, kernel: int, inputs: int) -> Kernels | None:
 def empty(count: int, dtype: torch.dtype) -> Tensor:
     """(count,) aligned for the widest vectors, not initialised.
 
-    Memory that was let go is used again, up to `SPARE_BYTES`: every step of training needs about
-    the same, and taking hold of new pages would cost as much as the arithmetic.
+    Freed memory is used again, up to `SPARE_BYTES`: every step of training needs about the same,
+    and new pages would cost as much as the arithmetic.
     """
     size = torch.empty((), dtype=dtype).element_size() * count
     raw = _take_spare(size + ALIGNMENT)
     start = -raw.ctypes.data % ALIGNMENT
     piece = raw[start : start + size]
-    weakref.finalize(piece, _let_go, raw)
+    weakref.finalize(piece, _keep_spare, raw)
     return torch.from_numpy(piece).view(dtype)
 
 
 _SPARE: dict[int, NDArray[np.uint8]] = {}
-"""By address. Memory is let go at any moment, in any thread; taking or giving is one step."""
+"""Freed memory by address. It is freed at any moment, in any thread, so that each change of the
+dictionary is one atomic step."""
 
 
 def _take_spare(size: int) -> NDArray[np.uint8]:
@@ -132,10 +135,10 @@ def _take_spare(size: int) -> NDArray[np.uint8]:
     return np.empty(size, np.uint8)
 
 
-def _let_go(raw: NDArray[np.uint8]) -> None:
+def _keep_spare(raw: NDArray[np.uint8]) -> None:
     _SPARE[raw.ctypes.data] = raw
     spares = list(_SPARE.items())
-    kept = sum(spare.nbytes for _, spare in spares)
+    total = sum(spare.nbytes for _, spare in spares)
     for address, spare in spares:  # the oldest first
-        if kept > SPARE_BYTES and _SPARE.pop(address, None) is not None:
-            kept -= spare.nbytes
+        if total > SPARE_BYTES and _SPARE.pop(address, None) is not None:
+            total -= spare.nbytes

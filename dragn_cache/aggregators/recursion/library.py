@@ -1,8 +1,8 @@
-"""The package's C++ sources, compiled once for this machine's own vectors, kept and loaded.
+"""The package's C++ sources, compiled once for this processor, kept and loaded.
 
 Compiling takes a second or two; the result stays in the user's cache folder, under a name that
-changes with the source, the compiler and the processor. Nothing needs it: where there is no
-compiler, PyTorch computes the same.
+changes with the source, the compiler and the processor. Without a compiler PyTorch computes the
+same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi")
 
 
 def cache_folder() -> Path:
-    """Where compiled code is kept; not an absolute path for a user without a home."""
+    """The folder of compiled code; not an absolute path for a user without a home."""
     home = os.environ.get("XDG_CACHE_HOME")
     if not home:  # Path.home() raises where there is none
         home = os.path.join(os.path.expanduser("~"), ".cache")  # noqa: PTH111, PTH118
@@ -40,8 +40,7 @@ def load_library(source: Path, *definitions: str) -> ctypes.CDLL | None:
         definitions: macros, as ``NAME=value``.
 
     Returns:
-        the library, or None where there is no compiler, or none that can compile it (which is
-        said in a warning).
+        the library, or None without a compiler, and with a warning where it fails.
     """
     compiler = find_compiler()
     if compiler is None:
@@ -55,14 +54,14 @@ def load_library(source: Path, *definitions: str) -> ctypes.CDLL | None:
         path = _compiled(command, name)
         try:
             return ctypes.CDLL(str(path))
-        except OSError:  # a file that is not what was compiled: damaged, or of another system
+        except OSError:  # damaged, or compiled on another system
             path.unlink()
             return ctypes.CDLL(str(_compiled(command, name)))
     except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
+        message = getattr(error, "stderr", None) or str(error)
         warnings.warn(
             f"{compiler} cannot compile {source.name}, PyTorch computes instead, several times "
-            f"slower: {said.strip().splitlines()[0]}",
+            f"slower: {message.strip().splitlines()[0]}",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -70,7 +69,7 @@ def load_library(source: Path, *definitions: str) -> ctypes.CDLL | None:
 
 
 def _compiled(command: list[str], name: str) -> Path:
-    """The library's file, written beside and renamed, so that one that exists is whole."""
+    """The library's file, if need be compiled: written beside and renamed, so that it is whole."""
     folder = cache_folder()
     if not _is_ours(folder):
         folder = Path(tempfile.mkdtemp(prefix="dragn-cache-"))
@@ -88,16 +87,16 @@ def _compiled(command: list[str], name: str) -> Path:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether the folder is there, or could be made, and nobody else can put code into it."""
+    """Whether the folder exists, or could be made, and nobody else can put code into it."""
     if not folder.is_absolute():
         return False
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
+        status = folder.stat()
     except OSError:
         return False
-    closed = not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return found.st_uid == os.getuid() and closed and os.access(folder, os.W_OK)
+    private = not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return status.st_uid == os.getuid() and private and os.access(folder, os.W_OK)
 
 
 def _version(compiler: str) -> str:
@@ -106,16 +105,16 @@ def _version(compiler: str) -> str:
 
 
 def _processor() -> str:
-    """What -march=native depends on: a home folder may be shared by different machines."""
+    """The processor, on which -march=native depends: machines may share a home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    wanted = ("model name", "flags", "Features", "CPU part")
-    return platform.machine() + "".join(dict.fromkeys(s for s in lines if s.startswith(wanted)))
+    fields = ("model name", "flags", "Features", "CPU part")
+    return platform.machine() + "".join(dict.fromkeys(s for s in lines if s.startswith(fields)))
 
 
 @cache
 def threads(count: int, process: int) -> ThreadPoolExecutor:
-    """A pool of threads for C++ code; one for each process, because a fork leaves them behind."""
+    """A pool of threads for C++ code; one for each process, since a fork has no threads of it."""
     return ThreadPoolExecutor(count, thread_name_prefix=f"native-{process}")

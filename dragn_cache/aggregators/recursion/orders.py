@@ -1,11 +1,11 @@
-"""Orders of a bag's instances for methods to which the order matters, and how many there are.
+"""Orders and numbers of a bag's instances, for methods to which they matter.
 
 K orders of a batch are rows (K, N) int64 on the host: in order k the instance in row
-``orders[k, p]`` comes in place p; every bag keeps its places. An order depends on its bag alone:
+``orders[k, p]`` is at position p; every bag keeps its positions. An order depends on its bag alone:
 
-- **permuted**: K permutations drawn from a fixed seed and the bag's size, so the same bag has the
-  same ones in training, at evaluation and with whatever mates. The generator is one whose bits
-  NumPy promises not to change.
+- **permuted**: K permutations drawn from a fixed seed and the bag's size, so that a bag has the
+  same ones in training, at evaluation and in any batch. NumPy promises not to change the
+  generator's bits.
 - **clustered**: the leaves of the single-link tree from left to right (`tree.leaf_order`).
 """
 
@@ -29,7 +29,7 @@ SEED = 0x6F726472
 def permuted_orders(offsets: Tensor, count: int) -> Tensor:
     """(K, N): ``count`` permutations of each bag, all equally likely.
 
-    The first of many are those of fewer.
+    The first K of a larger ``count`` are the same.
     """
     bags = [start + permutations(end - start, count) for start, end in pairwise(offsets.tolist())]
     return torch.from_numpy(np.concatenate(bags, axis=1))
@@ -49,7 +49,7 @@ def clustered_orders(bags: RaggedBags) -> Tensor:
 
 
 def reordered(bags: RaggedBags, orders: Tensor) -> RaggedBags:
-    """All B bags in the first of K orders, then all in the second, and so on: K B bags."""
+    """K B bags: all B in the first of K orders, then all in the second, and so on."""
     rows = orders.flatten().to(bags.values.device)
     sizes = bags.offsets.diff().repeat(len(orders))
     return RaggedBags(bags.values.index_select(0, rows), offsets_of(sizes))
@@ -61,15 +61,15 @@ def resized(bags: RaggedBags, fewest: int, most: int | None) -> RaggedBags:
     See `resampled`. Bags that fit stay as they are.
     """
     sizes = bags.offsets.diff()
-    wanted = sizes.clamp(fewest, most)
-    if torch.equal(wanted, sizes):
+    clamped = sizes.clamp(fewest, most)
+    if torch.equal(clamped, sizes):
         return bags
-    rows, offsets = resampled(bags.offsets, wanted)
+    rows, offsets = resampled(bags.offsets, clamped)
     return RaggedBags(bags.values.index_select(0, rows.to(bags.values.device)), offsets)
 
 
 @lru_cache(maxsize=256)
 def permutations(size: int, count: int) -> NDArray[np.int64]:
     """(count, size): seeded orders of a bag of ``size`` instances."""
-    drawn = np.random.PCG64([SEED, size]).random_raw(count * size).reshape(count, size)
-    return np.argsort(drawn, axis=1, kind="stable").astype(np.int64)
+    keys = np.random.PCG64([SEED, size]).random_raw(count * size).reshape(count, size)
+    return np.argsort(keys, axis=1, kind="stable").astype(np.int64)

@@ -16,9 +16,14 @@ from dragn_cache.aggregators.recursion.rounds import Plan
 
 
 def pack_unit(unit: Any, plan: Plan) -> list[Tensor]:
-    """A `DragnUnit`'s parameters as `_Run` takes them, gradients reaching the unit's own."""
-    found = kernels.kernels(plan.dtype, plan.kernel, plan.inputs)
-    assert found is not None
+    """A `DragnUnit`'s parameters for ``kernels.cpp``, with gradients to the unit's own.
+
+    Returns:
+        each convolution's weights and biases, then, with statistics of the batch, BN's weights and
+        BN's biases, layer by layer.
+    """
+    loaded = kernels.kernels(plan.dtype, plan.kernel, plan.inputs)
+    assert loaded is not None
     packed, norms = [], unit.norms
     for layer, conv in enumerate(unit.convolutions):
         weight, bias = conv.weight, conv.bias
@@ -32,10 +37,10 @@ def pack_unit(unit: Any, plan: Plan) -> list[Tensor]:
             bias = (bias - norm.running_mean) * scale + norm.bias
         if layer == plan.layers - 1:  # results of windows that share one are added up
             weight, bias = weight / plan.orders, bias / plan.orders
-        packed.append(pack_conv(weight, bias, plan, found.lanes))
+        packed.append(pack_conv(weight, bias, plan, loaded.lanes))
     if plan.batch_norm:
         for norm in norms:
-            packed += [pack_norm(p, plan, found.lanes) for p in (norm.weight, norm.bias)]
+            packed += [pack_norm(p, plan, loaded.lanes) for p in (norm.weight, norm.bias)]
     return packed
 
 
@@ -56,23 +61,26 @@ def pack_norm(values: Tensor, plan: Plan, lanes: int) -> Tensor:
 
 
 def _in_lanes(values: Tensor, lanes: int) -> Tensor:
-    """(C, P) -> (blocks, P, lanes); what is missing in the last block is 0."""
+    """(C, P) -> (blocks, P, lanes); lanes beyond the last channel are 0."""
     missing = -len(values) % lanes
     padded = nn.functional.pad(values, (0, 0, 0, missing))
     return padded.view(-1, lanes, values.shape[1]).transpose(1, 2).contiguous()
 
 
 def transposed(packed: Tensor, plan: Plan, outputs: int) -> Tensor:
-    """The weights by which gradients go back, in as many values as ``packed``."""
+    """The packed convolution of the gradients: its weights flipped, inputs and outputs swapped."""
     count = plan.inputs * plan.kernel**2 * outputs
     shape = (len(packed), plan.inputs, plan.kernel, plan.kernel, outputs, packed.shape[2])
     weights = packed[:, :count].reshape(shape)
-    turned = weights.flip(2, 3).permute(0, 4, 2, 3, 1, 5).flatten(1, 4)
-    return torch.cat((turned, packed[:, count:]), 1).contiguous()
+    swapped = weights.flip(2, 3).permute(0, 4, 2, 3, 1, 5).flatten(1, 4)
+    return torch.cat((swapped, packed[:, count:]), 1).contiguous()
 
 
 class Statistics:
-    """Sums over what one channel of BN sees: (blocks, groups, K, lanes) to broadcastable ones."""
+    """Statistics of BN's channels from those of every lane, (blocks, groups, inputs, lanes).
+
+    The results have blocks and lanes, or one of each where all channels share a kernel.
+    """
 
     def __init__(self, plan: Plan, blocks: int, lanes: int, pixels: int) -> None:
         self.plan, self.pixels = plan, pixels
@@ -80,7 +88,7 @@ class Statistics:
         self.valid = valid.double()
 
     def count(self, windows: int) -> int:
-        """Values of one group and channel."""
+        """The number of values in one group and channel."""
         rows = 1 if self.plan.by_window else windows
         return self.pixels * rows * (self.plan.channels if self.plan.shared else 1)
 
@@ -90,7 +98,7 @@ class Statistics:
         return values.sum((0, 3), keepdim=True) if self.plan.shared else values
 
     def moments(self, mean: Tensor, squares: Tensor, windows: int) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance from those of every lane."""
+        """Mean and biased variance, from every lane's mean and sum of squares around it."""
         each = self.pixels * (1 if self.plan.by_window else windows)
         count = self.count(windows)
         whole = self.total(mean.double() * each) / count

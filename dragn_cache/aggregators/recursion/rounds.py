@@ -1,4 +1,4 @@
-"""What a recursion does to a batch: which rows meet in which round, and by what unit."""
+"""The plan of a recursion over a batch: the windows of each round, and the unit that folds them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,23 @@ from torch import Tensor
 class Round(NamedTuple):
     """One round of a recursion over a batch: int64 tables on the host."""
 
-    done: Tensor  # (b,) bags that leave before it
-    ends: Tensor  # (b, 2) the two rows, perhaps one twice, whose mean is a bag's result
+    finished: Tensor  # (b,) bags that leave before it
+    last_rows: Tensor  # (b, 2) the two rows, perhaps one twice, whose mean is a bag's result
     members: Tensor  # (W, k) the rows of each window
-    turns: Tensor  # (W,) when a loop over bags, rounds, windows would come to each window; or empty
-    first: int = 0  # the row of the first result, where results are further rows
+    loop_index: Tensor  # (W,) a window's number in a loop over bags, rounds, windows; or empty
+    first_result: int = 0  # the row of the first result, where results are further rows
+
+
+class Schedule(NamedTuple):
+    """The rounds of a recursion over a batch, and where their results lie."""
+
+    rounds: Sequence[Round]
+    orders: int = 1  # so many neighbouring windows share a result, the mean of theirs
+    one_array: bool = False  # results are further rows of it; if not, the rows of the next round
 
 
 def plan_rounds(sizes: Tensor) -> Iterator[Round]:
-    """Which rows meet in DRAGN's rounds, for bags of ``sizes`` (B,) instances, each at least one.
+    """DRAGN's rounds, for bags of ``sizes`` (B,) instances, each at least one.
 
     The rows of a round are the windows of the round before; those of the first are the instances.
     A window is three rows side by side. A bag of one or two rows leaves.
@@ -33,54 +41,57 @@ def plan_rounds(sizes: Tensor) -> Iterator[Round]:
     while len(left):
         first = left.cumsum(0) - left
         stays = left > 2
-        ends = torch.stack((first, first + left - 1), dim=1)[~stays]
-        done, bag, windows = bag[~stays], bag[stays], left[stays] - 2
+        last_rows = torch.stack((first, first + left - 1), dim=1)[~stays]
+        finished, bag, windows = bag[~stays], bag[stays], left[stays] - 2
         owner = torch.repeat_interleave(windows)
         place = torch.arange(len(owner)) - (windows.cumsum(0) - windows)[owner]
-        # n-2, n-4, ... windows of this bag came in the rounds before: number * (n-1-number).
-        turn = calls_before[bag] + number * (sizes[bag] - 1 - number)
+        # The rounds before had n-2, n-4, ... windows of this bag: number * (n-1-number).
+        first_index = calls_before[bag] + number * (sizes[bag] - 1 - number)
         members = (first[stays][owner] + place)[:, None] + torch.arange(3)
-        yield Round(done, ends, members, turn[owner] + place)
+        yield Round(finished, last_rows, members, first_index[owner] + place)
         left = windows
         number += 1
 
 
 class Moments(NamedTuple):
-    """What one BN layer saw in one round, over G groups (1, or the windows), K channels of BN."""
+    """Statistics of one BN layer in one round: G groups (1, or the windows), K channels of BN."""
 
     layer: int
     round: int
-    values: int  # how many a group and channel had
+    values: int  # in each group and channel
     mean: Tensor  # (G, K)
     variance: Tensor  # (G, K), unbiased
 
 
 @dataclass
 class Plan:
-    """What a pass does, apart from its numbers.
+    """The shapes and options of one pass, and the statistics that it takes."""
 
-    Attributes:
-        inputs: maps of a window, and hidden maps of a unit.
-        orders: so many windows one after the other share a result: the mean of theirs.
-        grows: whether a round's results are further rows of the same array, from its ``first`` on;
-            if not, they are the rows of the next round.
-    """
-
-    rounds: Sequence[Round]
+    schedule: Schedule
     units: int  # one for each of the first rounds; the last serves the rest
     dtype: torch.dtype
     channels: int
-    inputs: int
-    layers: int
-    kernel: int
+    inputs: int  # maps of a window, and hidden maps of a unit
+    layers: int  # convolutions of a unit
+    kernel: int  # side in pixels
     shared: bool  # one kernel for all channels
     batch_norm: bool  # with statistics of this batch
-    by_window: bool
+    by_window: bool  # statistics for each window
     eps: float
-    orders: int = 1
-    grows: bool = False
     moments: list[Moments] = field(default_factory=list)
 
-    def unit(self, number: int) -> int:
-        """Which unit folds round ``number``."""
+    @property
+    def rounds(self) -> Sequence[Round]:
+        return self.schedule.rounds
+
+    @property
+    def orders(self) -> int:
+        return self.schedule.orders
+
+    @property
+    def one_array(self) -> bool:
+        return self.schedule.one_array
+
+    def unit_of_round(self, number: int) -> int:
+        """The number of the unit that folds round ``number``."""
         return min(number, self.units - 1)

@@ -1,4 +1,4 @@
-"""Same-padded convolutions of small maps as dense matrices: the shifts that they are made of."""
+"""Same-padded convolutions of small maps as dense matrices: sums of weighted shifts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-DENSE_PIXELS = 64  # up to so many pixels of a map, convolutions multiply by a matrix
+DENSE_PIXELS = 64  # the largest map whose convolutions are products with a matrix
 
 
 @cache

@@ -1,19 +1,18 @@
-"""Binary trees of bags by single-link clustering: who merges with whom, and in what order.
+"""Binary trees of bags by single-link clustering, and their merges level by level.
 
 A tree is its merges (n - 1, 2) int64, as SciPy numbers them: node k < n is instance k of the bag,
-node n + j is what merge j made; a merge comes after those of its children, and of its two children
-the one with the lower number is first.
+node n + j is the result of merge j. A merge comes after those of its children, and the child with
+the lower number is the first of the two.
 
 - **Distances** are Euclidean, between instances averaged over h and w, in float64 whatever the
   features are, so that neither batch mates nor the order of the instances can change a tree by
   rounding. Distances that are equal are taken by index. No gradient goes through a tree.
 - **A batch is merged level by level**: a merge is on the level after the higher one of its
-  children, and all merges of a level, of all bags, are done at once. In C++ they are rounds of a
-  recursion on one array that grows (`merge_rounds`). In PyTorch (`plan_merges`) each level's
-  results lie in the order of the levels that they go to, so that they are passed on as slices:
-  every row is copied once where it arrives, however deep the trees are.
-- **The order of the leaves** (`leaf_order`) is the tree's where no row of instances can tell left
-  from right: the child whose instances lie nearer to the bag's mean, on average, comes first.
+  children, and all merges of a level, of all bags, are done at once. Levels are rounds of a
+  recursion (`plan_levels`) whose results are further rows behind the instances', in C++
+  (`compiled.fold`) as in PyTorch (`merge_levels`).
+- **The order of the leaves** (`leaf_order`) does not depend on the order of the instances: of two
+  children the one whose instances lie nearer to the bag's mean, on average, comes first.
 
 A bag of n instances takes n² / 2 distances, so 4 n² bytes while its tree is made.
 """
@@ -22,37 +21,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dragn_cache.aggregators.recursion.rounds import Round
+from dragn_cache.aggregators.recursion.rounds import Round, Schedule
 from dragn_cache.errors import InputError
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import averaged
 
 Merges = NDArray[np.int64]
-Sends = list[tuple[int, int]]
-"""(entry, count): so many rows go to that entry of the levels, the next ones to the next."""
-
-
-class Level(NamedTuple):
-    """What is merged at once."""
-
-    pairs: Tensor  # (m, 2) int64: which of the rows that have arrived are merged
-    sends: Sends  # where the m results go
-
-
-class MergePlan(NamedTuple):
-    """How a batch's instances become one row per bag."""
-
-    leaves: Tensor  # (N,) int64: the instances' rows in the order in which they are sent
-    sends: Sends  # where these go; len(levels) is the end
-    levels: list[Level]
-    roots: Tensor  # (B,) int64: which of the rows at the end is each bag's
 
 
 def bag_vectors(bags: RaggedBags) -> list[NDArray[np.float64]]:
@@ -89,7 +69,7 @@ def single_link_tree(vectors: NDArray[np.float64]) -> Merges:
 
 
 def node_depths(merges: Merges) -> NDArray[np.int64]:
-    """(2 n - 1,): how many merges lie between each node of a tree and its root."""
+    """(2 n - 1,): the number of merges between each node of a tree and its root."""
     n = len(merges) + 1
     depths = np.zeros(2 * n - 1, np.int64)
     for made in range(len(merges) - 1, -1, -1):
@@ -98,9 +78,9 @@ def node_depths(merges: Merges) -> NDArray[np.int64]:
 
 
 def leaf_order(vectors: NDArray[np.float64], merges: Merges) -> NDArray[np.int64]:
-    """(n,): the instances as the tree has them from left to right.
+    """(n,): the leaves of the tree from left to right.
 
-    It does not depend on the order in which the instances are given, unless distances are equal.
+    Independent of the order of the instances, unless distances are equal.
     """
     n = len(vectors)
     totals = np.sqrt(((vectors - vectors.mean(0)) ** 2).sum(1)).tolist()
@@ -109,114 +89,83 @@ def leaf_order(vectors: NDArray[np.float64], merges: Merges) -> NDArray[np.int64
         totals.append(totals[first] + totals[second])
         counts.append(counts[first] + counts[second])
     order = []
-    waiting = [len(totals) - 1]
-    while waiting:
-        node = waiting.pop()
+    stack = [len(totals) - 1]
+    while stack:
+        node = stack.pop()
         if node < n:
             order.append(node)
             continue
         a, b = merges[node - n].tolist()
         nearer = totals[a] / counts[a] <= totals[b] / counts[b]
-        waiting += [b, a] if nearer else [a, b]
+        stack += [b, a] if nearer else [a, b]
     return np.array(order, np.int64)
 
 
-def merge_rounds(trees: Sequence[Merges], *, both_orders: bool) -> list[Round]:
-    """The levels of a batch as rounds: first the instances' rows, then what the levels merge.
+def plan_levels(trees: Sequence[Merges], *, both_orders: bool) -> Schedule:
+    """The levels of a batch as rounds: the rows are the instances, then the levels' results.
 
     A merge is a window of two rows, or with ``both_orders`` two windows, one the other's mirror
     image. All bags leave before the last round, which merges nothing.
     """
-    children, roots, level = _joined(trees)
-    rows = len(level) - len(children)
-    made = rows + level[rows:].argsort(kind="stable")  # the merges by level
-    row = np.concatenate((np.arange(rows), np.empty(len(made), np.int64)))
-    row[made] = np.arange(rows, rows + len(made))
-    none, ends = torch.empty(0, dtype=torch.int64), row[roots, None].repeat(2, axis=1)
-    rounds, first = [], rows
-    for nodes in np.split(made, level[made].searchsorted(np.arange(2, level.max() + 1))):
-        members = row[children[nodes - rows]]
+    children, roots, levels = _number_nodes(trees)
+    instances = len(levels) - len(children)
+    merges = instances + levels[instances:].argsort(kind="stable")  # level by level
+    row = np.arange(len(levels))  # of each node
+    row[merges] = np.arange(instances, len(levels))
+    none = torch.empty(0, dtype=torch.int64)
+    rounds, first = [], instances
+    for nodes in np.split(merges, levels[merges].searchsorted(np.arange(2, levels.max() + 1))):
+        if len(nodes) == 0:  # no bag has two instances
+            continue
+        members = row[children[nodes - instances]]
         if both_orders:
             members = np.stack((members, members[:, ::-1]), 1).reshape(-1, 2)
         rounds.append(Round(none, none.view(0, 2), torch.from_numpy(members), none, first))
         first += len(nodes)
-    everyone = torch.arange(len(trees))
-    last = Round(everyone, torch.from_numpy(ends), none.view(0, 2), none)
-    return [*(step for step in rounds if len(step.members)), last]
+    root_rows = torch.from_numpy(row[roots, None].repeat(2, axis=1))
+    rounds.append(Round(torch.arange(len(trees)), root_rows, none.view(0, 2), none))
+    return Schedule(rounds, orders=2 if both_orders else 1, one_array=True)
 
 
-def plan_merges(trees: Sequence[Merges]) -> MergePlan:
-    """The levels of a batch of bags with these trees, in the bags' order."""
-    children, roots, level = _joined(trees)
-    rows = len(level) - len(children)
-    home = np.empty_like(level)  # the entry that each node goes to: level k + 1 is entry k
-    home[children] = level[rows:, None] - 1
-    home[roots] = level.max()  # the end, behind the last level
-    last = int(level.max()) + 1
-    # Nodes in the order in which they are made, then that in which they arrive.
-    made = np.lexsort((np.arange(len(level)), home, level))
-    arriving = np.lexsort((np.arange(len(level)), level, home))
-    first = np.searchsorted(home[arriving], np.arange(last + 1))
-    place = np.empty(len(level), np.int64)
-    place[arriving] = np.arange(len(level)) - first[home[arriving]]
-    edges = np.searchsorted(level[made], np.arange(1, last + 1)).tolist()
-    levels = [
-        Level(torch.from_numpy(place[children[nodes - rows]]), _sends(home[nodes]))
-        for nodes in (made[start:end] for start, end in pairwise(edges))
-    ]
-    leaves = made[:rows]
-    return MergePlan(
-        torch.from_numpy(leaves), _sends(home[leaves]), levels, torch.from_numpy(place[roots])
-    )
+def merge_levels(
+    rounds: Sequence[Round], rows: Tensor, unit: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """(N, …) -> (B, …): every bag's root, by a ``unit`` (m, …), (m, …) -> (m, …).
+
+    Args:
+        rounds: those of `plan_levels` with each pair in one order.
+    """
+    # A node has one parent, so taken by itself its row is copied once, and once its gradient. From
+    # whole arrays of rows, a tree that is a chain would read all rows again at every level.
+    nodes = dict(enumerate(rows.unbind()))
+    *levels, last = rounds
+    for level in levels:
+        children = level.members.T.tolist()
+        first, second = (torch.stack([nodes.pop(node) for node in side]) for side in children)
+        nodes.update(enumerate(unit(first, second).unbind(), level.first_result))
+    return torch.stack([nodes[root] for root in last.last_rows[:, 0].tolist()])
 
 
-def merge_levels(plan: MergePlan, rows: Tensor, unit: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """(N, …) -> (B, …): every bag's root, by a ``unit`` (m, …), (m, …) -> (m, …)."""
-    arrived: list[list[Tensor]] = [[] for _ in range(len(plan.levels) + 1)]
-
-    def send(made: Tensor, sends: Sends) -> None:
-        pieces = torch.split(made, [count for _, count in sends])
-        for (level, _), piece in zip(sends, pieces, strict=True):
-            arrived[level].append(piece)
-
-    def take(level: int, places: Tensor) -> Tensor:
-        here = torch.cat(arrived[level])
-        arrived[level].clear()
-        return here.index_select(0, places.to(here.device))
-
-    send(rows.index_select(0, plan.leaves.to(rows.device)), plan.sends)
-    for number, (pairs, sends) in enumerate(plan.levels):
-        first, second = take(number, pairs.T.flatten()).chunk(2)
-        send(unit(first, second), sends)
-    return take(len(plan.levels), plan.roots)
-
-
-def _joined(
+def _number_nodes(
     trees: Sequence[Merges],
 ) -> tuple[Merges, NDArray[np.int64], NDArray[np.int64]]:
-    """The children of all merges, each bag's root, and each node's level, 0 for instances.
+    """Nodes numbered over the batch: 0 .. N - 1 are the instances, then come the merges, by bag.
 
-    Nodes are numbered over the batch: 0 .. N - 1 are the instances, the others the merges, bag
-    after bag.
+    Returns:
+        (M, 2) the children of all merges, (B,) each bag's root, (N + M,) each node's level, which
+        is 0 for instances.
     """
     sizes = np.array([len(merges) + 1 for merges in trees])
-    rows = int(sizes.sum())
-    ends = sizes.cumsum()
-    starts = ends - sizes
-    made_before = rows + starts - np.arange(len(sizes))  # a bag of n instances has n - 1 merges
+    instances = int(sizes.sum())
+    starts = sizes.cumsum() - sizes
+    first_merges = instances + starts - np.arange(len(sizes))  # n instances have n - 1 merges
     renumbered = [
-        np.where(merges < n, merges + start, merges - n + made)
-        for merges, n, start, made in zip(trees, sizes, starts, made_before, strict=True)
+        np.where(merges < n, merges + start, merges - n + first_merge)
+        for merges, n, start, first_merge in zip(trees, sizes, starts, first_merges, strict=True)
     ]
     children = np.concatenate(renumbered).reshape(-1, 2)
-    roots = np.where(sizes == 1, starts, made_before + sizes - 2)
-    level = [0] * rows
-    for a, b in children.tolist():
-        level.append(1 + max(level[a], level[b]))
-    return children, roots, np.array(level, np.int64)
-
-
-def _sends(home: NDArray[np.int64]) -> Sends:
-    """How many rows go where; they lie in that order."""
-    levels, counts = np.unique(home, return_counts=True)
-    return list(zip(levels.tolist(), counts.tolist(), strict=True))
+    roots = np.where(sizes == 1, starts, first_merges + sizes - 2)
+    levels = [0] * instances
+    for first, second in children.tolist():
+        levels.append(1 + max(levels[first], levels[second]))
+    return children, roots, np.array(levels, np.int64)

@@ -1,26 +1,22 @@
 """Units: the small networks that fold instances into one, and their batch normalisation.
 
-DRAGN folds three instances, HAMIL two. A unit sees windows as a batch of M maps, its instances as
-channels; what calls it decides which windows meet and over which of them BN takes statistics
-(`NormPass`).
+DRAGN folds three instances, HAMIL two. A unit has windows as a batch of M maps, instances as
+channels. The caller decides which windows are in a batch, and over which of them BN takes its
+statistics (`NormPass`).
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dragn_cache.aggregators.declared import BatchNormScope, Init, UnitName
 from dragn_cache.aggregators.recursion.shifts import DENSE_PIXELS, shift_matrices
 
-UnitName = Literal["L1Agg", "L2Agg", "L3Agg"]
-KernelSize = Literal[1, 3, 5, 7]
-BatchNormScope = Literal["round", "window"]
-Init = Literal["mean", "default"]
-
-CONVOLUTIONS: dict[str, int] = {"L1Agg": 1, "L2Agg": 2, "L3Agg": 3}
+CONVOLUTIONS: dict[UnitName, int] = {"L1Agg": 1, "L2Agg": 2, "L3Agg": 3}
 
 
 class DragnUnit(nn.Sequential):
@@ -32,7 +28,7 @@ class DragnUnit(nn.Sequential):
     Args:
         convolutions: 1, 2 or 3, for L1Agg, L2Agg and L3Agg.
         instances: k; DRAGN folds three.
-        channels: feature channels that it sees at once: 1 (shared by all) or C.
+        channels: feature channels of a map: 1 (each by itself, one kernel for all) or C.
         groups: 1, or C for a kernel per feature channel.
         kernel: odd side of the kernel in pixels.
         bn: whether hidden convolutions are normalised.
@@ -75,18 +71,18 @@ class DragnUnit(nn.Sequential):
         return [layer for layer in self if isinstance(layer, UnitNorm)]
 
     def forward(self, x: Tensor, norms: NormPass | None = None) -> Tensor:
-        """``norms`` is how the recursion takes charge of BN statistics; not needed otherwise."""
+        """Fold windows; in a recursion ``norms`` takes BN's statistics instead of the layers."""
         for layer in self:
             x = layer(x, norms) if isinstance(layer, UnitNorm) else layer(x)
         return x
 
 
 class UnitConv(nn.Conv2d):
-    """``nn.Conv2d``, same-padded, that on small maps multiplies by a matrix instead.
+    """``nn.Conv2d``, same-padded; on small maps a product with a matrix.
 
-    A same-padded convolution of K channels on an h×w map is a dense (K h w, K' h w) matrix. Where
-    one tiny kernel meets very many small maps, that product is several times faster than a
-    convolution with so few channels, forward and backward, although it does more arithmetic.
+    A same-padded convolution of K channels on an h×w map is a dense (K h w, K' h w) matrix. For one
+    small kernel and very many small maps that product is several times faster than a convolution
+    with so few channels, forward and backward, although it is more arithmetic.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,7 +101,7 @@ class UnitConv(nn.Conv2d):
 
 
 class UnitNorm(nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` that in training leaves statistics to the recursion's ``NormPass``."""
+    """``nn.BatchNorm2d`` with the statistics of a recursion (``NormPass``) in training."""
 
     def forward(self, x: Tensor, norms: NormPass | None = None) -> Tensor:
         """(M, K, h, w) -> (M, K, h, w)."""
@@ -115,29 +111,33 @@ class UnitNorm(nn.BatchNorm2d):
 
 
 class _Moments(NamedTuple):
-    """What one BN layer saw in one round; G is 1 for scope round, the W windows for window."""
+    """Statistics of one BN layer in one round; G is 1 for scope round, the W windows for window."""
 
-    values: int  # how many per group and channel
+    values: int  # in each group and channel
     mean: Tensor  # (G, K)
     variance: Tensor  # (G, K), unbiased
-    turns: Tensor  # (W,)
+    loop_index: Tensor  # (W,)
 
 
 class NormPass:
-    """BN over one training pass: normalises round by round, moves running statistics at the end."""
+    """BN in one training pass: statistics round by round, one move of the running ones at the end.
+
+    Attributes:
+        by_window: whether each window has statistics of its own (scope window).
+    """
 
     def __init__(self, scope: BatchNormScope) -> None:
-        self._by_window = scope == "window"
-        self._turns = torch.empty(0, dtype=torch.int64)
-        self._seen: dict[UnitNorm, list[_Moments]] = {}
+        self.by_window = scope == "window"
+        self._loop_index = torch.empty(0, dtype=torch.int64)
+        self._moments: dict[UnitNorm, list[_Moments]] = {}
 
-    def start_round(self, turns: Tensor) -> None:
-        """Say whose turns (W,) in the loop's order the windows of the coming unit call are."""
-        self._turns = turns
+    def start_round(self, loop_index: Tensor) -> None:
+        """Begin a round with windows (W,) of these numbers in the plain loop (see `Round`)."""
+        self._loop_index = loop_index
 
     def normalise(self, norm: UnitNorm, x: Tensor) -> Tensor:
         """(M, K, h, w) -> (M, K, h, w) by the statistics of the round, or of each window."""
-        groups = len(self._turns) if self._by_window else 1
+        groups = len(self._loop_index) if self.by_window else 1
         M, K, height, width = x.shape
         # Groups become channels, so that one library call normalises each by itself. With
         # momentum 1 it leaves the batch's own moments in the two running buffers.
@@ -154,31 +154,31 @@ class NormPass:
             eps=norm.eps,
         )
         values = x.numel() // (groups * K)
-        self.record(norm, values, mean.view(groups, K), variance.view(groups, K), self._turns)
+        self.record(norm, values, mean.view(groups, K), variance.view(groups, K), self._loop_index)
         return y.reshape(M // groups, groups, K, height, width).transpose(0, 1).reshape(x.shape)
 
     def record(
-        self, norm: UnitNorm, values: int, mean: Tensor, variance: Tensor, turns: Tensor
+        self, norm: UnitNorm, values: int, mean: Tensor, variance: Tensor, loop_index: Tensor
     ) -> None:
-        """Take note of what a layer saw in a round; see `_Moments`."""
+        """Add a layer's statistics in a round; see `_Moments`."""
         mean, variance = mean.to(norm.weight.dtype), variance.to(norm.weight.dtype)
-        self._seen.setdefault(norm, []).append(_Moments(values, mean, variance, turns))
+        self._moments.setdefault(norm, []).append(_Moments(values, mean, variance, loop_index))
 
     def finish(self) -> None:
         """Move the running statistics of every BN layer that normalised anything."""
-        for norm, seen in self._seen.items():
-            if self._by_window:
-                _move_by_window(norm, seen)
+        for norm, moments in self._moments.items():
+            if self.by_window:
+                _move_by_window(norm, moments)
             else:
-                _move_once(norm, seen)
+                _move_once(norm, moments)
 
 
 @torch.no_grad()
-def _move_once(norm: UnitNorm, seen: list[_Moments]) -> None:
+def _move_once(norm: UnitNorm, rounds: list[_Moments]) -> None:
     """One step of the running statistics towards the pooled moments of all rounds."""
-    mean = torch.cat([m.mean for m in seen])
-    variance = torch.cat([m.variance for m in seen])
-    counts = torch.tensor([m.values for m in seen]).to(mean)[:, None]
+    mean = torch.cat([m.mean for m in rounds])
+    variance = torch.cat([m.variance for m in rounds])
+    counts = torch.tensor([m.values for m in rounds]).to(mean)[:, None]
     total = counts.sum()
     pooled = (counts * mean).sum(0) / total
     squares = (counts - 1) * variance + counts * (mean - pooled) ** 2
@@ -186,16 +186,16 @@ def _move_once(norm: UnitNorm, seen: list[_Moments]) -> None:
 
 
 @torch.no_grad()
-def _move_by_window(norm: UnitNorm, seen: list[_Moments]) -> None:
+def _move_by_window(norm: UnitNorm, rounds: list[_Moments]) -> None:
     """One step of the running statistics for each window, in the order of the reference loop."""
-    mean = torch.cat([m.mean for m in seen])
-    order = torch.cat([m.turns for m in seen]).argsort().to(mean.device)
-    variance = torch.cat([m.variance for m in seen])
+    mean = torch.cat([m.mean for m in rounds])
+    order = torch.cat([m.loop_index for m in rounds]).argsort().to(mean.device)
+    variance = torch.cat([m.variance for m in rounds])
     _step(norm, mean[order], variance[order])
 
 
 def _step(norm: UnitNorm, means: Tensor, variances: Tensor) -> None:
-    """Apply S exponential steps, moments (S, K), to the running statistics at once."""
+    """Move the running statistics by S exponential steps at once, to moments (S, K)."""
     momentum, steps = cast(float, norm.momentum), len(means)
     kept = (1 - momentum) ** torch.arange(steps - 1, -1, -1, device=means.device, dtype=means.dtype)
     for running, moments in ((norm.running_mean, means), (norm.running_var, variances)):

@@ -10,13 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Values of a block while it is worked on: on a CPU such that it stays in the cache, on a device
-# such that it is busy.
+# Values of a block: on a CPU few enough to stay in the cache, on a GPU enough to keep it busy.
 BLOCK_VALUES = 1 << 19
 DEVICE_BLOCK_VALUES = 1 << 26
-
-
-# --- the sum -----------------------------------------------------------------------------------
 
 
 def weighted_pool(values: Tensor, kappa: Tensor, offsets: Tensor) -> Tensor:
@@ -84,9 +80,9 @@ class _WeightedPool(torch.autograd.Function):
 def _blocks(
     values: Tensor, kappa: Tensor, offsets: Tensor
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Bags, their rows, and the bags' bounds within these: whole bags, or a piece of a long one.
+    """Blocks of whole bags or a piece of a long one: bags, their rows, the bags' bounds in these.
 
-    Pieces begin at multiples from their bag's start, so a bag's sums never depend on its mates.
+    Pieces are counted from their bag's start, so a bag's sums never depend on its mates.
     """
     N, C, P = values.shape
     if values.dtype == kappa.dtype and len(kappa) == 1:  # nothing as large as the values is made
@@ -118,4 +114,5 @@ def _sum_bags(rows: Tensor, bounds: Tensor) -> Tensor:
 
 
 def with_models_first(x: Tensor, dim: int | None, models: int) -> Tensor:
+    """(models, …), from the dimension ``dim`` of models, or None where all models share ``x``."""
     return x.expand(models, *x.shape) if dim is None else x.movedim(dim, 0)

@@ -14,7 +14,6 @@ from torch import Tensor
 from dragn_cache.aggregators import create_aggregator
 from dragn_cache.aggregators.dragn import Dragn
 from dragn_cache.aggregators.recursion import kernels, linear, weighted_sum
-from dragn_cache.aggregators.recursion.linear import first_row, kappa_table
 from dragn_cache.aggregators.recursion.weighted_sum import weighted_pool
 from dragn_cache.devices import one_thread
 from dragn_cache.ragged import RaggedBags
@@ -174,18 +173,6 @@ def test_bags_that_never_meet_the_unit_give_it_no_gradient() -> None:
     bags.values.requires_grad_()
     aggregator(bags).embedding.sum().backward()
     assert [p.grad for p in aggregator.parameters()] == [None, None]
-
-
-def test_kappa_of_three_by_hand() -> None:
-    """Two pixels side by side: only the kernel's middle row works."""
-    weight = torch.zeros(1, 3, 3, 3, dtype=torch.float64)
-    weight[0, :, 1] = torch.arange(1.0, 10.0).view(3, 3)
-    table = kappa_table(weight, 3, 1, 2)[0]
-    # Pixel 0 reaches itself by the centre tap and pixel 1 by the left one; half for the mean.
-    expected = torch.tensor([[2 + 1, 3 + 2], [5 + 4, 6 + 5], [8 + 7, 9 + 8]]) / 2
-    assert torch.equal(table[first_row(3) : first_row(3) + 3], expected.double())
-    assert table[first_row(1) : first_row(1) + 1].tolist() == [[0.5, 0.5]]
-    assert table[first_row(2) : first_row(2) + 2].tolist() == [[0.25, 0.25]] * 2
 
 
 def test_recursions_that_are_not_linear_or_mix_all_channels_keep_the_general_path() -> None:
