@@ -211,7 +211,7 @@ def test_stopping_names_bag_and_image_and_keeps_what_is_written(
     good = tree(manifest.image_root)
     spoil(manifest)
     with pytest.raises(
-        ImageError, match=r"bag '002', img/002_1\.png: .*or extract with --on-error"
+        ImageError, match=r"bag '002', img/002_1\.png: .*or extract with `on_error=skip`"
     ):
         extract(manifest, CONFIG, tmp_path / "s")
     assert open_store(tmp_path / "s").missing_parts() == [1, 2, 3, 4]
