@@ -24,7 +24,6 @@ GROUND = {
     "files",
     "machine",
     "options",
-    "old_options",
     "backbone_input",
     "parallel",
 }
@@ -34,7 +33,6 @@ ALLOWED: dict[str, set[str]] = {
     "files": {"errors", "types"},
     "machine": {"errors", "types"},
     "options": {"errors", "types"},
-    "old_options": {"errors", "types"},
     "backbone_input": {"errors", "types", "options"},
     "parallel": {"errors", "types"},
     "devices": {"errors", "types", "machine"},
