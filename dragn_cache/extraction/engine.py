@@ -154,9 +154,9 @@ class Engine:
         self.failed += 1
         on_error, limit = self.plan.config.on_error, self.plan.config.max_errors
         if on_error == "stop" or (limit is not None and self.failed > limit):
-            remedy = f"{error.remedy}, or extract with --on-error skip"
+            remedy = f"{error.remedy}, or extract with `on_error=skip`"
             if on_error == "skip":
-                remedy = f"{self.failed} inputs failed: {error.remedy}, or raise --max-errors"
+                remedy = f"{self.failed} inputs failed: {error.remedy}, or raise `max_errors`"
             raise ImageError(
                 f"bag {instance.bag_id!r}, {error.where}",
                 expected=error.expected,

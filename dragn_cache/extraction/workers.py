@@ -115,7 +115,7 @@ class Decoder:
                 "decoding",
                 expected="worker processes that live",
                 got="one that died (out of memory?)",
-                remedy="run the same command again, with fewer --workers if it repeats",
+                remedy="run the same command again, with fewer `workers` if it repeats",
             ) from error
 
     def _stream_ahead(

@@ -20,7 +20,9 @@ from dragn_cache.runs.train import train_run
 from dragn_cache.store import open_store
 from dragn_cache.studies.config import CrossvalConfig
 from dragn_cache.training.config import TrainConfig
+from dragn_cache.training.losses import LOSSES
 from dragn_cache.training.recipes import settings_of
+from dragn_cache.training.schedules import SCHEDULES
 
 FLAGS = {
     name: f"--{name.replace('_', '-')}"
@@ -248,6 +250,12 @@ def test_a_field_more_is_an_option_a_key_a_record_and_a_bounded_error(
     assert line == f"error: {wanted}"
     study = CrossvalConfig(train=More(warmup_epochs=7), aggregators=(("mean", {}),))
     assert study.methods["mean"].to_table()["warmup_epochs"] == 7
+
+
+def test_the_words_for_losses_and_schedules_are_all_there_are() -> None:
+    known = declarations(TrainConfig)
+    assert set(re.findall(r"\w+", known["loss"].help)) == {"auto", "or", *LOSSES}
+    assert set(known["schedule"].choices or ()) == set(SCHEDULES)
 
 
 # --- sweeps ------------------------------------------------------------------------------------

@@ -165,7 +165,7 @@ def test_more_errors_than_allowed_stop_the_run(tmp_path: Path) -> None:
     for image in ("000_1", "002_3", "004_6"):
         (manifest.image_root / "img" / f"{image}.png").write_bytes(b"")
     lenient = {"on_error": "skip"}
-    with pytest.raises(ImageError, match=r"bag '004'.*3 inputs failed.*raise --max-errors"):
+    with pytest.raises(ImageError, match=r"bag '004'.*3 inputs failed.*raise `max_errors`"):
         extract(manifest, config(**lenient, max_errors=2), tmp_path / "s")
     # What an earlier run has written counts as well.
     with pytest.raises(ImageError, match="3 inputs failed"):

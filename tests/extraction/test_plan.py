@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,4 +53,4 @@ def test_an_image_feeds_all_its_rows_at_once(tmp_path: Path) -> None:
 def test_channels_that_the_data_set_lacks_are_refused_before_any_image(tmp_path: Path) -> None:
     manifest = read_manifest(write_dataset(tmp_path / "d", [2]))
     with pytest.raises(InputError, match="expected a known channel, got 'er'"):
-        plan_extraction(manifest, replace(CONFIG, rgb=("er", "red", "green")), None)
+        plan_extraction(manifest, CONFIG.replace(rgb=("er", "red", "green")), None)
