@@ -39,11 +39,12 @@ def verify(
     names = {number: opened.part_path(number).name for number in opened.parts}
     faulty = sorted({number for number, _, _ in damaged})
     moved = move_aside(opened, faulty) if repair else []
+    command = rebuild_command(opened.description, store)
     if as_json:
         rows = [{"bag_id": b, "part": names[n], "fault": w} for n, b, w in damaged]
         record: dict[str, Any] = {"damaged": rows, "missing_parts": missing}
         record |= {"parts": len(opened.parts), "moved": [str(path) for path in moved]}
-        screen.print_json({**record, "command": rebuild_command(opened.description, store)})
+        screen.print_json({**record, "command": command})
     else:
         for number, bag, what in damaged:
             screen.say(f"damaged: bag {bag!r} in {names[number]}: {what}")
@@ -57,7 +58,7 @@ def verify(
         if damaged and not repair:
             screen.note(f"to rewrite them: dragn-cache verify {shlex.quote(str(store))} --repair")
         elif damaged or missing:
-            _tell_how_to_rewrite(rebuild_command(opened.description, store))
+            _tell_how_to_rewrite(command)
     if damaged or missing:
         raise typer.Exit(1)
 
