@@ -54,5 +54,6 @@ def test_a_store_that_does_not_say_how_it_was_made_is_verified_all_the_same(
     assert "dragn-cache extract" not in result.stderr
 
 
-def test_whole_stores_need_no_command(store: Path) -> None:
-    assert json.loads(ok("verify", store, "--json"))["command"] is None
+def test_a_whole_store_tells_how_it_was_made_as_well(store: Path) -> None:
+    command = json.loads(ok("verify", store, "--json"))["command"]
+    assert command.startswith("dragn-cache extract --dataset ")

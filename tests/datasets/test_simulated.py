@@ -9,29 +9,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dragn_cache.backbone_input import ExtractDefaults
 from dragn_cache.datasets import simulated
 from dragn_cache.datasets.cells import CHANNELS, LABELS, FieldPlan, Plate, render_field
 from dragn_cache.datasets.config import SimulateConfig
 from dragn_cache.datasets.simulated import draw_field, plan_bag, simulate
 from dragn_cache.errors import InputError
 from dragn_cache.manifest.dataset_toml import dataset_text
+from dragn_cache.options import declarations
 
 SIZE = (71, 83)
 MANIFESTS = Path(simulated.__file__).parents[2] / "data_manifests"
 KEYS = {
     *("name", "title", "task", "labels", "channels", "images"),
     *("source", "licence", "citation", "extract"),
-}
-EXTRACT_KEYS = {
-    "backbone",
-    "size",
-    "taps",
-    "rgb",
-    "mean",
-    "std",
-    "interpolation",
-    "channels",
-    "intensity",
 }
 
 
@@ -306,7 +297,7 @@ def check_description(described: dict[str, object]) -> None:
     assert isinstance(labels, list)
     assert isinstance(extract, dict)
     assert len(set(labels)) == len(labels)
-    assert set(extract) <= EXTRACT_KEYS
+    assert set(extract) <= {*declarations(ExtractDefaults)}
     assert extract["taps"] == ["layer4", "avgpool"]
     assert set(extract.get("rgb", [])) <= set(described.get("channels", []))  # type: ignore[call-overload]
 

@@ -21,7 +21,12 @@ from dragn_cache.backbone_input import BackboneInput, ExtractDefaults, Interpola
 from dragn_cache.backbones import Preprocessing
 from dragn_cache.errors import InputError, SettingError
 from dragn_cache.extraction.config import EstimateConfig, ExtractConfig
-from dragn_cache.extraction.plan import describe, open_backbone, with_channels
+from dragn_cache.extraction.plan import (
+    choose_precision,
+    describe,
+    open_backbone,
+    with_channels,
+)
 from dragn_cache.images.crops import RESAMPLING
 from dragn_cache.manifest import Manifest, read_manifest
 from dragn_cache.options import declarations
@@ -114,7 +119,9 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 def digests_of(manifest: Manifest, config: ExtractConfig) -> dict[str, str]:
     config = with_channels(manifest, config.with_defaults(manifest.extract))
-    description = describe(manifest, config, open_backbone(config), config.compute)
+    description = describe(
+        manifest, config, open_backbone(config), config.compute, choose_precision(config)
+    )
     return {kind: description.digest(kind) for kind in KINDS}
 
 

@@ -182,7 +182,7 @@ def test_a_shipped_name_without_tables_says_what_to_put_where(
     how = f"put bags.csv and instances.csv into {here} .or set DRAGN_CACHE_DATA. and the images"
     how += f" into {here}/images"
     if name == "simulated":
-        how = f"run: dragn-cache simulate `out={here}`"
+        how = f"run: dragn-cache simulate --out {here}"
     with pytest.raises(ManifestError, match=f"expected a table {here}/bags.csv, got none; {how}"):
         read_manifest(name)
 

@@ -39,7 +39,7 @@ def test_tasks_read_one_array_and_come_back_once(capfd: pytest.CaptureFixture[st
 def test_a_process_that_ends_early_is_named() -> None:
     shared = SharedArray((2, 3), "float32")
     assert not shared.array.any()
-    with pytest.raises(DragnCacheError, match=r"worker process of -5.*fewer --jobs"):
+    with pytest.raises(DragnCacheError, match=r"worker process of -5.*fewer `jobs`"):
         list(run_tasks(add, shared, [-5], jobs=1, preload=["numpy"]))
 
 
@@ -56,5 +56,5 @@ def test_a_process_that_ends_between_tasks_is_named(monkeypatch: pytest.MonkeyPa
         return ready
 
     monkeypatch.setattr(local, "wait", late)
-    with pytest.raises(DragnCacheError, match=r"worker process of 2.*fewer --jobs"):
+    with pytest.raises(DragnCacheError, match=r"worker process of 2.*fewer `jobs`"):
         list(run_tasks(answer_and_end, 0, [1, 2], jobs=1, preload=["numpy"]))

@@ -39,7 +39,7 @@ def verify(
     names = {number: opened.part_path(number).name for number in opened.parts}
     faulty = sorted({number for number, _, _ in damaged})
     moved = move_aside(opened, faulty) if repair else []
-    command = rebuild_command(opened.description, store) if damaged or missing else None
+    command = rebuild_command(opened.description, store)
     if as_json:
         rows = [{"bag_id": b, "part": names[n], "fault": w} for n, b, w in damaged]
         record: dict[str, Any] = {"damaged": rows, "missing_parts": missing}
