@@ -188,8 +188,7 @@ class BackboneInput(Settings):
     intensity: str | None = setting(
         None,
         kind="features",
-        help="Which numbers become black and white: full, LOW:HIGH, percentile:LOW:HIGH or "
-        "channel-percentile:LOW:HIGH.",
+        help=f"Which numbers become black and white: {_FORMS}.",
         expected="a text, as full or percentile:1:99.8",
         shown_default="full",
         check=Intensity.parse,

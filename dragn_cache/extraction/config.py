@@ -9,7 +9,7 @@ from dragn_cache.backbone_input import DEFAULT_BACKBONE, ExtractDefaults
 from dragn_cache.layers import merge
 from dragn_cache.machine import default_workers
 from dragn_cache.options import Settings, declarations, setting
-from dragn_cache.store.config import WriteConfig
+from dragn_cache.store.config import DType, WriteConfig
 
 if TYPE_CHECKING:
     from dragn_cache.images.augment import Augmentation
@@ -35,9 +35,7 @@ class ExtractConfig(WriteConfig, ExtractDefaults):
     grid: int | None = setting(
         None, ge=1, kind="features", help="Pool maps to GRID×GRID first.", metavar="GRID"
     )
-    dtype: Literal["float16", "float32"] = setting(
-        "float16", kind="numerics", help="How features are stored."
-    )
+    dtype: DType = setting("float16", kind="numerics", help="How features are stored.")
     views: int = setting(
         0, ge=0, kind="features", help="Augmented copies of every instance beside the clean one."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from dragn_cache.options import setting
-from dragn_cache.store.config import WriteConfig
+from dragn_cache.store.config import DType, WriteConfig
 
 SourceLayout = Literal[
     "clam", "trident", "stamp", "pt", "npy", "torchmil", "npz", "anndata", "hdf5", "zarr"
@@ -19,7 +19,7 @@ class ImportConfig(WriteConfig):
     layout: SourceLayout | None = setting(
         None, help="Whose files they are.", shown_default="recognised"
     )
-    dtype: Literal["float16", "float32"] | None = setting(
+    dtype: DType | None = setting(
         None,
         kind="numerics",
         help="Convert the features.",

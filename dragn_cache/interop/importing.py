@@ -35,9 +35,9 @@ from dragn_cache.store import (
     open_writer,
     plan_parts,
 )
+from dragn_cache.store.config import DType
 from dragn_cache.store.part import Array
 from dragn_cache.store.plan import PART_BYTES
-from dragn_cache.store.schema import DType
 from dragn_cache.types import Progress
 
 

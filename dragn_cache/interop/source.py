@@ -24,8 +24,8 @@ import numpy as np
 from dragn_cache.errors import InputError
 from dragn_cache.manifest import Bag, Manifest, read_bags
 from dragn_cache.store import Failure, InstanceRecord
+from dragn_cache.store.config import DType
 from dragn_cache.store.part import DAMAGE, Array
-from dragn_cache.store.schema import DType
 from dragn_cache.types import CLEAN_VIEW
 
 TAP = "features"  # the tap's name where a layout has none

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from dragn_cache.options import Settings, setting
-from dragn_cache.scoring.rules import require_rule
+from dragn_cache.scoring.rules import RULES, require_rule
 from dragn_cache.training.config import device_setting
 
 Split = Literal["train", "validation", "test", "all"]
@@ -30,7 +30,7 @@ class EvaluateConfig(ApplyConfig):
     )
     decision: str | None = setting(
         None,
-        help="default, half, thresholds or top-K.",
+        help=f"{RULES}.",
         shown_default="the run's",
         check=require_rule,
     )

@@ -13,18 +13,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 
 from dragn_cache.errors import StoreError, StoreMismatchError
 from dragn_cache.files import write_text
+from dragn_cache.store.config import DType, Format
 from dragn_cache.types import CLEAN_VIEW
 
 SCHEMA_VERSION = 2
 KINDS = ("features", "numerics", "plan")
-Format = Literal["hdf5", "zarr"]
-DType = Literal["float16", "float32"]
 
 
 @dataclass(frozen=True)
@@ -126,9 +125,9 @@ def parse_description(text: str, path: Path) -> StoreDescription:
         taps = tuple(Tap(t["name"], tuple(t["shape"]), t["dtype"]) for t in record["taps"])
         sizes = [size for tap in taps for size in tap.shape]
         if (
-            record["format"] not in ("hdf5", "zarr")
+            record["format"] not in get_args(Format)
             or not taps
-            or any(tap.dtype not in ("float16", "float32") for tap in taps)
+            or any(tap.dtype not in get_args(DType) for tap in taps)
             or not all(isinstance(size, int) and size > 0 for size in sizes)
         ):
             raise TypeError("a format, taps or shapes that are not of this version")

@@ -11,7 +11,7 @@ from annotated_types import Ge, Le
 from dragn_cache.errors import SettingError
 from dragn_cache.machine import parse_memory
 from dragn_cache.options import Settings, declarations, setting
-from dragn_cache.scoring.rules import require_rule
+from dragn_cache.scoring.rules import RULES, require_rule
 from dragn_cache.training.losses import LOSSES
 
 OPTIONS = ("options", "loss_options", "schedule_options")
@@ -125,7 +125,7 @@ class TrainConfig(Settings):
     intervals: int = setting(1000, ge=0, help="Resamples for the intervals; 0: none.")
     decision: str = setting(
         "default",
-        help="What counts as yes: default, half, thresholds or top-K.",
+        help=f"What counts as yes: {RULES}.",
         check=require_rule,
     )
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ["OMP_NUM_THREADS"] = "1"  # the same sums on any number of cores
 
@@ -36,8 +36,9 @@ from dragn_cache.store import (
     open_writer,
     plan_parts,
 )
-from dragn_cache.store.schema import DType, Format
 
+Format = Literal["hdf5", "zarr"]
+DType = Literal["float16", "float32"]
 LABELS = ("actin", "golgi", "nucleus")
 SHAPE = (5, 2, 3)
 BAGS, PART_INSTANCES = 31, 71
