@@ -337,7 +337,12 @@ def test_looking_at_names_files_and_stores_loads_no_torch(data: Path, store: Pat
     names = {"torch", "torchvision"}
     for command in ("backbones", "recipes", "aggregators"):
         assert not HEAVY & loaded_by(command)
-    assert not HEAVY & loaded_by("aggregators", "dragn", "--json")
+    for line in (
+        ("aggregators", "dragn"),
+        ("aggregators", "dragn", "--json"),
+        ("recipes", "dragn-fly"),
+    ):
+        assert not HEAVY & loaded_by(*line)
     assert not HEAVY & loaded_by("backbones", "--json")
     assert not names & loaded_by("check", data)
     assert not names & loaded_by("info", store)
