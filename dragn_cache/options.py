@@ -8,8 +8,9 @@ A class of settings is a frozen pydantic model whose fields are made by `setting
 From that one line come the check and its error, the option of the command line and its help, the
 key that TOML files are read and written with, and what a run records.
 
-- A constructor, `replace` and `from_table` check everything and raise an InputError, never pydantic's. A
-  `SettingError` names the setting as a Python caller knows it; no flag is spelled here.
+- A constructor, `replace` and `from_table` check everything and raise an InputError, never
+  pydantic's error. A `SettingError` names the setting as a Python caller knows it; no flag is
+  spelled here.
 - Types are strict: True is not 1, "3" is not 3. A whole number will do for a number. Lists become
   tuples, so that what TOML and JSON give equals what Python gave.
 - TOML has no None. A None that is the default is left out; any other is written as the text
