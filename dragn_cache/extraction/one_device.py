@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ Say = Callable[[str], None]
 """Called with a line for people about something that takes a while."""
 
 POLL_SECONDS = (0.02, 1.0)  # between looks at parts that other processes work on: first, longest
+SILENT_SECONDS = 10.0  # of waiting for them, before a line says whom for
 
 
 def extract_on_one_device(
@@ -56,7 +58,7 @@ def extract_on_one_device(
         report.parts_total = len(writer.parts)
         if writer.missing():
             decoder.start()  # the workers begin while the network is made ready
-            run = _Run(writer, plan.bag_sizes, progress)
+            run = _Run(writer, plan.bag_sizes, progress, say)
             engine = Engine(plan, _open_forward(plan, say), writer, decoder, report, run.advance)
             report.start_seconds = time.perf_counter() - started
             run.until_complete(engine)
@@ -84,21 +86,29 @@ class _Run:
     """Passes over the missing parts until there are none; counts what other processes write too."""
 
     def __init__(
-        self, writer: StoreWriter, bag_sizes: Sequence[int], progress: Progress | None
+        self, writer: StoreWriter, bag_sizes: Sequence[int], progress: Progress | None, say: Say
     ) -> None:
         self.writer, self.bag_sizes, self.total = writer, bag_sizes, sum(bag_sizes)
+        self.say = say
         self.progress = progress or (lambda done, total: None)
         self._done = 0
 
     def until_complete(self, engine: Engine) -> None:
         pause, longest = POLL_SECONDS
+        waiting_since: float | None = None
         while missing := self.writer.missing():
             instances_missing = sum(self.bag_sizes[bag] for part in missing for bag in part.bags)
             self._done = self.total - instances_missing
             self.progress(self._done, self.total)
             if engine.write(self.writer.claim_missing()):
-                pause = POLL_SECONDS[0]
+                pause, waiting_since = POLL_SECONDS[0], None
             else:  # others work on what is left: wait until it is there, or they are dead
+                now = time.monotonic()
+                waiting_since = now if waiting_since is None else waiting_since
+                if now - waiting_since > SILENT_SECONDS:
+                    for line in self.writer.others():
+                        self.say(f"waiting for {line}")
+                    waiting_since = math.inf  # said once
                 time.sleep(pause)
                 pause = min(2 * pause, longest)
         self.progress(self.total, self.total)

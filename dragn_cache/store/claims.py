@@ -3,9 +3,10 @@
 A claim is a file that is created exclusively and holds host, process, its start time and a token.
 Its holder renews it (its time of modification) every `RENEW_SECONDS`. On the same host the process
 number and the start time decide whether the holder lives (numbers are used again); a claim of
-another host expires when it was not renewed for `EXPIRE_SECONDS`. Claims only save work: a process
-that loses a race has computed the same bytes and discards them, so a wrong decision about a holder
-never costs data.
+another host expires when it was not renewed for `EXPIRE_SECONDS`, by the clock of the file system:
+those of hosts differ, and a time far in the future is no holder's either. Claims only save work: a
+process that loses a race has computed the same bytes and discards them, so a wrong decision about a
+holder never costs data.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import fcntl
 import json
 import os
 import socket
+import tempfile
 import threading
 import time
 import uuid
@@ -158,9 +160,32 @@ def is_alive(path: Path) -> bool:
         # A process that has ended has no start time; another one of its number has another.
         return isinstance(pid, int) and claim.get("start") == started(pid) is not None
     try:
-        return time.time() - path.stat().st_mtime < EXPIRE_SECONDS
+        return abs(_seconds_since_renewal(path)) < EXPIRE_SECONDS
     except FileNotFoundError:
         return False
+
+
+def describe_holder(path: Path) -> str:
+    """Who holds a claim and since when it has not been renewed; empty if nobody does."""
+    claim = read_claim(path)
+    with suppress(FileNotFoundError):
+        if claim is not None:
+            who = f"process {claim.get('pid', 'unknown')} on {claim.get('host', 'unknown host')}"
+            return f"{who}, renewed {max(0.0, _seconds_since_renewal(path)):.0f} s ago"
+    return ""
+
+
+def _seconds_since_renewal(path: Path) -> float:
+    return _file_system_time(path.parent) - path.stat().st_mtime
+
+
+def _file_system_time(folder: Path) -> float:
+    """Now by the clock that dates a folder's files, or by this host's if none can be written."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
 
 
 def read_claim(path: Path) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from dragn_cache.errors import StoreError
 from dragn_cache.files import sync_folder, sync_tree, write_text
 from dragn_cache.manifest import Manifest
-from dragn_cache.store.claims import Claims
+from dragn_cache.store.claims import Claims, describe_holder
 from dragn_cache.store.formats import FORMATS
 from dragn_cache.store.part import DAMAGE, FAILURE_COLUMNS, Failure, damaged_part
 from dragn_cache.store.part_writer import PartWriter
@@ -79,6 +79,16 @@ class StoreWriter:
                 self.claims.release(part.name)
                 continue
             yield part
+
+    def others(self) -> list[str]:
+        """A line for each missing part that another process holds: who, and how to end it."""
+        held = {part.name: self.claims.path(part.name) for part in self.missing()}
+        holders = {name: describe_holder(path) for name, path in held.items()}
+        return [
+            f"part {name}: {holder}; if that has ended, remove {held[name]}"
+            for name, holder in holders.items()
+            if holder
+        ]
 
     @contextmanager
     def part(self, part: PartPlan) -> Iterator[PartWriter]:

@@ -580,3 +580,25 @@ def test_a_weights_file_with_one_changed_bit_is_refused(
     path.write_bytes(data)
     with pytest.raises(WeightsError, match=r"net\.pth: .*perhaps damaged"):
         extract(dataset([1]), config(weights=str(path)), tmp_path / "s")
+
+
+def test_waiting_for_another_host_says_whom_for_and_how_to_end_it(
+    dataset: MakeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, out = dataset(SIZES), tmp_path / "s"
+    extract(manifest, CONFIG, out)
+    (out / "parts" / "00001.h5").unlink()
+    claim = out / "parts" / ".00001.claim"
+    claim.write_text('{"host": "elsewhere", "pid": 7, "start": "5", "token": "t"}')
+    monkeypatch.setattr("dragn_cache.extraction.one_device.SILENT_SECONDS", 0.0)
+    lines: list[str] = []
+
+    def end_it(line: str) -> None:
+        lines.append(line)
+        claim.unlink()
+
+    extract(manifest, CONFIG, out, say=end_it)
+    assert (out / "parts" / "00001.h5").exists()
+    (line,) = lines
+    assert line.startswith("waiting for part 00001: process 7 on elsewhere, renewed 0 s ago; ")
+    assert line.endswith(f"remove {claim}")

@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 
 from dragn_cache.store import claims as module
-from dragn_cache.store.claims import Claims, is_alive, living_tokens, read_claim, started
+from dragn_cache.store.claims import (
+    Claims,
+    describe_holder,
+    is_alive,
+    living_tokens,
+    read_claim,
+    started,
+)
 
 
 def test_a_name_has_one_holder_until_it_is_released(tmp_path: Path) -> None:
@@ -137,3 +144,27 @@ def test_a_zombie_is_dead() -> None:
         time.sleep(0.005)
     assert started(child.pid) is None
     child.wait()
+
+
+def test_a_time_far_in_the_future_is_no_holders(tmp_path: Path) -> None:
+    path = tmp_path / ".00003.claim"
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "start": "5", "token": "t"}))
+    now = time.time()
+    os.utime(path, (now, now + 119))  # the clock of another host is a little ahead
+    assert is_alive(path)
+    os.utime(path, (now, now + 3600))
+    assert not is_alive(path)
+    with Claims(tmp_path) as claims:
+        assert claims.acquire("00003")
+
+
+def test_clocks_are_compared_through_the_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / ".00003.claim"
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 7, "start": "5", "token": "t"}))
+    now = time.time()
+    monkeypatch.setattr(module.time, "time", lambda: now + 86400)  # this host's clock is wrong
+    assert is_alive(path)
+    assert describe_holder(path).startswith("process 7 on elsewhere, renewed ")
+    assert describe_holder(tmp_path / ".00004.claim") == ""
