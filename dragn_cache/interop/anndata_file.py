@@ -29,6 +29,7 @@ from dragn_cache.manifest.reading import BAG_COLUMNS, GROUP_COLUMNS, LABEL_COLUM
 from dragn_cache.manifest.records import BOX_COLUMNS
 from dragn_cache.manifest.writing import bags_text
 from dragn_cache.store import InstanceRecord, Store, Tap
+from dragn_cache.store.hdf5_links import open_alone
 from dragn_cache.store.part import Array, corner_coords
 from dragn_cache.types import CLEAN_VIEW
 
@@ -48,6 +49,8 @@ class AnnDataSource(Source):
         self.path = path
         anndata = _import_anndata()
         with reading(path, "an AnnData file"):
+            with open_alone(path):
+                pass  # a look at its links; anndata opens it by name
             self._data = anndata.read_h5ad(path, backed="r")
             self._obs: pd.DataFrame = self._data.obs
         self._export: Mapping[str, Any] = self._data.uns.get(EXPORT_KEY, {})
