@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 import dragn_cache
 from dragn_cache.errors import DragnCacheError
+from dragn_cache_cli.own_classes import find_own_classes
 
 # name → module of this package, with a function of its name, and the first line of its help. A
 # module is imported when its command is called: that halves the time of --help.
@@ -75,8 +76,9 @@ COMMANDS = {
     ),
     "simulate": ("simulate", "Write a simulated fluorescence data set: PNG files and a manifest."),
 }
-# Where an aggregator may be a class of one's own, by its name or by a run that was trained with it.
-NAME_CLASSES = ("train-agg", "crossval", "evaluate", "predict", "explain", "aggregators")
+# Where an aggregator may be a class of one's own by its name. Commands that apply a run look in the
+# working directory only for the class that they are told to allow.
+NAME_CLASSES = ("train-agg", "crossval", "aggregators")
 
 LOOKS: dict[str, Any] = {
     "add_completion": False,
@@ -191,14 +193,7 @@ def options(
 ) -> None:
     """Options that come before the command."""
     if context.invoked_subcommand in NAME_CLASSES:
-        _find_own_classes()
-
-
-def _find_own_classes() -> None:
-    """Let modules in the working directory be imported, after all others."""
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.append(folder)
+        find_own_classes()
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

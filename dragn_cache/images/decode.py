@@ -2,9 +2,10 @@
 
 Pillow reads the kinds of files that it reads exactly. Of the rest, imagecodecs reads colour PNG of
 16 bits, and tifffile reads TIFF of more than 8 bits or of several channels or pages; both are
-imported when a file needs them. Decoding is strict: a file that ends before its last pixel is an
-error, never a half-grey picture. The memory that a file needs is known from its header; a file that
-needs too much is refused before it is decoded.
+imported when a file needs them. Decoding is strict: a file that ends before its last pixel, or a
+JPEG with a hole, is an error, never a half-grey picture. The memory that a file needs is known from
+its header, and from those of JPEGs and other pictures in it; a file that needs too much is refused
+before it is decoded.
 """
 
 from __future__ import annotations
@@ -20,14 +21,23 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT, TiffImageFile
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    COMPRESSION,
+    EXTRASAMPLES,
+    SAMPLEFORMAT,
+    TiffImageFile,
+)
 
 from dragn_cache.errors import ImageError
+from dragn_cache.images.jpeg import read_frame, require_whole
+from dragn_cache.images.tiff_parts import PICTURE_CODECS, require_sound_parts
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 MAX_PIXELS = 2**28  # of a plane, as 16384 × 16384; a larger image is refused before it is decoded
 MAX_BYTES = 2**31  # of a file, and of all its planes decoded
+STRIP_PIXELS = 2**20
 Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS stands in for Pillow's own limit, which only warns
 
 Decoded = tuple[NDArray[np.generic], float | None, bool]
@@ -142,17 +152,37 @@ def _decode(where: str, data: bytes) -> Decoded:
             got=f"{frames} in one file (an animation?)",
             remedy="save the one that counts as a file of its own",
         )
+    if image.format == "JPEG":
+        _require_sound_jpeg(where, data)
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(COMPRESSION) in PICTURE_CODECS:
+        _require_finite_pages(where, data)
+        with _import(where, "tifffile").TiffFile(io.BytesIO(data), _multifile=False) as file:
+            require_sound_parts(where, data, file.pages.first)
     image.load()
     orientation = image.getexif().get(274, 1)
     if image.format == "PNG" and data[24] == 16 and data[25] != 0:
         deep = _decode_deep_png(where, data)
         return turn(deep, orientation), 65535.0, len(deep) == 3
-    return _from_pillow(where, ImageOps.exif_transpose(image))
+    planes, full, colour = _from_pillow(where, image)
+    return turn(planes, orientation), full, colour
+
+
+def _require_sound_jpeg(where: str, data: bytes) -> None:
+    """Raise for a JPEG that is not whole, or takes too much memory."""
+    frame = read_frame(data)
+    pixels = frame.width * frame.height
+    # Pillow takes four bytes for a pixel of any colours; three are the planes.
+    needed = pixels * (2 if frame.components == 1 else 7) + frame.coefficient_bytes
+    _require_at_most(where, needed, MAX_BYTES, "bytes of memory")
+    require_whole(data, frame)
 
 
 def _is_plain(image: TiffImageFile) -> bool:
-    """Whether Pillow reads this TIFF exactly: one page of at most 8 unsigned bits a sample."""
+    """Whether Pillow reads this TIFF exactly: one page of at most 8 unsigned bits a sample, with
+    no sample but its colours."""
     tags = image.tag_v2
+    if EXTRASAMPLES in tags:
+        return False
     if max(tags.get(BITSPERSAMPLE, (1,))) > 8 or set(tags.get(SAMPLEFORMAT, (1,))) - {1, 4}:
         return False
     return image.n_frames == 1 and image.mode in _GREY_MODES + _COLOUR_MODES
@@ -162,7 +192,7 @@ def _from_pillow(where: str, image: Image.Image) -> Decoded:
     if image.mode in _GREY_MODES:
         if image.mode.startswith("I"):
             return np.asarray(image).astype(np.uint16)[None], 65535.0, False
-        return np.asarray(image.convert("L"))[None], 255.0, False
+        return _converted(image, "L")[None], 255.0, False
     if image.mode not in _COLOUR_MODES:
         raise ImageError(
             where,
@@ -170,9 +200,20 @@ def _from_pillow(where: str, image: Image.Image) -> Decoded:
             got=f"mode {image.mode}",
             remedy="convert it to grey or RGB",
         )
-    if image.mode in ("P", "PA") and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return np.asarray(image.convert("RGB")).transpose(2, 0, 1), 255.0, True
+    through = "RGBA" if image.mode in ("P", "PA") and "transparency" in image.info else None
+    return _converted(image, "RGB", through).transpose(2, 0, 1), 255.0, True
+
+
+def _converted(image: Image.Image, mode: str, through: str | None = None) -> NDArray[np.uint8]:
+    """Pixels in a mode, (h, w) or (h, w, 3); in strips, for Pillow makes several copies of each."""
+    shape = (image.height, image.width, 3)[: 3 if mode == "RGB" else 2]
+    pixels = np.empty(shape, np.uint8)
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        strip = strip if through is None else strip.convert(through)
+        pixels[top : top + rows] = np.asarray(strip.convert(mode))
+    return pixels
 
 
 def _decode_deep_png(where: str, data: bytes) -> NDArray[np.generic]:
@@ -197,20 +238,28 @@ def _decode_tiff(where: str, data: bytes) -> Decoded:
             )
         series = whole[0]
         _require_readable_tiff(where, series, len(data))
+        for part in series.pages:
+            require_sound_parts(where, data, part)
         values = series.asarray()
         page = series.keyframe
         photometric, bits = page.photometric.name, page.bitspersample
         alphas = sum(int(extra) in (1, 2) for extra in page.extrasamples)
         tag = page.tags.get(274)
         orientation = 1 if tag is None else int(tag.value)
-    planes, samples = _stack(values, series.axes, alphas)
-    colour = photometric in ("RGB", "YCBCR") and len(planes) == samples == 3
+    planes, samples = _stack(values, series.axes)
     full: float | None = None
     if planes.dtype.kind in "ub":
-        full = float(2 ** (bits if isinstance(bits, int) else 8 * planes.dtype.itemsize) - 1)
+        bits = bits if isinstance(bits, int) else 8 * planes.dtype.itemsize
+        full = float(2**bits - 1)
         planes = planes.astype(np.uint8) if planes.dtype.kind == "b" else planes
-        if photometric == "MINISWHITE":
-            planes = (full - planes.astype(np.float64)).astype(planes.dtype)
+    # Writers call a fourth channel alpha unasked: it is one only if it hides nothing.
+    colours = samples - alphas
+    extra = np.arange(len(planes)) % samples >= colours
+    if alphas and all((plane == (full or 1)).all() for plane in planes[extra]):
+        planes, samples = planes[~extra], colours
+    colour = photometric in ("RGB", "YCBCR") and len(planes) == samples == 3
+    if full is not None and photometric == "MINISWHITE":
+        planes = np.subtract(planes.dtype.type(2**bits - 1), planes)
     return turn(planes, orientation), full, colour
 
 
@@ -250,14 +299,11 @@ def _require_readable_tiff(where: str, series: Any, length: int) -> None:
             )
 
 
-def _stack(values: NDArray[np.generic], axes: str, alphas: int) -> tuple[NDArray[np.generic], int]:
+def _stack(values: NDArray[np.generic], axes: str) -> tuple[NDArray[np.generic], int]:
     """An array of any axes as (P, h, w), and the samples of a pixel, whose axis varies fastest."""
     order = sorted(range(len(axes)), key=lambda k: "SYX".find(axes[k]))
     values = values.transpose(order)
-    samples = 1
-    if "S" in axes:
-        samples = values.shape[-3] - alphas
-        values = values[..., :samples, :, :]
+    samples = values.shape[-3] if "S" in axes else 1
     planes = values.reshape(-1, *values.shape[-2:])
     kind = "f4" if planes.dtype == np.float16 else planes.dtype.newbyteorder("=")
     return planes.astype(kind, copy=False), samples

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import h5py
 import numpy as np
 
 from dragn_cache.errors import InputError
@@ -29,6 +30,7 @@ from dragn_cache.manifest.reading import BAG_COLUMNS, GROUP_COLUMNS, LABEL_COLUM
 from dragn_cache.manifest.records import BOX_COLUMNS
 from dragn_cache.manifest.writing import bags_text
 from dragn_cache.store import InstanceRecord, Store, Tap
+from dragn_cache.store.hdf5_links import open_alone
 from dragn_cache.store.part import Array, corner_coords
 from dragn_cache.types import CLEAN_VIEW
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+INDEX_BLOCK = 2**20
 EXPORT_KEY = "dragn_cache"  # in ``uns``: what an export of this package adds
 
 
@@ -48,6 +51,8 @@ class AnnDataSource(Source):
         self.path = path
         anndata = _import_anndata()
         with reading(path, "an AnnData file"):
+            with open_alone(path) as file:  # anndata opens it by name
+                _require_sound_matrix(path, file)
             self._data = anndata.read_h5ad(path, backed="r")
             self._obs: pd.DataFrame = self._data.obs
         self._export: Mapping[str, Any] = self._data.uns.get(EXPORT_KEY, {})
@@ -118,6 +123,40 @@ class AnnDataSource(Source):
             InstanceRecord(image or record.image, box, order, record.digest)
             for record, image, box, order in zip(records, images, boxes, orders, strict=True)
         ]
+
+
+def _require_sound_matrix(path: Path, file: Any) -> None:
+    """Raise `InputError` for a sparse ``X`` whose indices lie outside of its shape.
+
+    Neither anndata nor SciPy looks at them: they would read and write beside the matrix.
+    """
+    matrix = file.get("X")
+    if matrix is None or isinstance(matrix, h5py.Dataset):
+        return
+    legacy = "h5sparse_format" in matrix.attrs
+    kind = matrix.attrs["h5sparse_format" if legacy else "encoding-type"]
+    rows, columns = map(int, matrix.attrs["h5sparse_shape" if legacy else "shape"])
+    major, minor = (rows, columns) if str(kind).startswith("csr") else (columns, rows)
+    data, indices, starts = (matrix[name] for name in ("data", "indices", "indptr"))
+    edges = starts[...]
+    if (
+        edges.dtype.kind not in "iu"
+        or edges.shape != (major + 1,)
+        or data.shape != indices.shape
+        or (edges[0], edges[-1]) != (0, len(indices))
+        or (edges[1:] < edges[:-1]).any()
+    ):
+        raise _bad_matrix(path, f"indptr that runs from 0 to {len(indices)}", "others")
+    for start in range(0, len(indices), INDEX_BLOCK):
+        block = indices[start : start + INDEX_BLOCK]
+        wrong = (block < 0) | (block >= minor)
+        if block.dtype.kind not in "iu" or wrong.any():
+            got = str(block[wrong][0] if wrong.any() else block.dtype)
+            raise _bad_matrix(path, f"indices from 0 to {minor - 1}", got)
+
+
+def _bad_matrix(path: Path, expected: str, got: str) -> InputError:
+    return InputError(f"{path}, X", expected=expected, got=got, remedy="write the file again")
 
 
 def _rows_by_bag(bags: Array) -> dict[str, Array]:

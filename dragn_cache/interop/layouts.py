@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import h5py
-
 from dragn_cache.errors import InputError
 from dragn_cache.interop.anndata_file import AnnDataSource, AnnDataTarget
 from dragn_cache.interop.h5_files import (
@@ -22,6 +20,7 @@ from dragn_cache.interop.source import SOURCE_DAMAGE, Source
 from dragn_cache.interop.target import Target
 from dragn_cache.interop.tensor_files import TensorSource
 from dragn_cache.interop.whole_file import Hdf5Source, Hdf5Target, ZarrSource, ZarrTarget
+from dragn_cache.store.hdf5_links import open_alone
 
 SOURCES: dict[str, type[Source]] = {
     "clam": ClamSource,
@@ -134,7 +133,7 @@ def _h5_keys(path: Path) -> frozenset[str]:
     if path.suffix != ".h5":
         return frozenset()
     try:
-        with h5py.File(path, "r") as file:
+        with open_alone(path) as file:
             keys = set(file)
             if "features" in keys and "encoder" in file["features"].attrs:
                 keys.add("features@encoder")

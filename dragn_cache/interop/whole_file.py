@@ -19,6 +19,7 @@ from dragn_cache.interop.source import BagFeatures, MadeBy, Source, manifest_fro
 from dragn_cache.interop.target import Target, bags_without_part
 from dragn_cache.manifest.writing import bags_text
 from dragn_cache.store import FORMATS, InstanceRecord, PartIndex, Store, StoreDescription, Tap
+from dragn_cache.store.hdf5_links import open_alone
 from dragn_cache.store.part import Array, RowTable, bag_digests, require_index
 from dragn_cache.store.schema import parse_description
 
@@ -186,7 +187,7 @@ def joined_index(pieces: Iterable[PartIndex]) -> PartIndex:
 
 def _read_texts(path: Path, layout: str) -> list[str]:
     if layout == "hdf5":
-        with h5py.File(path, "r") as file:
+        with open_alone(path) as file:
             return [str(file[f"store/{name}"].asstr()[0]) for name in TEXTS]
     group: Any = zarr.open_group(path, mode="r")
     return [str(group[f"store/{name}"][0]) for name in TEXTS]

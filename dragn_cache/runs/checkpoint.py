@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import pickle
 import reprlib
@@ -122,13 +123,19 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     write_bytes(path, content.getvalue())
 
 
-def load_checkpoint(run: Path) -> tuple[Model, Checkpoint]:
+def load_checkpoint(run: Path, allow_class: str | None = None) -> tuple[Model, Checkpoint]:
     """The model of a run, in evaluation mode, and its checkpoint.
 
+    Args:
+        allow_class: the one class of another module that may be imported if the checkpoint names
+            it, as ``package.module:Class``.
+
     Raises:
-        InputError: as `read_checkpoint`, or the model cannot be made of it.
+        InputError: as `read_checkpoint`, the model cannot be made of it, or it is of a class that
+            is not allowed.
     """
     checkpoint = read_checkpoint(run)
+    _require_allowed(run, checkpoint.config.aggregator, allow_class)
     labels = len(checkpoint.labels)
     try:
         model = load_model(
@@ -171,6 +178,31 @@ def read_checkpoint(run: Path) -> Checkpoint:
             remedy="use the version of dragn-cache that wrote it, or train again",
         )
     return _parse(path, record)
+
+
+def _require_allowed(run: Path, name: str, allowed: str | None) -> None:
+    """Raise unless a class of one's own is allowed, and lies outside the run's folder."""
+    module, colon, _ = name.partition(":")
+    if not colon:
+        return
+    if name != allowed:
+        raise InputError(
+            f"{_path(run)}, config.aggregator",
+            expected="an aggregator of this package, or one that `allow_class` names",
+            got=name,
+            remedy=f"if you trust the module {module}, give `allow_class={name}`",
+        )
+    package = module.partition(".")[0]
+    spec = importlib.util.find_spec(package)  # imports nothing
+    places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or ())]
+    for place in places:
+        if place is not None and Path(place).resolve().is_relative_to(run.resolve()):
+            raise InputError(
+                f"{_path(run)}, config.aggregator",
+                expected=f"{package} outside the run's folder",
+                got=place,
+                remedy="move it to where your own code lies, if you trust it",
+            )
 
 
 def _path(run: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from dragn_cache.errors import SettingError
 from dragn_cache.options import Settings, setting
 from dragn_cache.scoring.rules import RULES, require_rule
 from dragn_cache.training.config import device_setting
@@ -11,10 +12,28 @@ from dragn_cache.training.config import device_setting
 Split = Literal["train", "validation", "test", "all"]
 
 
+def _require_class_name(name: str) -> None:
+    module, _, attribute = name.partition(":")
+    if not all(word.isidentifier() for word in [*module.split("."), attribute]):
+        raise SettingError(
+            "allow_class", expected="package.module:Class", got=repr(name), remedy="correct it"
+        )
+
+
 class ApplyConfig(Settings):
-    """Settings of applying a run's model."""
+    """Settings of applying a run's model.
+
+    A checkpoint is only data: a class that it names, other than this package's, is imported only if
+    ``allow_class`` names it too, and never from the run's folder.
+    """
 
     device: str = device_setting()
+    allow_class: str | None = setting(
+        None,
+        help="Aggregator of your own that the run may name: its module is imported.",
+        metavar="MODULE:CLASS",
+        check=_require_class_name,
+    )
 
 
 class EvaluateConfig(ApplyConfig):

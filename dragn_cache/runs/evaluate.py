@@ -92,7 +92,7 @@ def evaluate_run(
     """
     require_new(out)
     target, split = find_device(config.device), config.split
-    model, checkpoint = load_checkpoint(run)
+    model, checkpoint = load_checkpoint(run, config.allow_class)
     decision = _decision(run, checkpoint, config.decision, warn)
     if store is None:
         _require_no_bags_table(bags_csv)

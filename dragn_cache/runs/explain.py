@@ -104,7 +104,7 @@ def explain_run(
     """
     require_new(out)
     device = find_device(config.device)
-    model, checkpoint = load_checkpoint(run)
+    model, checkpoint = load_checkpoint(run, config.allow_class)
     require_same_features(run, checkpoint, store, warn)
     store.require_complete()
     method = choose_method(model, config.method)

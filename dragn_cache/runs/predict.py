@@ -47,7 +47,7 @@ def predict_run(
     """
     require_new(out)
     target = find_device(config.device)
-    model, checkpoint = load_checkpoint(run)
+    model, checkpoint = load_checkpoint(run, config.allow_class)
     require_same_features(run, checkpoint, store, warn)
     store.require_complete()
     labelling = _labelling_for(checkpoint, store, bags_csv, warn)

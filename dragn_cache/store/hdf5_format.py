@@ -9,6 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from dragn_cache.store.hdf5_links import own_dataset
 from dragn_cache.store.part import (
     Array,
     BagRows,
@@ -53,14 +54,14 @@ class Hdf5Format:
 
     def read_index(self, path: Path) -> PartIndex:
         with h5py.File(path, "r") as file:
-            return index_from_arrays(lambda name, text: _read(file[name], text))
+            return index_from_arrays(lambda name, text: _read(own_dataset(file, name), text))
 
     def read_bags(self, path: Path) -> BagRows:
         with h5py.File(path, "r") as file:
             return BagRows(
-                ids=tuple(str(v) for v in _read(file["bags/id"], True)),
-                offsets=_read(file["bags/offsets"], False),
-                rows=len(file["instances/order"]),
+                ids=tuple(str(v) for v in _read(own_dataset(file, "bags/id"), True)),
+                offsets=_read(own_dataset(file, "bags/offsets"), False),
+                rows=len(own_dataset(file, "instances/order")),
             )
 
     def read_rows(self, path: Path, tap: Tap, view: str, pieces: Pieces) -> None:
@@ -68,7 +69,7 @@ class Hdf5Format:
         if not pieces:  # an empty dataset has no bytes in the file
             return
         with h5py.File(path, "r") as file:
-            dataset = file[f"taps/{tap.name}/{view}"]
+            dataset = own_dataset(file, f"taps/{tap.name}/{view}")
             require_extent(dataset.shape, dataset.dtype, tap, pieces)
             offset = dataset.id.get_offset()
         with path.open("rb", buffering=0) as raw:

@@ -149,7 +149,7 @@ def test_a_class_of_ones_own_in_the_working_directory(
     name, short = "my_half:Half", ("--epochs", 1, "--intervals", 0)
     assert "my_half:Half" in typed("aggregators", name)
     typed("train-agg", "--store", store, "--aggregator", name, *short, "--out", "r")
-    typed("predict", "r", "--store", store, "--out", "p")
+    typed("predict", "r", "--store", store, "--out", "p", "--allow-class", name)
     assert (tmp_path / "p" / "metrics.json").is_file()
     args = ["--aggregator", f"{name},mean", "--folds", 3, "--seeds", 1, "--jobs", 2, *short]
     summary = json.loads(typed("crossval", "--store", store, *args, "--out", "cv", "--json"))

@@ -91,6 +91,7 @@ def test_grey_tiff(tmp_path: Path, dtype: str, compression: str | None, order: s
 @pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
 def test_colour_tiff(tmp_path: Path, planar: str, alpha: list[str], dtype: str) -> None:
     array = numbers(3 + len(alpha), H, W, dtype=dtype)
+    array[3:] = 1 if dtype == "f4" else np.iinfo(dtype).max  # opaque everywhere
     path = tiff(
         tmp_path / "x",
         array if planar == "separate" else array.transpose(1, 2, 0),

@@ -310,7 +310,8 @@ def test_attention_per_label_has_a_column_for_each(store: Store, tmp_path: Path)
     config = CONFIG.replace(aggregator="own_aggregators:Branches")
     train_run(store, config, tmp_path / "run")
     out = tmp_path / "out"
-    explain_run(tmp_path / "run", store, out, ExplainConfig(h5=False), bags=("004",))
+    own = ExplainConfig(h5=False, allow_class="own_aggregators:Branches")
+    explain_run(tmp_path / "run", store, out, own, bags=("004",))
     table = cells(out / "instances.csv", [f"attention_{label}" for label in LABELS])
     assert table.shape[1] < CHANNELS
     np.testing.assert_array_equal(table, store.bag("004", "gap")[:, :3].astype(np.float64))

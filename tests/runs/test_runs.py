@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import command_line
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 from dragn_cache.errors import (
     InputError,
     ManifestError,
+    SettingError,
     StoreError,
     StoreMismatchError,
     UnknownNameError,
@@ -26,6 +29,7 @@ from dragn_cache.errors import (
 from dragn_cache.loading.labelling import read_labelling
 from dragn_cache.manifest import Bag, write_bags
 from dragn_cache.runs.checkpoint import load_checkpoint, read_checkpoint, write_checkpoint
+from dragn_cache.runs.config import ApplyConfig
 from dragn_cache.runs.folder import run_name
 from dragn_cache.runs.predict import predict_run
 from dragn_cache.runs.train import train_run
@@ -725,6 +729,55 @@ def test_a_state_of_another_model_is_refused(run: Path, tmp_path: Path) -> None:
     other = copied(run, tmp_path, (tmp_path / "x.pt").read_bytes())
     with pytest.raises(InputError, match=r"expected a checkpoint of dragn-cache, got Error\(s\)"):
         load_checkpoint(other)
+
+
+def names_a_class(run: Path, tmp_path: Path, name: str) -> Path:
+    """A copy of a run whose checkpoint says that its aggregator is another."""
+    record = torch.load(run / "checkpoint.pt", weights_only=True)
+    torch.save({**record, "config": {**record["config"], "aggregator": name}}, tmp_path / "x.pt")
+    return copied(run, tmp_path, (tmp_path / "x.pt").read_bytes())
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "explain"])
+def test_no_class_is_imported_because_a_checkpoint_names_it(
+    run: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    (tmp_path / "evilmod.py").write_text("open('imported', 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    other = names_a_class(run, tmp_path, "evilmod:X")
+    with pytest.raises(InputError, match=r"got evilmod:X; .* give `allow_class=evilmod:X`"):
+        load_checkpoint(other)
+    with pytest.raises(InputError, match="got evilmod:X"):  # another one is allowed
+        load_checkpoint(other, "evilmod:Y")
+    words = [command, other, "--store", store.path, "--out", "o"]
+    assert "got evilmod:X" in command_line.refused(*words)
+    assert "give --allow-class evilmod:X" in command_line.refused(*words)
+    assert not (tmp_path / "imported").exists()
+    monkeypatch.delitem(sys.modules, "evilmod", raising=False)
+    with pytest.raises(InputError, match=r"expected package\.module:Class that can be imported"):
+        load_checkpoint(other, "evilmod:X")
+    assert (tmp_path / "imported").exists()
+
+
+def test_an_allowed_class_is_not_taken_from_the_runs_folder(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = names_a_class(run, tmp_path, "evilpack.inner:X")
+    (other / "evilpack").mkdir()
+    for name in ("__init__", "inner"):
+        (other / "evilpack" / f"{name}.py").write_text("open('imported', 'w').close()\n")
+    monkeypatch.chdir(other)
+    monkeypatch.syspath_prepend(other)
+    with pytest.raises(InputError, match=r"expected evilpack outside the run.s folder, got /"):
+        load_checkpoint(other, "evilpack.inner:X")
+    assert not (other / "imported").exists()
+
+
+@pytest.mark.parametrize("name", ["", "abmil", "a:", ":X", "a..b:X", "a b:X", "../a:X", "a:X:Y"])
+def test_what_is_no_classs_name_is_not_allowed(name: str) -> None:
+    with pytest.raises(SettingError, match=r"allow_class: expected package\.module:Class"):
+        ApplyConfig(allow_class=name)
 
 
 @pytest.mark.parametrize("lacks", [(), ("seen", "decision", "best_epoch")])

@@ -10,6 +10,7 @@ import typer
 from dragn_cache.runs.config import EvaluateConfig
 from dragn_cache.scoring.scores import CALIBRATION_SCORES, SCORES
 from dragn_cache_cli.options import takes
+from dragn_cache_cli.own_classes import find_own_classes
 
 
 @takes(EvaluateConfig)
@@ -35,6 +36,8 @@ def evaluate(
     from dragn_cache.store import open_store
     from dragn_cache_cli import screen
 
+    if config.allow_class is not None:
+        find_own_classes()
     evaluation = evaluate_run(
         run,
         out,

@@ -9,6 +9,7 @@ import typer
 
 from dragn_cache.runs.config import ExplainConfig
 from dragn_cache_cli.options import takes
+from dragn_cache_cli.own_classes import find_own_classes
 
 
 @takes(ExplainConfig)
@@ -32,6 +33,8 @@ def explain(
     from dragn_cache.store import open_store
     from dragn_cache_cli import parsing, screen
 
+    if config.allow_class is not None:
+        find_own_classes()
     with screen.progress_bar("explaining", "instances") as progress:
         explained = explain_run(
             run,

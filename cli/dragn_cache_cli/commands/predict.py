@@ -10,6 +10,7 @@ import typer
 from dragn_cache.runs.config import ApplyConfig
 from dragn_cache.scoring.scores import AUC_MACRO
 from dragn_cache_cli.options import takes
+from dragn_cache_cli.own_classes import find_own_classes
 
 
 @takes(ApplyConfig)
@@ -28,6 +29,8 @@ def predict(
     from dragn_cache.store import open_store
     from dragn_cache_cli import screen
 
+    if config.allow_class is not None:
+        find_own_classes()
     scores = predict_run(run, open_store(store), out, config, bags_csv=bags, warn=screen.warn)
     screen.out.print(f"predictions: {out / 'predictions.csv'}", markup=False, soft_wrap=True)
     if scores is not None:
