@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,20 @@ def require_new(out: Path) -> None:
 
 def write_csv(path: Path, head: Sequence[str], rows: Any) -> None:
     """Write a table atomically."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    write_text(path, csv_text(head, rows))
+
+
+def csv_text(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table as text that the csv module reads back, whatever is in its cells."""
+    text = io.StringIO(newline="")
+    plain = csv.writer(text, lineterminator="\n")
+    # Python quotes a cell for the line's end that it writes, not for the one that it also reads.
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in itertools.chain((head,), rows):
+        cells = list(row)
+        has_return = any("\r" in cell for cell in cells if isinstance(cell, str))
+        (quoted if has_return else plain).writerow(cells)
+    return text.getvalue()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -17,7 +17,6 @@ set begins with the smaller one.
 
 from __future__ import annotations
 
-import csv
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from PIL import Image
 from dragn_cache.datasets.cells import CHANNELS, LABELS, FieldPlan, Plate, Quality, render_field
 from dragn_cache.datasets.config import SimulateConfig
 from dragn_cache.errors import InputError
+from dragn_cache.files import write_csv
 from dragn_cache.manifest import Bag, Instance, Manifest, write_manifest
 from dragn_cache.manifest.dataset_toml import dataset_text
 
@@ -249,8 +249,5 @@ def _draw_images(
 
 
 def _write_truth(path: Path, plans: Sequence[BagPlan]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(("bag_id", "order", "quality"))
-        for plan in plans:
-            table.writerows((plan.bag_id, k, field.quality) for k, field in enumerate(plan.fields))
+    rows = [(plan.bag_id, k, f.quality) for plan in plans for k, f in enumerate(plan.fields)]
+    write_csv(path, ("bag_id", "order", "quality"), rows)

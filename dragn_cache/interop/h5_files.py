@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import h5py
 import numpy as np
 
 from dragn_cache.errors import InputError
+from dragn_cache.files import csv_text
 from dragn_cache.interop.bag_files import BagFiles, FileFeatures
 from dragn_cache.interop.source import UNKNOWN, MadeBy
 from dragn_cache.interop.target import (
@@ -121,10 +121,8 @@ class ClamTarget(Target):
             write_tensor(path / "pt_files" / f"{bag_id}.pt", exported.values)
             advance()
         write_tables(store, tap, path)
-        with path.joinpath("slides.csv").open("w", newline="", encoding="utf-8") as table:
-            rows = csv.writer(table, lineterminator="\n")
-            rows.writerow(["case_id", "slide_id", "label"])
-            rows.writerows(_slide_row(bag) for bag in store.bags)
+        slides = csv_text(["case_id", "slide_id", "label"], map(_slide_row, store.bags))
+        path.joinpath("slides.csv").write_text(slides, encoding="utf-8", newline="")
 
 
 def _slide_row(bag: Bag) -> list[str]:

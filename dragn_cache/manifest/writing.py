@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dragn_cache.errors import InputError
+from dragn_cache.files import csv_text
 from dragn_cache.manifest.dataset_toml import write_dataset_toml
 from dragn_cache.manifest.records import BOX_COLUMNS, Bag, Manifest
-from dragn_cache.manifest.tables import join_cell
+from dragn_cache.manifest.tables import join_cell, split_cell
+
+_REMEDY = "correct it where it comes from"
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
@@ -22,13 +24,12 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     images = root.relative_to(base) if root.is_relative_to(base) else root
     write_dataset_toml(manifest, folder / "dataset.toml", images=images.as_posix())
     write_bags(manifest.bags, folder / "bags.csv")
-    with (folder / "instances.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["bag_id", "image", "order", *BOX_COLUMNS])
-        for bag in manifest.bags:
-            for row in manifest.instances.get(bag.bag_id, ()):
-                image = join_cell([row.image])
-                writer.writerow([row.bag_id, image, row.order, *(row.box or ("",) * 4)])
+    rows = [row for bag in manifest.bags for row in manifest.instances.get(bag.bag_id, ())]
+    cells = (
+        [row.bag_id, join_cell([row.image]), row.order, *(row.box or ("",) * 4)] for row in rows
+    )
+    text = csv_text(["bag_id", "image", "order", *BOX_COLUMNS], cells)
+    (folder / "instances.csv").write_text(text, encoding="utf-8", newline="")
 
 
 def write_bags(
@@ -39,23 +40,66 @@ def write_bags(
 
 
 def bags_text(bags: Sequence[Bag], *, added: Mapping[str, Sequence[object]] | None = None) -> str:
-    """The text that `write_bags` writes."""
+    """The text that `write_bags` writes.
+
+    Raises:
+        InputError: an id, a label or another cell that would be read back as another text.
+    """
+    require_held_bags(bags)
     added = added or {}
     extra = list(dict.fromkeys(c for bag in bags for c in bag.extra if c not in added))
     labelled = any(bag.labels is not None for bag in bags)
     head = ["bag_id", *(["labels"] if labelled else []), "split", "group", *extra, *added]
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    for k, bag in enumerate(bags):
-        writer.writerow(
-            [
-                bag.bag_id,
-                *([join_cell(bag.labels or ())] if labelled else []),
-                bag.split,
-                bag.group,
-                *(bag.extra.get(column, "") for column in extra),
-                *(values[k] for values in added.values()),
-            ]
-        )
-    return text.getvalue()
+    rows = (
+        [
+            bag.bag_id,
+            *([join_cell(bag.labels or ())] if labelled else []),
+            bag.split,
+            bag.group,
+            *(bag.extra.get(column, "") for column in extra),
+            *(values[k] for values in added.values()),
+        ]
+        for k, bag in enumerate(bags)
+    )
+    return csv_text(head, rows)
+
+
+def require_held_bags(bags: Sequence[Bag]) -> None:
+    """Raise `InputError` for the first bag of which a table would give back another text."""
+    ids: set[str] = set()
+    for bag in bags:
+        where = f"bag {bag.bag_id[:60]!r}"
+        if not bag.bag_id or bag.bag_id in ids:
+            got = "an id that another bag has" if bag.bag_id else "an empty id"
+            raise InputError(where, expected="ids that tell bags apart", got=got, remedy=_REMEDY)
+        ids.add(bag.bag_id)
+        cells = {"bag_id": bag.bag_id, "split": bag.split, "group": bag.group, **bag.extra}
+        for column, cell in cells.items():
+            require_held(where, column, cell)
+        if bag.labels is not None and split_cell(join_cell(bag.labels)) != tuple(bag.labels):
+            raise InputError(
+                f"{where}, labels",
+                expected="labels without space around them, none empty and none twice",
+                got=repr(bag.labels),
+                remedy=_REMEDY,
+            )
+        for label in bag.labels or ():
+            require_held(where, "labels", label)
+
+
+def require_held(where: str, column: str, cell: str) -> None:
+    """Raise `InputError` for a text that a table's cell would give back as another one."""
+    try:
+        cell.encode()
+    except UnicodeEncodeError:
+        fault = "a character that UTF-8 cannot hold"
+    else:
+        if cell == cell.strip():
+            return
+        fault = "space around it"
+    raise InputError(
+        f"{where}, {column}",
+        expected="a text that a table can hold",
+        got=f"{cell[:60]!r}: {fault}",
+        remedy=_REMEDY,
+    )

@@ -7,9 +7,7 @@ is written in one pass, fsynced and renamed.
 
 from __future__ import annotations
 
-import csv
 import errno
-import io
 import os
 import re
 import shutil
@@ -18,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dragn_cache.errors import StoreError
-from dragn_cache.files import sync_folder, sync_tree, write_text
+from dragn_cache.files import csv_text, sync_folder, sync_tree, write_text
 from dragn_cache.manifest import Manifest
 from dragn_cache.store.claims import Claims, describe_holder
 from dragn_cache.store.formats import FORMATS
@@ -163,13 +161,10 @@ class StoreWriter:
         remove_leftovers(self.path)
         if self.description.revision and not self.missing():
             self._remove_replaced_parts()
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(FAILURE_COLUMNS)
-        table.writerows([f.bag_id, f.image, f.box, f.reason] for f in failures)
+        text = csv_text(FAILURE_COLUMNS, ([f.bag_id, f.image, f.box, f.reason] for f in failures))
         path = self.path / "failures.csv"
-        if not path.exists() or path.read_text(encoding="utf-8") != text.getvalue():
-            write_text(path, text.getvalue())
+        if not path.exists() or path.read_bytes() != text.encode():
+            write_text(path, text)
         self.claims.release(TABLES)
         return failures
 

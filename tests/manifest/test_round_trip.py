@@ -1,0 +1,77 @@
+"""Tables: whatever is written is read back, and what cannot be is refused before it is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dragn_cache.errors import InputError
+from dragn_cache.manifest import Bag, read_bags, write_bags
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=7)
+held = texts.filter(lambda text: text == text.strip())
+names = held.filter(bool)
+bags_of_texts = st.lists(
+    st.builds(
+        Bag,
+        bag_id=names,
+        labels=st.lists(names, max_size=3, unique=True).map(tuple),
+        group=held,
+        extra=st.fixed_dictionaries({"note": held}),
+    ),
+    min_size=1,
+    max_size=4,
+    unique_by=lambda bag: bag.bag_id,
+)
+
+
+@given(bags_of_texts)
+def test_bags_are_read_back_as_they_were(
+    tmp_path_factory: pytest.TempPathFactory, bags: list[Bag]
+) -> None:
+    path = tmp_path_factory.mktemp("tables") / "bags.csv"
+    write_bags(bags, path)
+    read, _, _ = read_bags(path)
+    assert list(read) == bags
+
+
+@given(texts)
+def test_what_a_cell_cannot_hold_is_refused_and_the_rest_is_held(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
+    path = tmp_path_factory.mktemp("tables") / "bags.csv"
+    bag = Bag("a", ("x",), extra={"note": text})
+    if text == text.strip():
+        write_bags([bag], path)
+        assert read_bags(path)[0] == (bag,)
+        return
+    with pytest.raises(InputError, match="note: expected a text that a table can hold"):
+        write_bags([bag], path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("bag", "got"),
+    [
+        (Bag("a "), "'a ': space around it"),
+        (Bag(""), "an empty id"),
+        (Bag("a\udcff"), "a character that UTF-8 cannot hold"),
+        (Bag("b", ("x ", "y")), r"\('x ', 'y'\)"),
+        (Bag("b", ("",)), r"\('',\)"),
+        (Bag("b", ("x", "x")), r"\('x', 'x'\)"),
+        (Bag("ok"), "an id that another bag has"),
+    ],
+)
+def test_bags_that_would_not_come_back_are_refused(tmp_path: Path, bag: Bag, got: str) -> None:
+    with pytest.raises(InputError, match=f"got .*{got}; correct it where it comes from"):
+        write_bags([Bag("ok"), bag], tmp_path / "bags.csv")
+    assert not (tmp_path / "bags.csv").exists()
+
+
+def test_a_carriage_return_in_a_cell_is_kept(tmp_path: Path) -> None:
+    bag = Bag("x\ry", ("l",), extra={"note": "a\r\nb"})
+    write_bags([bag], tmp_path / "bags.csv")
+    assert read_bags(tmp_path / "bags.csv")[0] == (bag,)
