@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ class ExportReport:
     bags: int
     taps: tuple[str, ...]
     views: tuple[str, ...]
+
+
+MARK = "dragn-cache.export"
+"""A file in every scratch folder of an export, which tells it from folders of others."""
 
 
 def export_features(
@@ -106,7 +111,6 @@ def _write_and_rename(out: Path, write: Callable[[Path], None]) -> None:
     """Write into a hidden folder next to the target, sync, and rename."""
     parent = out.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
-    scratch = parent / f".{out.name}.export"
     with Claims(parent) as claims:
         if not claims.acquire(f"{out.name}.export"):
             raise InputError(
@@ -115,9 +119,13 @@ def _write_and_rename(out: Path, write: Callable[[Path], None]) -> None:
                 got="another export at work",
                 remedy="let it finish, or give another `out`",
             )
-        shutil.rmtree(scratch, ignore_errors=True)  # left by a killed export
+        for left in parent.glob(f".{glob.escape(out.name)}.*.export"):
+            if (left / MARK).is_file():  # of a killed export: a living one would hold the claim
+                shutil.rmtree(left, ignore_errors=True)
+        scratch = parent / f".{out.name}.{claims.token}.export"
+        scratch.mkdir()
         try:
-            scratch.mkdir()
+            (scratch / MARK).touch()
             unfinished = scratch / out.name
             write(unfinished)
             sync_tree(unfinished)

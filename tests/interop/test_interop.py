@@ -31,6 +31,7 @@ from dragn_cache.interop import (
     recognise,
 )
 from dragn_cache.interop.config import ImportConfig, SourceLayout, TargetLayout
+from dragn_cache.interop.exporting import MARK
 from dragn_cache.interop.source import exact_dtype, row_values
 from dragn_cache.manifest import Bag, Instance, Manifest
 from dragn_cache.runs.train import train_run
@@ -785,15 +786,19 @@ def test_an_export_that_fails_leaves_nothing(
 ) -> None:
     store = make_store(tmp_path / "a", ids_for(layout))
     shutil.copytree(tmp_path / "a", tmp_path / "whole")
-    (tmp_path / ".out.export").mkdir()  # of a killed one
-    (tmp_path / ".out.export" / "half").touch()
+    killed, not_ours = tmp_path / ".out.0123.export", tmp_path / ".out.export"
+    for folder in (killed, not_ours):
+        folder.mkdir()
+        (folder / "half").touch()
+    (killed / MARK).touch()
     part = store.part_path(store.parts[-1])
     part.write_bytes(part.read_bytes()[:5000])
     with pytest.raises(DragnCacheError, match="expected the part as it was written"):
         export_features(open_store(tmp_path / "a"), tmp_path / "out", layout)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "whole"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.export", "a", "whole"]
+    assert [p.name for p in not_ours.iterdir()] == ["half"]
     export_features(open_store(tmp_path / "whole"), tmp_path / "out", layout)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "out", "whole"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.export", "a", "out", "whole"]
 
 
 def test_the_layouts_that_settings_allow_are_those_there_are() -> None:
