@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import glob
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from dragn_cache.errors import InputError, SettingError, UnknownNameError
-from dragn_cache.files import require_file_names, sync_folder, sync_tree
+from dragn_cache.files import require_file_names
 from dragn_cache.interop.layouts import TARGETS
 from dragn_cache.interop.target import Target
 from dragn_cache.store import Store, Tap
-from dragn_cache.store.claims import Claims
+from dragn_cache.store.new_path import new_path
 
 
 @dataclass(frozen=True)
@@ -24,10 +22,6 @@ class ExportReport:
     bags: int
     taps: tuple[str, ...]
     views: tuple[str, ...]
-
-
-MARK = "dragn-cache.export"
-"""A file in every scratch folder of an export, which tells it from folders of others."""
 
 
 def export_features(
@@ -64,7 +58,8 @@ def export_features(
         done += 1
         progress(done, len(store.bags))
 
-    _write_and_rename(out, lambda path: target.write(store, chosen, path, advance))
+    with new_path(out) as path:
+        target.write(store, chosen, path, advance)
     taps = [t.name for t in store.description.taps] if target.holds_all else [chosen.name]
     views = store.description.views if target.holds_all else store.description.views[:1]
     return ExportReport(layout, len(store.bags), tuple(taps), tuple(views))
@@ -105,31 +100,3 @@ def _require_new_target(out: Path, target: Target) -> None:
             got="a folder" if out.is_dir() else "a file",
             remedy="give another `out`, or remove it",
         )
-
-
-def _write_and_rename(out: Path, write: Callable[[Path], None]) -> None:
-    """Write into a hidden folder next to the target, sync, and rename."""
-    parent = out.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    with Claims(parent) as claims:
-        if not claims.acquire(f"{out.name}.export"):
-            raise InputError(
-                str(out),
-                expected="a path that nobody else writes to",
-                got="another export at work",
-                remedy="let it finish, or give another `out`",
-            )
-        for left in parent.glob(f".{glob.escape(out.name)}.*.export"):
-            if (left / MARK).is_file():  # of a killed export: a living one would hold the claim
-                shutil.rmtree(left, ignore_errors=True)
-        scratch = parent / f".{out.name}.{claims.token}.export"
-        scratch.mkdir()
-        try:
-            (scratch / MARK).touch()
-            unfinished = scratch / out.name
-            write(unfinished)
-            sync_tree(unfinished)
-            unfinished.rename(out)
-            sync_folder(parent)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)

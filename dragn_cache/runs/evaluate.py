@@ -43,6 +43,7 @@ from dragn_cache.scoring.decisions import (
 from dragn_cache.scoring.metrics import evaluate
 from dragn_cache.scoring.rules import require_rule_for
 from dragn_cache.store import Store
+from dragn_cache.store.new_path import new_path
 from dragn_cache.types import SPLITS, Warn
 
 DEFAULTS = EvaluateConfig()
@@ -112,7 +113,8 @@ def evaluate_run(
     )
     name = split or ("test" if store is None else "new")
     evaluation = Evaluation(name, checkpoint.labels, scores)
-    _write(out, evaluation, labelling, p, decision, f"{run.name} on {name} bags")
+    with new_path(out) as folder:
+        _write(folder, evaluation, labelling, p, decision, f"{run.name} on {name} bags")
     return evaluation
 
 
@@ -282,7 +284,7 @@ def _write(
     decision: Decision,
     title: str,
 ) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+    out.mkdir()
     splits = [bag.split for bag in labelling.bags]
     write_predictions(out / "predictions.csv", labelling, splits, p, decision)
     write_csv(out / "labels.csv", ["label", *LABEL_COLUMNS, "threshold"], label_rows(evaluation))

@@ -44,6 +44,7 @@ from dragn_cache.runs.config import ExplainConfig
 from dragn_cache.runs.folder import run_table
 from dragn_cache.runs.instance_scores import Scores, score_instances
 from dragn_cache.store import Store
+from dragn_cache.store.new_path import new_path
 from dragn_cache.store.part import corner_coords
 from dragn_cache.training.fit import Model
 from dragn_cache.training.model import BagClassifier
@@ -125,10 +126,11 @@ def explain_run(
     alone = int((features.offsets.diff() == 1).sum())
     if method == "leave-one-out" and alone:
         warn(f"{alone} bags have one instance only, so none to leave out: their scores are empty")
-    out.mkdir(parents=True, exist_ok=True)
-    if config.h5:
-        write_h5_files(out / "h5_files", store, explained)
-    write_instances(out / "instances.csv", store, explained)
+    with new_path(out) as folder:
+        folder.mkdir()
+        if config.h5:
+            write_h5_files(folder / "h5_files", store, explained)
+        write_instances(folder / "instances.csv", store, explained)
     return explained
 
 

@@ -19,6 +19,7 @@ from dragn_cache.runs.checkpoint import Checkpoint, load_checkpoint, require_sam
 from dragn_cache.runs.config import ApplyConfig
 from dragn_cache.runs.folder import score_split, write_predictions
 from dragn_cache.store import Store
+from dragn_cache.store.new_path import new_path
 from dragn_cache.training.data import possible_in
 from dragn_cache.training.fit import Model, predict_method
 from dragn_cache.types import Warn
@@ -53,10 +54,13 @@ def predict_run(
     labelling = _labelling_for(checkpoint, store, bags_csv, warn)
     labelling, probabilities = apply_model(model, checkpoint, store, labelling, target, warn)
     decision = checkpoint.decision
-    out.mkdir(parents=True, exist_ok=True)
     splits = [bag.split for bag in labelling.bags]
-    write_predictions(out / "predictions.csv", labelling, splits, probabilities, decision)
     if any(bag.labels is None for bag in labelling.bags):
+        with new_path(out) as folder:
+            folder.mkdir()
+            write_predictions(
+                folder / "predictions.csv", labelling, splits, probabilities, decision
+            )
         return None
     known = set((checkpoint.seen or {}).values())
     trained = sum(digest in known for digest in hex_digests(store, labelling.ids))
@@ -69,7 +73,10 @@ def predict_run(
     scores = score_split(
         labelling.targets(), probabilities, rows, labelling.task, decision, checkpoint.config
     )
-    write_text(out / "metrics.json", json.dumps({"all": scores}, indent=2) + "\n")
+    with new_path(out) as folder:
+        folder.mkdir()
+        write_predictions(folder / "predictions.csv", labelling, splits, probabilities, decision)
+        write_text(folder / "metrics.json", json.dumps({"all": scores}, indent=2) + "\n")
     return scores
 
 

@@ -31,6 +31,7 @@ from dragn_cache.runs.folder import config_toml, score_split, write_history, wri
 from dragn_cache.scoring.decisions import Decision, choose_decision, warn_kept_thresholds
 from dragn_cache.scoring.rules import require_rule_for
 from dragn_cache.store import Store
+from dragn_cache.store.new_path import new_path
 from dragn_cache.training.config import TrainConfig
 from dragn_cache.training.data import choose_tap, load_labelled, no_views, warn_vectors
 from dragn_cache.training.fit import Fitted, fit_method, without_unread
@@ -62,6 +63,19 @@ def train_run(
         StoreError: the store is incomplete or damaged.
     """
     require_new(out)
+    with new_path(out) as folder:
+        return _train(store, config, folder, bags_csv, progress, warn)
+
+
+def _train(
+    store: Store,
+    config: TrainConfig,
+    out: Path,
+    bags_csv: Path | None,
+    progress: Progress | None,
+    warn: Warn,
+) -> dict[str, Any]:
+    """Train, and write the run to a folder that does not exist yet."""
     store.require_complete()
     config = without_unread(config, warn)
     if config.views != "off" and len(store.description.views) == 1:
@@ -112,9 +126,13 @@ class _Outcome:
 
 
 def _write_run(out: Path, store: Store, run: _Outcome, metrics: Mapping[str, Any]) -> None:
-    """Write a run's folder, metrics.json last."""
+    """Write a run's folder, the checkpoint first, metrics.json last."""
     config, labelling, splits, trained = run.config, run.labelling, run.splits, run.trained
-    out.mkdir(parents=True, exist_ok=True)
+    out.mkdir()
+    of_bags = zip(labelling.ids, run.digests, splits, strict=True)
+    seen = {bag_id: digest for bag_id, digest, split in of_bags if split != "test"}
+    checkpoint = Checkpoint.of(trained, config, labelling, store, run.decision, seen)
+    write_checkpoint(out / "checkpoint.pt", checkpoint)
     write_text(out / "config.toml", config_toml(config, labelling, store))
     groups = [bag.group for bag in labelling.bags]
     write_csv(
@@ -125,8 +143,4 @@ def _write_run(out: Path, store: Store, run: _Outcome, metrics: Mapping[str, Any
     write_history(out, trained, labelling.labels)
     p = trained.probabilities
     write_predictions(out / "predictions.csv", labelling, splits, p, run.decision)
-    of_bags = zip(labelling.ids, run.digests, splits, strict=True)
-    seen = {bag_id: digest for bag_id, digest, split in of_bags if split != "test"}
-    checkpoint = Checkpoint.of(trained, config, labelling, store, run.decision, seen)
-    write_checkpoint(out / "checkpoint.pt", checkpoint)
     write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")

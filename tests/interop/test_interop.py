@@ -31,7 +31,6 @@ from dragn_cache.interop import (
     recognise,
 )
 from dragn_cache.interop.config import ImportConfig, SourceLayout, TargetLayout
-from dragn_cache.interop.exporting import MARK
 from dragn_cache.interop.source import exact_dtype, row_values
 from dragn_cache.manifest import Bag, Instance, Manifest
 from dragn_cache.runs.train import train_run
@@ -46,6 +45,7 @@ from dragn_cache.store import (
     open_writer,
     plan_parts,
 )
+from dragn_cache.store.new_path import MARK
 from dragn_cache.training.config import TrainConfig
 
 SIZES = {"b/": 3, "ä 2": 1, "b10": 7, "b1": 2, "none": 0, "B7": 5}
@@ -786,7 +786,7 @@ def test_an_export_that_fails_leaves_nothing(
 ) -> None:
     store = make_store(tmp_path / "a", ids_for(layout))
     shutil.copytree(tmp_path / "a", tmp_path / "whole")
-    killed, not_ours = tmp_path / ".out.0123.export", tmp_path / ".out.export"
+    killed, not_ours = tmp_path / ".out.0123.new", tmp_path / ".out.4567.new"
     for folder in (killed, not_ours):
         folder.mkdir()
         (folder / "half").touch()
@@ -795,10 +795,10 @@ def test_an_export_that_fails_leaves_nothing(
     part.write_bytes(part.read_bytes()[:5000])
     with pytest.raises(DragnCacheError, match="expected the part as it was written"):
         export_features(open_store(tmp_path / "a"), tmp_path / "out", layout)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.export", "a", "whole"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.4567.new", "a", "whole"]
     assert [p.name for p in not_ours.iterdir()] == ["half"]
     export_features(open_store(tmp_path / "whole"), tmp_path / "out", layout)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.export", "a", "out", "whole"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.4567.new", "a", "out", "whole"]
 
 
 def test_the_layouts_that_settings_allow_are_those_there_are() -> None:
