@@ -268,7 +268,8 @@ def _require_readable_tiff(where: str, series: Any, length: int) -> None:
     sizes = dict(zip(series.axes, series.shape, strict=True))
     height, width = sizes.get("Y", 0), sizes.get("X", 0)
     _require_at_most(where, height * width, MAX_PIXELS, f"pixels ({width}×{height})")
-    _require_at_most(where, series.size * series.dtype.itemsize, MAX_BYTES, "bytes of pixels")
+    itemsize = 4 if series.dtype == np.float16 else series.dtype.itemsize  # as `_stack` gives them
+    _require_at_most(where, series.size * itemsize, MAX_BYTES, "bytes of pixels")
     for axis, size in sizes.items():
         if axis not in "CQISYX" and size > 1:
             name = {"Z": "depths (Z)", "T": "times (T)"}.get(axis, f"along its axis {axis}")
