@@ -11,6 +11,7 @@ from dragn_cache.errors import ImageError
 from dragn_cache.extraction.config import CheckConfig
 from dragn_cache.images.crops import decoded_size
 from dragn_cache.manifest import Instance, Manifest, read_with_faults
+from dragn_cache.manifest.faults import leaves_root
 from dragn_cache.manifest.tables import Fault
 from dragn_cache.types import Progress
 
@@ -46,8 +47,8 @@ def check_dataset(
     for rows in manifest.instances.values():
         for row in rows:
             by_image.setdefault(row.image, []).append(row)
-    # Without channels a path with {channel} names no file; that fault is listed already.
-    paths = [p for p in by_image if manifest.channels or "{channel}" not in p]
+    # Those whose channels name no file, or one outside the image root, are listed already.
+    paths = [p for p in by_image if _may_be_read(manifest, p)]
     with ThreadPoolExecutor((config or CheckConfig()).workers) as pool:
         for done, result in enumerate(pool.map(partial(_image_size, manifest), paths), start=1):
             faults += _image_faults(result, by_image[paths[done - 1]])
@@ -56,13 +57,23 @@ def check_dataset(
     return CheckReport(manifest, len(paths), tuple(faults))
 
 
+def _may_be_read(manifest: Manifest, image: str) -> bool:
+    """Whether a path names files inside the image root, for all channels."""
+    files = _files_of(manifest, image)
+    return bool(files) and not any(map(leaves_root, files))
+
+
+def _files_of(manifest: Manifest, image: str) -> list[str]:
+    """The files behind an image's path, one for each channel if it has ``{channel}``."""
+    if "{channel}" not in image:
+        return [image]
+    return [image.replace("{channel}", channel) for channel in manifest.channels]
+
+
 def _image_size(manifest: Manifest, image: str) -> tuple[int, int] | ImageError:
     """Width and height of an image that can be decoded, all its channels."""
-    names = [image]
-    if "{channel}" in image:
-        names = [image.replace("{channel}", channel) for channel in manifest.channels]
     try:
-        files = [manifest.image_root / name for name in names]
+        files = [manifest.image_root / name for name in _files_of(manifest, image)]
         return decoded_size(image, files, len(manifest.channels))
     except ImageError as error:
         return error

@@ -15,6 +15,7 @@ import importlib
 import io
 import stat
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,8 @@ def _decode(where: str, data: bytes) -> Decoded:
         _require_finite_pages(where, data)
         with _import(where, "tifffile").TiffFile(io.BytesIO(data), _multifile=False) as file:
             require_sound_parts(where, data, file.pages.first)
+    if image.format == "PNG":
+        _require_sound_png(where, data, image.width * image.height)
     image.load()
     orientation = image.getexif().get(274, 1)
     if image.format == "PNG" and data[24] == 16 and data[25] != 0:
@@ -177,6 +180,25 @@ def _require_sound_jpeg(where: str, data: bytes) -> None:
     require_whole(data, frame)
 
 
+def _require_sound_png(where: str, data: bytes, pixels: int) -> None:
+    """Raise for a PNG whose checksums are wrong, or that takes too much memory.
+
+    Pillow skips the checksums of the chunks that hold pixels.
+    """
+    if data[24] == 16:  # Pillow reads it with 8 bits first
+        samples = {0: 1, 2: 3, 4: 2, 6: 4}.get(data[25], 4)
+        _require_at_most(where, pixels * (4 + 2 * samples), MAX_BYTES, "bytes of memory")
+    view, at, kind = memoryview(data), 8, b""
+    while kind != b"IEND":
+        kind = data[at + 4 : at + 8]
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        if end + 4 > len(data):
+            raise ValueError(f"{len(data)} bytes, less than its chunks have (truncated?)")
+        if zlib.crc32(view[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise ValueError(f"other bytes than were written in its chunk {kind.decode('latin-1')}")
+        at = end + 4
+
+
 def _is_plain(image: TiffImageFile) -> bool:
     """Whether Pillow reads this TIFF exactly: one page of at most 8 unsigned bits a sample, with
     no sample but its colours."""
@@ -191,7 +213,7 @@ def _is_plain(image: TiffImageFile) -> bool:
 def _from_pillow(where: str, image: Image.Image) -> Decoded:
     if image.mode in _GREY_MODES:
         if image.mode.startswith("I"):
-            return np.asarray(image).astype(np.uint16)[None], 65535.0, False
+            return _converted(image, None, np.uint16)[None], 65535.0, False
         return _converted(image, "L")[None], 255.0, False
     if image.mode not in _COLOUR_MODES:
         raise ImageError(
@@ -201,18 +223,24 @@ def _from_pillow(where: str, image: Image.Image) -> Decoded:
             remedy="convert it to grey or RGB",
         )
     through = "RGBA" if image.mode in ("P", "PA") and "transparency" in image.info else None
-    return _converted(image, "RGB", through).transpose(2, 0, 1), 255.0, True
+    return _converted(image, "RGB", through=through).transpose(2, 0, 1), 255.0, True
 
 
-def _converted(image: Image.Image, mode: str, through: str | None = None) -> NDArray[np.uint8]:
+def _converted(
+    image: Image.Image,
+    mode: str | None,
+    dtype: type[np.unsignedinteger[Any]] = np.uint8,
+    through: str | None = None,
+) -> NDArray[np.generic]:
     """Pixels in a mode, (h, w) or (h, w, 3); in strips, for Pillow makes several copies of each."""
     shape = (image.height, image.width, 3)[: 3 if mode == "RGB" else 2]
-    pixels = np.empty(shape, np.uint8)
+    pixels = np.empty(shape, dtype)
     rows = max(1, STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        strip = strip if through is None else strip.convert(through)
-        pixels[top : top + rows] = np.asarray(strip.convert(mode))
+        for step in (through, mode):
+            strip = strip if step is None else strip.convert(step)
+        pixels[top : top + rows] = np.asarray(strip)
     return pixels
 
 
@@ -268,7 +296,8 @@ def _require_readable_tiff(where: str, series: Any, length: int) -> None:
     sizes = dict(zip(series.axes, series.shape, strict=True))
     height, width = sizes.get("Y", 0), sizes.get("X", 0)
     _require_at_most(where, height * width, MAX_PIXELS, f"pixels ({width}×{height})")
-    _require_at_most(where, series.size * series.dtype.itemsize, MAX_BYTES, "bytes of pixels")
+    itemsize = 4 if series.dtype == np.float16 else series.dtype.itemsize  # as `_stack` gives them
+    _require_at_most(where, series.size * itemsize, MAX_BYTES, "bytes of pixels")
     for axis, size in sizes.items():
         if axis not in "CQISYX" and size > 1:
             name = {"Z": "depths (Z)", "T": "times (T)"}.get(axis, f"along its axis {axis}")

@@ -38,6 +38,7 @@ from dragn_cache.store import (
 from dragn_cache.store.config import DType
 from dragn_cache.store.part import Array
 from dragn_cache.store.plan import PART_BYTES
+from dragn_cache.store.schema import is_step
 from dragn_cache.types import Progress
 
 
@@ -212,6 +213,14 @@ def survey_source(
         lost.append(len(_lost_images(features)))
         digests.append(features.digest.hex())
         progress(k + 1, 2 * len(bags))
+    for name in shapes or {}:
+        if not is_step(name):
+            raise InputError(
+                first,
+                expected="a tap's name without slashes",
+                got=repr(name),
+                remedy="correct it where the source names it",
+            )
     taps = tuple(Tap(name, shape, dtypes[name]) for name, shape in (shapes or {}).items())
     if config.encoder is not None:
         made_by = _named(made_by, config.encoder, first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from dragn_cache.errors import UnknownNameError
 from dragn_cache.manifest.records import Bag, Instance, Manifest
@@ -103,12 +104,16 @@ def check_bags_have_images(bags: Sequence[Bag], with_images: set[str]) -> list[F
 
 
 def check_channels(manifest: Manifest) -> list[Fault]:
-    """A fault if image paths have ``{channel}`` and the data set names no channels."""
-    if manifest.channels:
-        return []
+    """Faults of image paths with ``{channel}``: no channels for it, or one that leaves the root.
+
+    One fault for each name that leads out; it is the same for all images.
+    """
+    faults: dict[str, Fault] = {}
     for rows in manifest.instances.values():
         for row in rows:
-            if "{channel}" in row.image:
+            if "{channel}" not in row.image:
+                continue
+            if not manifest.channels:
                 return [
                     Fault(
                         "no-channels",
@@ -119,4 +124,23 @@ def check_channels(manifest: Manifest) -> list[Fault]:
                         'add for example: channels = ["red", "green", "blue"]',
                     )
                 ]
-    return []
+            for channel in manifest.channels:
+                path = row.image.replace("{channel}", channel)
+                if channel not in faults and leaves_root(path):
+                    faults[channel] = Fault(
+                        "bad-path",
+                        row.file,
+                        row.line,
+                        "image paths inside the image root for every channel",
+                        repr(path),
+                        f"rename the channel {channel!r}",
+                    )
+    return list(faults.values())
+
+
+def leaves_root(image: str) -> bool:
+    """Whether a path's text leads out of the folder that it is below.
+
+    A link that somebody made in that folder is another matter: it is followed.
+    """
+    return Path(image).is_absolute() or ".." in Path(image).parts

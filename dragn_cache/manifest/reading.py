@@ -21,6 +21,7 @@ from dragn_cache.manifest.faults import (
     check_channels,
     check_groups,
     check_images_have_bags,
+    leaves_root,
 )
 from dragn_cache.manifest.records import BOX_COLUMNS, Bag, Instance, Manifest
 from dragn_cache.manifest.sources import Source, find_source
@@ -240,7 +241,7 @@ def _has_boxes(path: Path, columns: Iterable[str]) -> bool:
 
 
 def _instance_fault(row: Row, image: str, first_line: int | None) -> Fault | None:
-    if not image or Path(image).is_absolute() or ".." in Path(image).parts:
+    if not image or leaves_root(image):
         return row.fault(
             "bad-path",
             "an image path inside the image root",

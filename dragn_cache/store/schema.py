@@ -78,6 +78,11 @@ class StoreDescription:
         return json.dumps(record, indent=2, sort_keys=True) + "\n"
 
 
+def is_step(name: object) -> bool:
+    """Whether a name of a tap or a view is one step of a path, below the one before it."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {*"/\\\0"}
+
+
 def json_digest(value: object) -> str:
     """sha256 (hex) of a value's canonical JSON: sorted keys, no spaces, UTF-8."""
     # Equal values give equal texts, whatever the order in which their keys were set.
@@ -128,6 +133,7 @@ def parse_description(text: str, path: Path) -> StoreDescription:
             record["format"] not in get_args(Format)
             or not taps
             or any(tap.dtype not in get_args(DType) for tap in taps)
+            or not all(map(is_step, [*(tap.name for tap in taps), *record["views"]]))
             or not all(isinstance(size, int) and size > 0 for size in sizes)
         ):
             raise TypeError("a format, taps or shapes that are not of this version")

@@ -153,6 +153,21 @@ def test_every_channel_is_looked_at(tmp_path: Path) -> None:
     assert "14×11" in faults[1].got
 
 
+def test_a_channel_outside_the_image_root_is_listed_and_not_opened(tmp_path: Path) -> None:
+    toml = TOML + 'channels = ["red", "../secret"]\nimages = "px"\n'
+    (tmp_path / "dataset.toml").write_text(toml)
+    (tmp_path / "bags.csv").write_text("bag_id,labels\n1,actin\n2,golgi\n3,\n")
+    (tmp_path / "instances.csv").write_text(
+        "bag_id,image\n" + "".join(f"{k},{{channel}}{k}.png\n" for k in (1, 2, 3))
+    )
+    for bag in (1, 2, 3):
+        image(tmp_path / "px" / f"red{bag}.png")
+        image(tmp_path / f"secret{bag}.png", H + 1)  # if it were read, another size were a fault
+    (fault,) = check_dataset(tmp_path).faults
+    assert (fault.kind, fault.where) == ("bad-path", "instances.csv:2")
+    assert fault.got == "'../secret1.png'"
+
+
 def test_another_image_root_may_be_given(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("bag_id,labels,image\n1,a,x.png\n")
     image(tmp_path / "elsewhere" / "x.png")

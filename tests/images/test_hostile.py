@@ -79,6 +79,11 @@ def reduced(array: NDArray[Any]) -> Pixels:
     return ((array.astype(int) + 128) // 257).astype(np.uint8)
 
 
+def opaque(colour: Pixels) -> Pixels:
+    """Red, green, blue, and an alpha that hides nothing."""
+    return np.concatenate([colour, np.full_like(colour[..., :1], 255)], -1)
+
+
 def chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
@@ -192,6 +197,34 @@ def oriented() -> list[Case]:
     return cases
 
 
+def torn_jpegs() -> list[Case]:
+    """JPEGs that libjpeg reads to the end, with a warning that Pillow drops."""
+    data = encoded(noise(199, 211, 3), "JPEG", quality=90)
+    frame = data.index(b"\xff\xc0")
+    claims = data[: frame + 5] + struct.pack(">HH", 16000, 16000) + data[frame + 9 :]
+    half = len(data) // 2
+    return [
+        Case("cutend.jpg", data[:half] + b"\xff\xd9", "expected a whole image, got .*truncated"),
+        Case("hole.jpg", data[:half] + bytes(4096) + data[half + 4096 :], "expected a whole image"),
+        Case("claims.jpg", claims, "expected a whole image, got .* for 16000×16000 pixels"),
+    ]
+
+
+def inner_pictures() -> list[Case]:
+    """TIFF files of 8 × 8 pixels whose one strip is a JPEG of another size."""
+    tags = [(256, 8), (257, 8), (258, 8), (259, 7), (262, 1), (273, 8), (277, 1), (279, 64)]
+    cases = []
+    for name, side in (("larger", 640), ("huge", 16000)):
+        jpeg = encoded(noise(640, 640), "JPEG")
+        frame = jpeg.index(b"\xff\xc0")
+        jpeg = jpeg[: frame + 5] + struct.pack(">HH", side, side) + jpeg[frame + 9 :]
+        start = len(tiff_of(tags))
+        strip = {273: start, 279: len(jpeg)}
+        data = tiff_of([(tag, strip.get(tag, value)) for tag, value in tags]) + jpeg
+        cases.append(Case(f"{name}.jpg.tif", data, "640×640×1 in a strip|16000×16000×1 in a strip"))
+    return cases
+
+
 def odd() -> list[Case]:
     nan = noise(H, W).astype("f4")
     nan[5, 7:10] = np.nan
@@ -231,6 +264,8 @@ def odd() -> list[Case]:
         Case("palette.png", palette, decoded(palette)),
         Case("pages.tif", many, "got 3 pages or samples; name a file's channels"),
         Case("five.tif", tiff(noise(H, W, 5), planarconfig="contig"), "got 5 pages or samples"),
+        Case("four.tif", tiff(noise(H, W, 4), photometric="rgb"), "got 4 pages or samples; name"),
+        Case("opaque.tif", tiff(opaque(COLOUR), photometric="rgb"), COLOUR),
         Case("moving.png", frames("PNG"), r"expected one picture, got 2 in one file"),
         Case("circle1.tif", tiff_in_circles(1), np.zeros((8, 8), np.uint8)),
         Case("circle149.tif", tiff_in_circles(149), "expected pages that end, got pages in a c"),
@@ -249,7 +284,7 @@ def odd() -> list[Case]:
     ]
 
 
-CASES = [*truncated(), *oriented(), *odd()]
+CASES = [*truncated(), *oriented(), *torn_jpegs(), *inner_pictures(), *odd()]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import io
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -282,3 +283,34 @@ def test_a_second_sample_of_grey_is_kept(tmp_path: Path) -> None:
     array[..., 1] = 255
     data = tiff(array, photometric="minisblack", planarconfig="contig", extrasamples=["unassalpha"])
     np.testing.assert_array_equal(read(tmp_path, data), array[None, ..., 0])
+
+
+# --- PNG ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["rgb", "flat", "grey16", "rgb16", "palette"])
+def test_every_changed_bit_of_a_pngs_pixels_is_found(tmp_path: Path, kind: str) -> None:
+    """Pillow skips the checksums of pixels, and may stop before zlib compares its own."""
+    if kind in ("grey16", "rgb16"):
+        deep = scene(37, 41).astype("u2") * 200
+        data = imagecodecs.png_encode(deep if kind == "rgb16" else deep[..., 0].copy())
+    else:
+        image = Image.fromarray(scene(37, 41) // (64 if kind == "flat" else 1))
+        target = io.BytesIO()
+        (image.convert("P") if kind == "palette" else image).save(target, "PNG")
+        data = target.getvalue()
+    read(tmp_path, data)
+    rng = np.random.default_rng(7)
+    for at in rng.integers(8, len(data), 200).tolist():
+        changed = bytearray(data)
+        changed[at] ^= 1 << int(rng.integers(8))
+        with pytest.raises(ImageError, match="x: expected "):
+            read(tmp_path, bytes(changed))
+
+
+def test_a_deep_png_that_takes_too_much_memory_is_refused_by_its_header(tmp_path: Path) -> None:
+    header = b"IHDR" + struct.pack(">IIBBBBB", 16000, 16000, 16, 6, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header
+    data += struct.pack(">I", zlib.crc32(header)) + struct.pack(">I4s", 0, b"IDAT") + bytes(4)
+    with pytest.raises(ImageError, match="at most 2147483648 bytes of memory, got 3072000000"):
+        read(tmp_path, data)

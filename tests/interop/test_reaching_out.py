@@ -116,6 +116,16 @@ def test_so_is_a_whole_store_in_one_file(
         import_features(path, tmp_path / "out", ImportConfig(layout="hdf5"))
 
 
+def test_a_taps_name_that_leads_out_of_a_part_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    np.save(source / "a.npy", np.ones((5, WIDTH), "f4"))
+    (source / "provenance.json").write_text('{"tap": "../../elsewhere"}')
+    with pytest.raises(InputError, match=r"a\.npy: expected a tap's name without slashes, got"):
+        import_features(source, tmp_path / "out", ImportConfig(layout="npy", format="zarr"))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(("reach", "got"), REACHES)
 def test_a_part_that_reaches_out_is_damaged(
     tmp_path: Path, secret: Path, reach: Reach, got: str

@@ -489,6 +489,22 @@ FAULTS: list[tuple[str, dict[str, str], list[str]]] = [
         {"instances": INSTANCES + "nan,c_{channel}.png\n"},
         ["instances.csv:6"],
     ),
+    (
+        "bad-path",
+        {
+            "instances": "bag_id,image\n007,a\nNA,{channel}/b.png\nnan,sub/{channel}.png\n",
+            "toml": 'name = "tiny"\nchannels = ["../../x", "red", "/etc", "ok/..", "a..b"]\n',
+        },
+        ["instances.csv:3"] * 3,
+    ),
+    (
+        "bad-path",
+        {
+            "instances": "bag_id,image\n007,a\nNA,b\nnan,{channel}{channel}/c.png\n",
+            "toml": 'name = "tiny"\nchannels = [".", "red"]\n',
+        },
+        ["instances.csv:4"],
+    ),
 ]
 
 

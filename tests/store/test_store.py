@@ -420,6 +420,22 @@ def test_a_store_of_another_version_or_with_changed_provenance_is_refused(
         open_store(path.parent)
 
 
+@pytest.mark.parametrize("name", ["../../elsewhere", "..", ".", "", "a/b", "/etc", "a\\b", "a\0"])
+@pytest.mark.parametrize("kind", ["tap", "view"])
+def test_names_that_lead_out_of_a_part_are_refused(
+    tmp_path: Path, format: str, name: str, kind: str
+) -> None:
+    path = write(tmp_path / "s", format) / "store.json"
+    record = json.loads(path.read_text())
+    if kind == "tap":
+        record["taps"][0]["name"] = name
+    else:
+        record["views"][0] = name
+    path.write_text(json.dumps(record))
+    with pytest.raises(StoreError, match="got TypeError a format, taps or shapes that are not of"):
+        open_store(path.parent)
+
+
 @given(
     sizes=st.lists(st.integers(0, 40), max_size=30),
     row_bytes=st.integers(1, 2 * 128 * 2**20),
