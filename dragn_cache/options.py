@@ -49,8 +49,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic.fields import FieldInfo
 
-from dragn_cache.errors import InputError, SettingError, UnknownNameError
+from dragn_cache.errors import InputError, SettingError, UnknownNameError, foreign
 
+MAX_SEED = 2**63 - 1  # torch takes no more than 64 bits, and TOML keeps 63
 Kind = Literal["features", "numerics", "plan"]
 """Which of a store's digests a setting is part of."""
 
@@ -534,16 +535,8 @@ def read_table(path: Path, section: str | None = None) -> dict[str, Any]:
     Raises:
         InputError: there is no such file, or it is not TOML.
     """
-    try:
+    with foreign(path, expected="a TOML file", remedy="correct it"):
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            str(path), expected="a TOML file", got=error.strerror or str(error), remedy="correct it"
-        ) from error
-    except ValueError as error:  # of TOML, or of UTF-8
-        raise InputError(
-            str(path), expected="TOML", got=str(error), remedy="correct the file"
-        ) from error
     inner = table.get(section) if section is not None else None
     return inner if isinstance(inner, dict) else table
 

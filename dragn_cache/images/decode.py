@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT, TiffImageFile
 
-from dragn_cache.errors import ImageError
+from dragn_cache.errors import ImageError, foreign
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 MAX_PIXELS = 2**28  # of a plane, as 16384 × 16384; a larger image is refused before it is decoded
@@ -73,16 +73,8 @@ def read_picture(where: str, path: Path) -> Picture:
             whose pixels have no certain meaning.
     """
     data = _read_bytes(where, path)
-    try:
+    with foreign(where, expected="a whole image", remedy="replace the file", kind=ImageError):
         planes, full, colour = _decode(where, data)
-    except ImageError:
-        raise
-    # Decoders raise any kind of error on damaged bytes, and each one is about this file.
-    except Exception as error:
-        got = str(error)[:200] or type(error).__name__
-        raise ImageError(
-            where, expected="a whole image", got=got, remedy="replace the file"
-        ) from error
     _require_finite(where, planes)
     return Picture(planes, full, colour, hashlib.sha256(data).digest())
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dragn_cache.errors import StoreError, StoreMismatchError
+from dragn_cache.errors import StoreError, StoreMismatchError, foreign, reason
 from dragn_cache.files import write_text
 from dragn_cache.types import CLEAN_VIEW
 
@@ -25,6 +25,7 @@ SCHEMA_VERSION = 2
 KINDS = ("features", "numerics", "plan")
 Format = Literal["hdf5", "zarr"]
 DType = Literal["float16", "float32"]
+_RESTORE = "restore the file, or extract into a new store"
 
 
 @dataclass(frozen=True)
@@ -103,18 +104,15 @@ def read_description(store: Path) -> StoreDescription:
             got=got,
             remedy="correct the path, or make one with dragn-cache extract",
         ) from error
-    except UnicodeDecodeError as error:
-        raise _damaged(path, str(error)) from error
+    except (OSError, ValueError) as error:
+        raise _damaged(path, reason(error)) from error
     return parse_description(text, path)
 
 
 def parse_description(text: str, path: Path) -> StoreDescription:
     """The description that the text of a ``store.json`` gives; ``path`` is for messages."""
-    try:
+    with foreign(path, expected="what dragn-cache wrote", remedy=_RESTORE, kind=StoreError):
         record = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise _damaged(path, str(error)) from error
-    try:
         version = record["schema_version"]
         if version != SCHEMA_VERSION:
             raise StoreError(
@@ -124,14 +122,7 @@ def parse_description(text: str, path: Path) -> StoreDescription:
                 remedy="use the version of dragn-cache that wrote it, or extract again",
             )
         taps = tuple(Tap(t["name"], tuple(t["shape"]), t["dtype"]) for t in record["taps"])
-        sizes = [size for tap in taps for size in tap.shape]
-        if (
-            record["format"] not in ("hdf5", "zarr")
-            or not taps
-            or any(tap.dtype not in ("float16", "float32") for tap in taps)
-            or not all(isinstance(size, int) and size > 0 for size in sizes)
-        ):
-            raise TypeError("a format, taps or shapes that are not of this version")
+        _require_types(record, taps)
         description = StoreDescription(
             record["format"],
             taps,
@@ -143,8 +134,6 @@ def parse_description(text: str, path: Path) -> StoreDescription:
         )
         recorded = record["digests"]
         actual = {kind: description.digest(kind) for kind in KINDS}
-    except (KeyError, TypeError) as error:
-        raise _damaged(path, f"{type(error).__name__} {error}") from error
     if recorded != actual:
         raise _damaged(path, "provenance that does not give its digests")
     return description
@@ -155,8 +144,38 @@ def _damaged(path: Path, got: str) -> StoreError:
         str(path),
         expected="what dragn-cache wrote",
         got=got,
-        remedy="restore the file, or extract into a new store",
+        remedy=_RESTORE,
     )
+
+
+def _require_types(record: Mapping[str, Any], taps: Sequence[Tap]) -> None:
+    """Raise TypeError for a field that no store of this version has."""
+    sizes = [size for tap in taps for size in tap.shape]
+    views, made_from, provenance = (record[k] for k in ("views", "made_from", "provenance"))
+    sound = {
+        "format": record["format"] in ("hdf5", "zarr"),
+        "taps": len(taps) > 0
+        and all(_is_name(tap.name) and tap.dtype in ("float16", "float32") for tap in taps)
+        and len({tap.name for tap in taps}) == len(taps)
+        and all(type(size) is int and size > 0 for size in sizes),
+        "views": isinstance(views, list)
+        and len(views) > 0
+        and all(map(_is_name, views))
+        and len(set(views)) == len(views),
+        "made_from": isinstance(made_from, dict)
+        and all(isinstance(name, str) for name in made_from.values()),
+        "provenance": isinstance(provenance, dict)
+        and all(isinstance(provenance.get(kind), dict) for kind in KINDS),
+        "revision": type(record["revision"]) is int and record["revision"] >= 0,
+    }
+    for name, is_sound in sound.items():
+        if not is_sound:
+            raise TypeError(f"a field {name} that is not of this version")
+
+
+def _is_name(value: object) -> bool:
+    """Whether a value can be the name of a tap or view, which is a path's step in a part."""
+    return isinstance(value, str) and value not in ("", ".", "..") and not set("/\0") & set(value)
 
 
 def write_description(description: StoreDescription, store: Path) -> None:
