@@ -11,13 +11,16 @@
         ├── StoreMismatchError  a store, checkpoint or run of other settings
         └── DamagedPartError    a part whose bytes are not what was written
 
-The command line turns any of them into one line on stderr and exit code 2.
+The command line turns any of them into one line on stderr and exit code 2. Where bytes of others
+are read, `foreign` makes one of them of whatever the parser raises.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class DragnCacheError(Exception):
@@ -119,3 +122,40 @@ class StoreMismatchError(StoreError):
 
 class DamagedPartError(StoreError):
     """A part of a store holds other bytes than those that were written."""
+
+
+@contextmanager
+def foreign(
+    where: str | Path,
+    *,
+    expected: str,
+    remedy: str,
+    kind: type[DragnCacheError] = InputError,
+) -> Iterator[None]:
+    """Turn every error of a parser of others' bytes into one of ours that names the file.
+
+    On damaged bytes a parser raises nearly anything, an IndexError or a RecursionError too: a list
+    of its errors would never be whole. Errors of ours pass, for they name their place already.
+    """
+    try:
+        yield
+    except DragnCacheError:
+        raise
+    except Exception as error:
+        raise kind(
+            str(where), expected=expected, got=reason(error, str(where)), remedy=remedy
+        ) from error
+
+
+def reason(error: Exception, where: str = "") -> str:
+    """The reason that an error of a library or of Python gives, in one line; ``where`` is known."""
+    if isinstance(error, RecursionError):
+        return "values nested too deeply to be read"
+    if isinstance(error, MemoryError):
+        return "contents that need more memory than there is"
+    if isinstance(error, OSError) and error.strerror:
+        other = error.filename is not None and str(error.filename) != where
+        return f"{error.strerror}: {error.filename}" if other else error.strerror
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    text = f"nothing named {lines[0]}" if isinstance(error, KeyError) else lines[0]
+    return text if len(text) <= 300 else f"{text[:299]}…"

@@ -54,6 +54,14 @@ def _name_fault(bag_id: str) -> str | None:
     return None
 
 
+def is_storable(text: str) -> bool:
+    """Whether a text can be kept in tables and in HDF5: UTF-8 without a null character.
+
+    The names of files may be other bytes; Python gives those as lone surrogates.
+    """
+    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def require_new(out: Path) -> None:
     """Raise `InputError` unless a folder is empty or does not exist yet.
 

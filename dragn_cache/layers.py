@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dragn_cache.errors import InputError
+from dragn_cache.errors import foreign
 from dragn_cache.options import Settings, declarations
 
 
@@ -17,16 +17,8 @@ def read_settings(path: Path, section: str | None = None) -> dict[str, Any]:
     Raises:
         InputError: there is no such file, or it is not TOML.
     """
-    try:
+    with foreign(path, expected="a TOML file", remedy="correct it"):
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            str(path), expected="a TOML file", got=error.strerror or str(error), remedy="correct it"
-        ) from error
-    except ValueError as error:  # of TOML, or of UTF-8
-        raise InputError(
-            str(path), expected="TOML", got=str(error), remedy="correct the file"
-        ) from error
     inner = table.get(section) if section is not None else None
     return inner if isinstance(inner, dict) else table
 

@@ -45,6 +45,7 @@ from pydantic.fields import FieldInfo
 
 from dragn_cache.errors import InputError, SettingError, UnknownNameError
 
+MAX_SEED = 2**63 - 1  # torch takes no more than 64 bits, and TOML keeps 63
 Kind = Literal["features", "numerics", "plan"]
 """Which of a store's digests a setting is part of."""
 

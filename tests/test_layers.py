@@ -26,7 +26,7 @@ def test_a_file_that_is_no_toml_or_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"my\.toml: expected a TOML file, got No such file"):
         read_settings(path)
     path.write_text("rate = \n")
-    with pytest.raises(InputError, match=r"my\.toml: expected TOML, got Invalid value"):
+    with pytest.raises(InputError, match=r"my\.toml: expected a TOML file, got Invalid value"):
         read_settings(path)
     path.write_text("[settled]\ncount = 5\n[other]\nx = 1\n")
     assert read_settings(path, "settled") == {"count": 5}

@@ -1,23 +1,32 @@
-"""The ``dragn-cache`` program: its commands, and the one place where errors become exit codes."""
+"""The ``dragn-cache`` program: its commands, and the one place where errors become exit codes.
+
+Exit code 0: done; 1: done, with faults that the command's help names; 2: an error, in one line on
+stderr, or standard output that cannot be written (a full disk); 130: interrupted; 141: the reader
+of standard output has gone, as in ``info s | head -1``, and nothing more is said; 143: terminated.
+Closed standard streams count as /dev/null.
+"""
 
 from __future__ import annotations
 
 import functools
+import io
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 import dragn_cache
-from dragn_cache.errors import DragnCacheError
+from dragn_cache.errors import DragnCacheError, InputError
+from dragn_cache.files import is_storable
 from dragn_cache_cli.own_classes import find_own_classes
 
 # name → module of this package, with a function of its name, and the first line of its help. A
@@ -80,6 +89,9 @@ COMMANDS = {
 # working directory only for the class that they are told to allow.
 NAME_CLASSES = ("train-agg", "crossval", "aggregators")
 
+NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # in a RuntimeError of torch
+PIPE_CLOSED = 128 + 13  # as shells report a program that SIGPIPE ended
+
 LOOKS: dict[str, Any] = {
     "add_completion": False,
     "rich_markup_mode": "markdown",
@@ -123,6 +135,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
+            _require_utf8(kwargs)
             command(*args, **kwargs)
         except (typer.Exit, typer.Abort):
             raise
@@ -133,15 +146,17 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt as error:
             typer.echo("interrupted: run the same command again to go on", err=True)
             raise typer.Exit(130) from error
-        except BrokenPipeError as error:
-            sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - the reader has gone
-            raise typer.Exit(0) from error
+        except BrokenPipeError:
+            raise  # the reader of stdout has gone: see `main`
         except OSError as error:
             reason = error.strerror or str(error)
             raise fail(f"{error.filename or 'system'}: {reason}; correct it and retry") from error
         except Exception as error:
             if os.environ.get("DRAGN_CACHE_DEBUG"):
                 raise
+            if isinstance(error, MemoryError) or NO_MEMORY in str(error):
+                hint = "give it more, or a smaller batch, fewer workers or shorter bags"
+                raise fail(f"memory: more is needed than there is; {hint}") from error
             place = users_code(error)
             text = f"{place or 'internal'}: {type(error).__name__}: {error}"
             wish = "correct" if place else "please report"
@@ -149,6 +164,18 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise fail(f"{' '.join(text.split())}; {hint}") from error
 
     return run
+
+
+def _require_utf8(arguments: Mapping[str, object]) -> None:
+    """Raise `InputError` for a file name that could not be written into a table or a record."""
+    for value in arguments.values():
+        if isinstance(value, str | Path) and not is_storable(str(value)):
+            raise InputError(
+                ascii(str(value)),
+                expected="a name in UTF-8",
+                got="other bytes",
+                remedy="rename the file or folder",
+            )
 
 
 def users_code(error: Exception) -> str:
@@ -207,4 +234,48 @@ def main() -> None:
     # (docs/decisions/0006). It must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _terminated)
-    app()
+    _open_streams()
+    try:
+        app()
+    except SystemExit as end:
+        # rich and typer end with 1 where the reader of stdout has gone, as in `info … | head -1`.
+        if any(isinstance(error, BrokenPipeError) for error in _chain(end)):
+            _leave(PIPE_CLOSED)
+        if end.code:
+            raise
+        _leave(0)
+    except OSError as error:  # of printing help, or an error where stderr is full
+        with suppress(OSError):
+            fail(f"standard output: {error.strerror or error}; correct it and retry")
+        _leave(2)
+
+
+def _open_streams() -> None:
+    """Make the standard streams fit for what is printed.
+
+    A closed one is opened on nothing: else the next file that is opened gets its number, and what
+    is printed goes into that file. Characters that a stream's encoding lacks are escaped.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - for the process
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those during whose handling it came."""
+    while error is not None:
+        yield error
+        error = error.__context__
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit, and say nothing where the rest of stdout cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = code or 2
+    raise SystemExit(code)

@@ -7,7 +7,7 @@ from typing import Annotated
 from annotated_types import Ge
 
 from dragn_cache.backbone_input import parse_size, size_text
-from dragn_cache.options import Settings, setting
+from dragn_cache.options import MAX_SEED, Settings, setting
 
 BAGS = 300
 MIN_SIDE_PX = 32  # smaller fields have no room for a cell
@@ -19,7 +19,7 @@ class SimulateConfig(Settings):
     """Settings of a simulated data set."""
 
     bags: int = setting(BAGS, ge=1, help="Number of bags.")
-    seed: int = setting(0, ge=0, help="Same seed, same files.")
+    seed: int = setting(0, ge=0, le=MAX_SEED, help="Same seed, same files.")
     size: tuple[Side, Side] = setting(
         (96, 96),
         help="Height and width of a field in pixels.",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dragn_cache.backbone_input import DEFAULT_BACKBONE, ExtractDefaults
 from dragn_cache.layers import merge
 from dragn_cache.machine import default_workers
-from dragn_cache.options import Settings, declarations, setting
+from dragn_cache.options import MAX_SEED, Settings, declarations, setting
 from dragn_cache.store.config import DType, WriteConfig
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class ExtractConfig(WriteConfig, ExtractDefaults):
         help="What makes them differ, as flip,rotate90,crop:0.7,noise:0.02.",
         metavar="STEP,…",
     )
-    seed: int = setting(0, ge=0, kind="features", help="Of the augmentation.")
+    seed: int = setting(0, ge=0, le=MAX_SEED, kind="features", help="Of the augmentation.")
     batch_size: int = setting(32, ge=1, kind="numerics", help="Instances of a forward pass.")
     workers: int = setting(
         default_factory=default_workers,

@@ -31,7 +31,7 @@ from PIL.TiffImagePlugin import (
     TiffImageFile,
 )
 
-from dragn_cache.errors import ImageError
+from dragn_cache.errors import ImageError, foreign
 from dragn_cache.images.jpeg import read_frame, require_whole
 from dragn_cache.images.tiff_parts import PICTURE_CODECS, require_sound_parts
 
@@ -84,16 +84,8 @@ def read_picture(where: str, path: Path) -> Picture:
             whose pixels have no certain meaning.
     """
     data = _read_bytes(where, path)
-    try:
+    with foreign(where, expected="a whole image", remedy="replace the file", kind=ImageError):
         planes, full, colour = _decode(where, data)
-    except ImageError:
-        raise
-    # Decoders raise any kind of error on damaged bytes, and each one is about this file.
-    except Exception as error:
-        got = str(error)[:200] or type(error).__name__
-        raise ImageError(
-            where, expected="a whole image", got=got, remedy="replace the file"
-        ) from error
     _require_finite(where, planes)
     return Picture(planes, full, colour, hashlib.sha256(data).digest())
 

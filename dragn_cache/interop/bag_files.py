@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dragn_cache.errors import InputError
+from dragn_cache.files import is_storable
 from dragn_cache.interop.source import (
     TAP,
     UNKNOWN,
@@ -109,6 +110,13 @@ def find_bag_files(folder: Path, suffix: str) -> dict[str, Path]:
         if any(part.startswith(".") for part in inside) or not file.is_file():
             continue
         bag_id = file.name.removesuffix(suffix)
+        if not is_storable(bag_id):
+            raise InputError(
+                ascii(str(file)),
+                expected="a name in UTF-8",
+                got="other bytes",
+                remedy="rename the file",
+            )
         if bag_id in file_of:
             raise InputError(
                 str(file),

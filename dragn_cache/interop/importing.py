@@ -19,6 +19,7 @@ from dragn_cache.interop.source import (
     MadeBy,
     Source,
     exact_dtype,
+    reading,
     require_numbers,
     row_values,
     stored_values,
@@ -109,7 +110,8 @@ def import_features(
     """
     config = config or ImportConfig()
     layout = config.layout or find_layout(path)
-    source = SOURCES[layout](path)
+    with reading(path, f"features in the layout {layout}"):
+        source = SOURCES[layout](path)
     joined = join_table(source, bags_csv, config)
     survey = survey_source(source, joined.manifest.bags, config, progress)
     manifest = with_instances(joined.manifest, layout, survey)
@@ -198,8 +200,7 @@ def survey_source(
     dtypes: dict[str, DType] = {}
     made_by, first = MadeBy(), ""
     for k, bag in enumerate(bags):
-        features = source.read(bag.bag_id)
-        rows = _rows(features)
+        features, rows = _read(source, bag.bag_id)
         bag_shapes = {tap: values.shape[1:] for (tap, _), values in rows.items()}
         if shapes is None:
             shapes, made_by, first = bag_shapes, features.made_by, features.where
@@ -225,6 +226,13 @@ def survey_source(
     if config.encoder is not None:
         made_by = _named(made_by, config.encoder, first)
     return Survey(tuple(sizes), tuple(lost), tuple(digests), taps, made_by)
+
+
+def _read(source: Source, bag_id: str) -> tuple[BagFeatures, dict[tuple[str, str], Array]]:
+    """A bag, and its rows as a store takes them."""
+    with reading(source.path, f"bag {bag_id!r} in the layout {source.layout}"):
+        features = source.read(bag_id)
+        return features, _rows(features)
 
 
 def _rows(features: BagFeatures) -> dict[tuple[str, str], Array]:
@@ -333,7 +341,7 @@ def _fill(target: PartWriter, part: PartPlan, source: Source, survey: Survey) ->
     dtypes = {tap.name: tap.dtype for tap in survey.taps}
     row = 0
     for k, bag_id, size in zip(part.bags, target.bags, target.sizes, strict=True):
-        features = source.read(bag_id)
+        features, values = _read(source, bag_id)
         if features.digest.hex() != survey.digests[k]:
             raise InputError(
                 features.where,
@@ -341,7 +349,6 @@ def _fill(target: PartWriter, part: PartPlan, source: Source, survey: Survey) ->
                 got="others",
                 remedy="repeat the command when no other program writes to it",
             )
-        values = _rows(features)
         lost = _lost_images(features)
         rows = range(row, row + len(features.records))
         for view in source.views:

@@ -16,7 +16,7 @@ from dragn_cache.interop.h5_files import (
 )
 from dragn_cache.interop.npy_files import NpySource, TorchmilSource, TorchmilTarget
 from dragn_cache.interop.npz_file import NpzSource
-from dragn_cache.interop.source import SOURCE_DAMAGE, Source
+from dragn_cache.interop.source import Source, reading
 from dragn_cache.interop.target import Target
 from dragn_cache.interop.tensor_files import TensorSource
 from dragn_cache.interop.whole_file import Hdf5Source, Hdf5Target, ZarrSource, ZarrTarget
@@ -132,11 +132,8 @@ def _features_first(file: str) -> tuple[bool, str]:
 def _h5_keys(path: Path) -> frozenset[str]:
     if path.suffix != ".h5":
         return frozenset()
-    try:
-        with open_alone(path) as file:
-            keys = set(file)
-            if "features" in keys and "encoder" in file["features"].attrs:
-                keys.add("features@encoder")
-            return frozenset(keys)
-    except SOURCE_DAMAGE:  # reading it later names the damaged file
-        return frozenset({"features"})
+    with reading(path, "an HDF5 file"), open_alone(path) as file:
+        keys = set(file)
+        if "features" in keys and "encoder" in file["features"].attrs:
+            keys.add("features@encoder")
+        return frozenset(keys)

@@ -7,31 +7,26 @@ it; `row_values` and `stored_values` then decide, in one place, what a store tak
 from __future__ import annotations
 
 import hashlib
-import pickle
 import tempfile
 import tomllib
-import zipfile
-import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from dragn_cache.errors import InputError
+from dragn_cache.errors import InputError, foreign
 from dragn_cache.manifest import Bag, Manifest, read_bags
 from dragn_cache.store import Failure, InstanceRecord
 from dragn_cache.store.config import DType
-from dragn_cache.store.part import DAMAGE, Array
+from dragn_cache.store.part import Array
 from dragn_cache.types import CLEAN_VIEW
 
 TAP = "features"  # the tap's name where a layout has none
 UNKNOWN = "unknown"
-# Errors that the readers raise on damaged bytes.
-SOURCE_DAMAGE = (*DAMAGE, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -66,6 +61,7 @@ class Source(ABC):
     """Features in another layout.
 
     Attributes:
+        path: the file or folder that was opened.
         ids: all bags with features, in the source's order.
         manifest: the bags with the labels, splits and groups that the layout holds.
         views: names of the views, the clean one first.
@@ -74,6 +70,7 @@ class Source(ABC):
     """
 
     layout: ClassVar[str]
+    path: Path
     ids: Sequence[str]
     manifest: Manifest
     views: tuple[str, ...] = (CLEAN_VIEW,)
@@ -206,19 +203,10 @@ def manifest_from_texts(bags_csv: str, dataset_toml: str, name: str) -> Manifest
 # --- files -------------------------------------------------------------------------------------
 
 
-@contextmanager
-def reading(path: Path, what: str) -> Iterator[None]:
+def reading(path: Path, expected: str) -> AbstractContextManager[None]:
     """Turn the errors of reading a damaged, locked or missing file into one that names it."""
-    try:
-        yield
-    except SOURCE_DAMAGE as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise InputError(
-            str(path),
-            expected=what,
-            got=lines[0] if not isinstance(error, KeyError) else f"nothing named {lines[0]}",
-            remedy="mend or remove it and repeat the command; what is imported already is kept",
-        ) from error
+    remedy = "mend or remove it and repeat the command; what is imported already is kept"
+    return foreign(path, expected=expected, remedy=remedy)
 
 
 def file_digest(path: Path) -> bytes:

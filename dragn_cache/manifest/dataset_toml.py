@@ -12,7 +12,7 @@ from typing import Any
 import tomli_w
 
 from dragn_cache.backbone_input import ExtractDefaults
-from dragn_cache.errors import InputError, ManifestError, SettingError
+from dragn_cache.errors import InputError, ManifestError, SettingError, foreign
 from dragn_cache.manifest.records import Manifest
 from dragn_cache.manifest.shipped import data_folder
 from dragn_cache.options import declarations, require_known
@@ -48,13 +48,11 @@ DATASET_KEYS = {
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            toml = tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ManifestError(
-            str(path), expected="valid TOML", got=str(error), remedy="correct that line"
-        ) from error
+    with (
+        foreign(path, expected="valid TOML", remedy="correct it", kind=ManifestError),
+        path.open("rb") as file,
+    ):
+        toml = tomllib.load(file)
     for key, value in toml.items():
         if key not in DATASET_KEYS:
             raise ManifestError(

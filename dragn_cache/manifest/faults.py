@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dragn_cache.errors import UnknownNameError
+from dragn_cache.files import is_storable
 from dragn_cache.manifest.records import Bag, Instance, Manifest
 from dragn_cache.manifest.tables import Fault
 from dragn_cache.types import SPLITS, Task
@@ -22,6 +23,11 @@ def check_bags(bags: Sequence[Bag], labels: Sequence[str], task: Task) -> list[F
         def fault(kind: str, expected: str, got: str, remedy: str, bag: Bag = bag) -> Fault:
             return Fault(kind, bag.file, bag.line, expected, got, remedy)
 
+        texts = (bag.bag_id, bag.group, *(bag.labels or ()), *bag.extra.values())
+        for text in texts:
+            if not is_storable(text):
+                expected = "UTF-8 text without null characters"
+                faults.append(fault("bad-text", expected, ascii(text), "correct or rename it"))
         for label in bag.labels or ():
             if label not in known:
                 hint = UnknownNameError("label", label, labels, remedy=LABEL_REMEDY).remedy

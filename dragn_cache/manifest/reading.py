@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dragn_cache.errors import ManifestError
+from dragn_cache.files import is_storable
 from dragn_cache.manifest.faults import (
     check_bags,
     check_bags_have_images,
@@ -196,6 +197,18 @@ def _read_instances(source: Source, faults: list[Fault], with_images: set[str]) 
     """Instances in table order; add the bags of all rows, faulty ones too, to ``with_images``."""
     if source.folders is not None:
         instances = list(_walk_folders(source.folders))
+        faults += [
+            Fault(
+                "bad-path",
+                ascii(row.image),
+                0,
+                "a name in UTF-8",
+                "other bytes",
+                "rename the file or folder",
+            )
+            for row in instances
+            if not is_storable(row.image)
+        ]
         with_images |= {row.bag_id for row in instances}
         return instances
     if source.instances is None or not (rows := read_table(source.instances)):
@@ -241,7 +254,7 @@ def _has_boxes(path: Path, columns: Iterable[str]) -> bool:
 
 
 def _instance_fault(row: Row, image: str, first_line: int | None) -> Fault | None:
-    if not image or leaves_root(image):
+    if not image or leaves_root(image) or not is_storable(image):
         return row.fault(
             "bad-path",
             "an image path inside the image root",

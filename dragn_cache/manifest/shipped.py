@@ -8,7 +8,9 @@ from pathlib import Path
 
 def data_folder() -> Path:
     """The folder for data sets' own files: $DRAGN_CACHE_DATA, or ~/.local/share/dragn-cache."""
-    return Path(os.environ.get("DRAGN_CACHE_DATA") or Path.home() / ".local/share/dragn-cache")
+    # Path.home() raises where there is none: in a container, a user need not have a name.
+    home = os.path.expanduser("~")  # noqa: PTH111
+    return Path(os.environ.get("DRAGN_CACHE_DATA") or f"{home}/.local/share/dragn-cache")
 
 
 def shipped_folder() -> Path:

@@ -138,6 +138,6 @@ def _list_literal(cell: str) -> list[Any] | None:
             warnings.simplefilter("ignore", SyntaxWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
             items = ast.literal_eval(cell)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # as ast documents
         return None
     return items if isinstance(items, list) else None

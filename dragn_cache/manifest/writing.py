@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dragn_cache.errors import InputError
-from dragn_cache.files import csv_text
+from dragn_cache.files import csv_text, is_storable
 from dragn_cache.manifest.dataset_toml import write_dataset_toml
 from dragn_cache.manifest.records import BOX_COLUMNS, Bag, Manifest
 from dragn_cache.manifest.tables import join_cell, split_cell
@@ -89,14 +89,9 @@ def require_held_bags(bags: Sequence[Bag]) -> None:
 
 def require_held(where: str, column: str, cell: str) -> None:
     """Raise `InputError` for a text that a table's cell would give back as another one."""
-    try:
-        cell.encode()
-    except UnicodeEncodeError:
-        fault = "a character that UTF-8 cannot hold"
-    else:
-        if cell == cell.strip():
-            return
-        fault = "space around it"
+    if cell == cell.strip() and is_storable(cell):
+        return
+    fault = "space around it" if is_storable(cell) else "a null character or no UTF-8"
     raise InputError(
         f"{where}, {column}",
         expected="a text that a table can hold",

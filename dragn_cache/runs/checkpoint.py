@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import pickle
 import reprlib
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dragn_cache.errors import InputError, StoreMismatchError
+from dragn_cache.errors import InputError, StoreMismatchError, foreign, reason
 from dragn_cache.files import write_bytes
 from dragn_cache.loading.labelling import Labelling
 from dragn_cache.scoring.decisions import Decision
@@ -28,19 +27,6 @@ from dragn_cache.types import Task, Warn
 
 CHECKPOINT_VERSION = 1
 CHECKPOINT_DIGESTS = ("features", "numerics")  # of a store's provenance
-# What zipfile and torch.load raise on bytes that torch.save did not write, and a model on a state
-# or options that are not its own.
-CHECKPOINT_DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True)
@@ -137,12 +123,10 @@ def load_checkpoint(run: Path, allow_class: str | None = None) -> tuple[Model, C
     checkpoint = read_checkpoint(run)
     _require_allowed(run, checkpoint.config.aggregator, allow_class)
     labels = len(checkpoint.labels)
-    try:
+    with _reading(_path(run)):
         model = load_model(
             checkpoint.config, checkpoint.in_shape, labels, checkpoint.task, checkpoint.state
         )
-    except CHECKPOINT_DAMAGE as error:
-        raise _damaged(_path(run), error) from error
     return model, checkpoint
 
 
@@ -161,15 +145,13 @@ def read_checkpoint(run: Path) -> Checkpoint:
             got="none" if run.is_dir() else "no such folder",
             remedy="give a run folder of train-agg",
         )
-    try:
+    with _reading(path):
         with zipfile.ZipFile(path) as file:  # torch.load does not compare the checksums
             damaged = file.testzip()
         if damaged:
             raise zipfile.BadZipFile(f"other bytes than were written in {damaged}")
         record = torch.load(path, map_location="cpu", weights_only=True)
         version = record["version"]
-    except CHECKPOINT_DAMAGE as error:
-        raise _damaged(path, error) from error
     if type(version) is not int or version != CHECKPOINT_VERSION:
         raise InputError(
             str(path),
@@ -209,11 +191,10 @@ def _path(run: Path) -> Path:
     return run / "checkpoint.pt"
 
 
-def _damaged(path: Path, error: Exception) -> InputError:
-    got = (str(error).splitlines() or [type(error).__name__])[0]
-    return InputError(
-        str(path), expected="a checkpoint of dragn-cache", got=got, remedy="train again"
-    )
+def _reading(path: Path) -> AbstractContextManager[None]:
+    """Turn the errors of bytes that torch.save did not write, and of a model whose state or options
+    are not its own, into one that names the file."""
+    return foreign(path, expected="a checkpoint of dragn-cache", remedy="train again")
 
 
 def _wrong_field(path: Path, name: str, expected: str, got: str) -> InputError:
@@ -232,8 +213,9 @@ def _parse(path: Path, record: Mapping[str, Any]) -> Checkpoint:
             raise _wrong_field(path, name, expected, reprlib.repr(record[name]))
     try:
         config = TrainConfig.from_record(record["config"])
-    except (InputError, *CHECKPOINT_DAMAGE) as error:
-        raise _wrong_field(path, "config", FIELDS["config"][0], str(error)) from error
+    except Exception as error:  # settings of any type, for which their checks were not made
+        got = str(error) if isinstance(error, InputError) else reason(error)
+        raise _wrong_field(path, "config", FIELDS["config"][0], got) from error
     labels, task = tuple(record["labels"]), record["task"]
     return Checkpoint(
         config=config,

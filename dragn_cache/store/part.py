@@ -10,6 +10,7 @@ import hashlib
 import math
 import mmap
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -18,20 +19,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dragn_cache.errors import DamagedPartError
+from dragn_cache.errors import DamagedPartError, foreign
 from dragn_cache.store.schema import Tap
 
-# Errors that h5py, zarr and file reads raise on damaged bytes.
-DAMAGE = (
-    OSError,
-    KeyError,
-    ValueError,
-    TypeError,
-    EOFError,
-    RuntimeError,
-    OverflowError,
-    MemoryError,
-)
 BLOCK_BYTES = 16 * 2**20
 FAILURE_COLUMNS = ("bag_id", "image", "box", "reason")
 
@@ -126,13 +116,13 @@ def require_index(index: PartIndex, planned: Sequence[str]) -> None:
             raise ValueError(f"{name} has shape {got}, not {expected}")
 
 
-def damaged_part(path: Path, error: Exception | str) -> DamagedPartError:
-    """The error for a part that does not hold what was written."""
-    return DamagedPartError(
-        str(path),
+def reading_part(path: Path) -> AbstractContextManager[None]:
+    """Turn every error of reading a part into `DamagedPartError`."""
+    return foreign(
+        path,
         expected="the part as it was written",
-        got=str(error) or type(error).__name__,
         remedy=f"run dragn-cache verify {path.parent.parent} `repair=True`, then extract again",
+        kind=DamagedPartError,
     )
 
 

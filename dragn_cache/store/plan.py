@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,11 @@ class PartPlan:
 def part_name(number: int) -> str:
     """A part's file name without its suffix."""
     return f"{number:05d}"
+
+
+def is_part_number(text: str) -> bool:
+    """Whether a text is a part's number; `str.isdigit` holds of ² too, and `int` has a limit."""
+    return re.fullmatch("[0-9]{1,9}", text) is not None
 
 
 def plan_parts(

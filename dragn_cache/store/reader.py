@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -15,21 +14,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dragn_cache.errors import DamagedPartError, StoreError, UnknownNameError
+from dragn_cache.errors import DamagedPartError, StoreError, UnknownNameError, foreign
 from dragn_cache.manifest import Bag, read_bags
 from dragn_cache.store.formats import FORMATS
 from dragn_cache.store.part import (
-    DAMAGE,
     Array,
     Failure,
     PartIndex,
     Pieces,
     bag_digests,
-    damaged_part,
     empty_rows,
+    reading_part,
     require_bags,
     require_index,
 )
+from dragn_cache.store.plan import is_part_number
 from dragn_cache.store.schema import KINDS, StoreDescription, Tap, read_description
 from dragn_cache.types import CLEAN_VIEW
 
@@ -109,7 +108,7 @@ class Store:
         return self._index[number]
 
     def _read_index(self, number: int) -> PartIndex:
-        with self._damage(number):
+        with reading_part(self.part_path(number)):
             index = self._format.read_index(self.part_path(number))
             require_index(index, self._planned[number])
         return index
@@ -225,7 +224,7 @@ class Store:
         values = empty_rows((int(offsets[-1]), *chosen.shape), chosen.dtype)
 
         def read(part: int, pieces: Pieces) -> None:
-            with self._damage(part):
+            with reading_part(self.part_path(part)):
                 self._format.read_rows(self.part_path(part), chosen, view, pieces)
 
         by_part = _pieces(places, values)
@@ -250,7 +249,7 @@ class Store:
         if not self.part_path(part).exists():
             self.require_complete()
         planned = self._planned[part]
-        with self._damage(part):
+        with reading_part(self.part_path(part)):
             bags = self._format.read_bags(self.part_path(part))
             require_bags(bags, planned)
         edges = bags.offsets.tolist()
@@ -258,14 +257,6 @@ class Store:
         for planned_id in planned:
             k = position[planned_id]
             self._places[planned_id] = (part, edges[k], edges[k + 1])
-
-    @contextmanager
-    def _damage(self, part: int) -> Iterator[None]:
-        """Turn the errors of reading a part into `DamagedPartError`."""
-        try:
-            yield
-        except DAMAGE as error:
-            raise damaged_part(self.part_path(part), error) from error
 
     # --- checking ---
 
@@ -297,8 +288,8 @@ class _PartRows:
 
     def read(self, start: int, stop: int) -> Array:
         out = np.empty((stop - start, *self.tap.shape), self.tap.dtype)
-        with self.store._damage(self.part):
-            path = self.store.part_path(self.part)
+        path = self.store.part_path(self.part)
+        with reading_part(path):
             self.store._format.read_rows(path, self.tap, self.view, [(start, out)])
         return out
 
@@ -324,7 +315,7 @@ def _pieces(places: NDArray[np.int64], values: Array) -> dict[int, list[tuple[in
 
 def _part_number(path: Path, bag: Bag) -> int:
     text = bag.extra.get("part", "")
-    if not text.isdigit():
+    if not is_part_number(text):
         raise StoreError(
             f"{path / 'manifest' / 'bags.csv'}:{bag.line}",
             expected="the number of a part in the column part",
@@ -336,15 +327,13 @@ def _part_number(path: Path, bag: Bag) -> int:
 
 def _read_label_order(path: Path) -> dict[str, Any]:
     toml = path / "manifest" / "dataset.toml"
-    try:
+    with foreign(
+        toml,
+        expected="the data set's task and labels",
+        remedy="restore the file, or extract again",
+        kind=StoreError,
+    ):
         return tomllib.loads(toml.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise StoreError(
-            str(toml),
-            expected="the data set's task and labels",
-            got=str(error),
-            remedy="restore the file, or extract again",
-        ) from error
 
 
 def open_store(path: str | Path) -> Store:

@@ -17,13 +17,14 @@ from typing import Any, get_args
 
 import numpy as np
 
-from dragn_cache.errors import StoreError, StoreMismatchError
+from dragn_cache.errors import StoreError, StoreMismatchError, foreign, reason
 from dragn_cache.files import write_text
 from dragn_cache.store.config import DType, Format
 from dragn_cache.types import CLEAN_VIEW
 
 SCHEMA_VERSION = 2
 KINDS = ("features", "numerics", "plan")
+_RESTORE = "restore the file, or extract into a new store"
 
 
 @dataclass(frozen=True)
@@ -107,18 +108,15 @@ def read_description(store: Path) -> StoreDescription:
             got=got,
             remedy="correct the path, or make one with dragn-cache extract",
         ) from error
-    except UnicodeDecodeError as error:
-        raise _damaged(path, str(error)) from error
+    except (OSError, ValueError) as error:
+        raise _damaged(path, reason(error)) from error
     return parse_description(text, path)
 
 
 def parse_description(text: str, path: Path) -> StoreDescription:
     """The description that the text of a ``store.json`` gives; ``path`` is for messages."""
-    try:
+    with foreign(path, expected="what dragn-cache wrote", remedy=_RESTORE, kind=StoreError):
         record = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise _damaged(path, str(error)) from error
-    try:
         version = record["schema_version"]
         if version != SCHEMA_VERSION:
             raise StoreError(
@@ -128,15 +126,7 @@ def parse_description(text: str, path: Path) -> StoreDescription:
                 remedy="use the version of dragn-cache that wrote it, or extract again",
             )
         taps = tuple(Tap(t["name"], tuple(t["shape"]), t["dtype"]) for t in record["taps"])
-        sizes = [size for tap in taps for size in tap.shape]
-        if (
-            record["format"] not in get_args(Format)
-            or not taps
-            or any(tap.dtype not in get_args(DType) for tap in taps)
-            or not all(map(is_step, [*(tap.name for tap in taps), *record["views"]]))
-            or not all(isinstance(size, int) and size > 0 for size in sizes)
-        ):
-            raise TypeError("a format, taps or shapes that are not of this version")
+        _require_types(record, taps)
         description = StoreDescription(
             record["format"],
             taps,
@@ -148,8 +138,6 @@ def parse_description(text: str, path: Path) -> StoreDescription:
         )
         recorded = record["digests"]
         actual = {kind: description.digest(kind) for kind in KINDS}
-    except (KeyError, TypeError) as error:
-        raise _damaged(path, f"{type(error).__name__} {error}") from error
     if recorded != actual:
         raise _damaged(path, "provenance that does not give its digests")
     return description
@@ -160,8 +148,33 @@ def _damaged(path: Path, got: str) -> StoreError:
         str(path),
         expected="what dragn-cache wrote",
         got=got,
-        remedy="restore the file, or extract into a new store",
+        remedy=_RESTORE,
     )
+
+
+def _require_types(record: Mapping[str, Any], taps: Sequence[Tap]) -> None:
+    """Raise TypeError for a field that no store of this version has."""
+    sizes = [size for tap in taps for size in tap.shape]
+    views, made_from, provenance = (record[k] for k in ("views", "made_from", "provenance"))
+    sound = {
+        "format": record["format"] in get_args(Format),
+        "taps": len(taps) > 0
+        and all(is_step(tap.name) and tap.dtype in get_args(DType) for tap in taps)
+        and len({tap.name for tap in taps}) == len(taps)
+        and all(type(size) is int and size > 0 for size in sizes),
+        "views": isinstance(views, list)
+        and len(views) > 0
+        and all(map(is_step, views))
+        and len(set(views)) == len(views),
+        "made_from": isinstance(made_from, dict)
+        and all(isinstance(name, str) for name in made_from.values()),
+        "provenance": isinstance(provenance, dict)
+        and all(isinstance(provenance.get(kind), dict) for kind in KINDS),
+        "revision": type(record["revision"]) is int and record["revision"] >= 0,
+    }
+    for name, is_sound in sound.items():
+        if not is_sound:
+            raise TypeError(f"a field {name} that is not of this version")
 
 
 def write_description(description: StoreDescription, store: Path) -> None:

@@ -14,7 +14,7 @@ from dragn_cache.files import sync_folder, sync_tree
 from dragn_cache.manifest import Manifest, read_bags, write_bags
 from dragn_cache.manifest.dataset_toml import write_dataset_toml
 from dragn_cache.store.claims import living_tokens
-from dragn_cache.store.plan import PartPlan
+from dragn_cache.store.plan import PartPlan, is_part_number
 
 TABLES = "tables"
 """The claim that is held while store.json, manifest/ or failures.csv is written."""
@@ -49,7 +49,7 @@ def part_of_bags(path: Path) -> dict[str, int]:
     except ManifestError:
         return {}
     cells = {bag.bag_id: bag.extra.get("part", "") for bag in bags}
-    return {bag_id: int(part) for bag_id, part in cells.items() if part.isdigit()}
+    return {bag_id: int(part) for bag_id, part in cells.items() if is_part_number(part)}
 
 
 def write_tables(path: Path, parts: Sequence[PartPlan], manifest: Manifest) -> None:

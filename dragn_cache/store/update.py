@@ -14,8 +14,8 @@ from pathlib import Path
 from dragn_cache.manifest import Manifest
 from dragn_cache.store.claims import Claims
 from dragn_cache.store.formats import FORMATS
-from dragn_cache.store.part import DAMAGE, PartIndex, damaged_part
-from dragn_cache.store.plan import PartPlan, instances_of, plan_parts
+from dragn_cache.store.part import PartIndex, reading_part
+from dragn_cache.store.plan import PartPlan, instances_of, is_part_number, plan_parts
 from dragn_cache.store.schema import (
     StoreDescription,
     read_description,
@@ -132,10 +132,8 @@ def stored_bags(path: Path, description: StoreDescription) -> dict[str, tuple[in
     bags: dict[str, tuple[int, StoredBag]] = {}
     for number in _numbers(path, description):
         part = _part_path(path, description, number)
-        try:
+        with reading_part(part):
             index = FORMATS[description.format].read_index(part)
-        except DAMAGE as error:
-            raise damaged_part(part, error) from error
         for position, bag_id in enumerate(index.ids):
             bags[bag_id] = (number, StoredBag(index, position))
     return bags
@@ -145,7 +143,7 @@ def _numbers(path: Path, description: StoreDescription) -> list[int]:
     """Numbers of the parts that exist, rising."""
     suffix = FORMATS[description.format].suffix
     names = [p.name.removesuffix(suffix) for p in (path / "parts").glob(f"*{suffix}")]
-    return sorted(int(name) for name in names if name.isdigit())
+    return sorted(int(name) for name in names if is_part_number(name))
 
 
 def _part_path(path: Path, description: StoreDescription, number: int) -> Path:

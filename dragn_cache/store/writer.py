@@ -15,12 +15,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dragn_cache.errors import StoreError
-from dragn_cache.files import csv_text, sync_folder, sync_tree, write_text
+from dragn_cache.errors import InputError, StoreError
+from dragn_cache.files import csv_text, is_storable, sync_folder, sync_tree, write_text
 from dragn_cache.manifest import Manifest
 from dragn_cache.store.claims import Claims, describe_holder
 from dragn_cache.store.formats import FORMATS
-from dragn_cache.store.part import DAMAGE, FAILURE_COLUMNS, Failure, damaged_part
+from dragn_cache.store.part import FAILURE_COLUMNS, Failure, reading_part
 from dragn_cache.store.part_writer import PartWriter
 from dragn_cache.store.plan import PartPlan
 from dragn_cache.store.schema import (
@@ -145,10 +145,8 @@ class StoreWriter:
             path = self.part_path(part)
             if path.exists():
                 ids = {self.manifest.bags[k].bag_id for k in part.bags}
-                try:
+                with reading_part(path):
                     unused += [f for f in self.format.read_index(path).failures if f.bag_id in ids]
-                except DAMAGE as error:
-                    raise damaged_part(path, error) from error
         return unused
 
     def finish(self) -> list[Failure]:
@@ -195,6 +193,7 @@ def open_writer(
         StoreError: the folder holds something else.
     """
     _require_store_or_nothing(path)
+    _require_storable(manifest)
     (path / "parts").mkdir(parents=True, exist_ok=True)
     with Claims(path / "parts") as claims:
         claims.wait(TABLES)
@@ -209,6 +208,20 @@ def open_writer(
         remove_leftovers(path)
         write_tables(path, parts, manifest)
     return StoreWriter(path, description, parts, manifest)
+
+
+def _require_storable(manifest: Manifest) -> None:
+    """Raise InputError for the first text of a manifest that no part could hold."""
+    for bag in manifest.bags:
+        images = (row.image for row in manifest.instances.get(bag.bag_id, ()))
+        for text in (bag.bag_id, *images):
+            if not is_storable(text):
+                raise InputError(
+                    f"bag {bag.bag_id[:60]!a}",
+                    expected="ids and images of UTF-8 text without null characters",
+                    got=ascii(text[:60]),
+                    remedy="rename it",
+                )
 
 
 def _require_store_or_nothing(path: Path) -> None:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import tomli_w
 
-from dragn_cache.errors import InputError, StoreMismatchError
+from dragn_cache.errors import InputError, StoreMismatchError, foreign
 from dragn_cache.files import require_new, write_text
 from dragn_cache.store import differences
 from dragn_cache.studies.tables import Place, Training
@@ -26,12 +26,8 @@ def read_config(out: Path) -> dict[str, Any]:
     if not path.is_file():
         require_new(out)
         return {}
-    try:
+    with foreign(path, expected="TOML", remedy="give another `out`"):
         record = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            str(path), expected="TOML", got=str(error), remedy="give another `out`"
-        ) from error
     if "crossval" not in record:
         raise InputError(
             str(out),
@@ -79,17 +75,14 @@ def read_training(out: Path, task: Place) -> Training | None:
     path = _path(out, task)
     if not path.is_file():
         return None
-    try:
+    with foreign(
+        path,
+        expected="a training of this cross-validation",
+        remedy="remove the file; the same command trains it again",
+    ):
         values = json.loads(path.read_text(encoding="utf-8")).items()
         record: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values}
         training = Training(**record)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise InputError(
-            str(path),
-            expected="a training of this cross-validation",
-            got=str(error),
-            remedy="remove the file; the same command trains it again",
-        ) from error
     return None if training.error else training
 
 

@@ -10,7 +10,7 @@ from annotated_types import Ge, Le
 
 from dragn_cache.errors import SettingError
 from dragn_cache.machine import parse_memory
-from dragn_cache.options import Settings, declarations, setting
+from dragn_cache.options import MAX_SEED, Settings, declarations, setting
 from dragn_cache.scoring.rules import RULES, require_rule
 from dragn_cache.training.losses import LOSSES
 
@@ -114,9 +114,11 @@ class TrainConfig(Settings):
     views: Literal["off", "random", "all"] = setting(
         "off", help="The store's augmented views in training: one drawn anew each time, or all."
     )
-    seed: int = setting(0, ge=0, help="Of split, initialisation, dropout, order and views.")
+    seed: int = setting(
+        0, ge=0, le=MAX_SEED, help="Of split, initialisation, dropout, order and views."
+    )
     shuffle_seed: int | None = setting(
-        None, ge=0, help="Of order and views alone.", shown_default="the seed"
+        None, ge=0, le=MAX_SEED, help="Of order and views alone.", shown_default="the seed"
     )
     device: str = device_setting()
     memory: str = setting(

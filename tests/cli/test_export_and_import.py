@@ -43,7 +43,7 @@ def test_features_go_out_and_come_back(store: Path, tmp_path: Path) -> None:
 def test_mistakes_in_and_out_are_one_line(store: Path, tmp_path: Path) -> None:
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / "a.h5").write_bytes(b"no HDF5")
-    assert "a.h5: expected a whole clam file" in refused(
+    assert "a.h5: expected an HDF5 file" in refused(
         "import", tmp_path / "t", "--out", tmp_path / "s"
     )
     assert "got a store" in refused("import", store, "--out", tmp_path / "s")

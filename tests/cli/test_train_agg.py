@@ -98,8 +98,9 @@ def test_mistakes_in_training_are_one_line(store: Path, tmp_path: Path) -> None:
     assert "--pos-weight: expected a number from 0 to 1000000 or balanced, got 'even'" in refused(
         *base, "--pos-weight", "even"
     )
-    assert "--shuffle-seed: expected a whole number of at least 0, got -1" in refused(
-        *base, "--shuffle-seed", -1
+    assert (
+        "--shuffle-seed: expected a whole number from 0 to 9223372036854775807, got -1"
+        in refused(*base, "--shuffle-seed", -1)
     )
     assert "did you mean gap" in refused(*base, "--tap", "gp")
     assert "expected auto or a size with its unit, as 8GB" in refused(*base, "--memory", "much")

@@ -276,7 +276,7 @@ def test_an_interrupted_simulation_leaves_nothing(tmp_path: Path) -> None:
     ("bags", "seed", "size", "text"),
     [
         (0, 0, (32, 32), "bags: expected a whole number of at least 1, got 0"),
-        (1, -1, (32, 32), "seed: expected a whole number of at least 0, got -1"),
+        (1, -1, (32, 32), "seed: expected a whole number from 0 to 9223372036854775807, got -1"),
         (1, 0, (32, 31), r"size: expected .* each of at least 32, got \(32, 31\)"),
     ],
 )

@@ -223,8 +223,11 @@ def test_a_learning_rate_too_high_ends_in_that_error(data: LabelledBags) -> None
         ({"epochs": 0}, "epochs: expected a whole number of at least 1, got 0"),
         ({"batch_size": 0}, "batch_size: expected a whole number of at least 1, got 0"),
         ({"intervals": -1}, "intervals: expected a whole number of at least 0, got -1"),
-        ({"seed": -1}, "seed: expected a whole number of at least 0, got -1"),
-        ({"shuffle_seed": -2}, "shuffle_seed: expected a whole number of at least 0, got -2"),
+        ({"seed": -1}, "seed: expected a whole number from 0 to 9223372036854775807, got -1"),
+        (
+            {"shuffle_seed": -2},
+            "shuffle_seed: expected a whole number from 0 to 9223372036854775807, got -2",
+        ),
         (
             {"pos_weight": -1.0},
             "pos_weight: expected a number from 0 to 1000000 or balanced, got -1.0",
