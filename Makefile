@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 
-.PHONY: help env check test demo clean
+.PHONY: help env check test fuzz demo clean
 
 help:
 	@echo "make demo    the whole way on simulated images (no download but the packages)"
 	@echo "make test    the whole test suite"
+	@echo "make fuzz    mutated bytes of every kind of file, a minute for each (13 minutes)"
 	@echo "make check   formatting, lint and types"
 	@echo "make env     only the environment in $(VENV)/"
 	@echo "make clean   remove $(VENV)/ and what the demo wrote"
@@ -33,6 +34,9 @@ check: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+fuzz: $(READY)
+	$(BIN)/python tests/fuzz.py
 
 demo: $(READY)
 	$(BIN)/dragn-cache demo --out demo
