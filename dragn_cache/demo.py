@@ -58,6 +58,7 @@ def run_demo(out: Path, config: DemoConfig, *, announce: Announce, bar: Bar) -> 
         bar: makes a progress bar from a title and a unit.
     """
     data, features = out / "simulated", out / "simulated.features"
+    is_demo = (features / "store.json").is_file()  # else what is in runs/ is somebody else's
     drawn = {"bags": config.bags, "seed": config.seed, "size": size_text(config.size)}
     announce("simulate", None, {"out": data, **drawn})
     with bar("simulating", "bags") as progress:
@@ -72,6 +73,8 @@ def run_demo(out: Path, config: DemoConfig, *, announce: Announce, bar: Bar) -> 
     manifest = read_manifest(data)
     with bar("extracting", "images") as progress:
         extract(manifest, ExtractConfig(**network), features, progress=progress)
+    for method in METHODS if is_demo else ():
+        shutil.rmtree(out / "runs" / method, ignore_errors=True)
     return _train(out, features, manifest, announce, bar)
 
 
@@ -82,7 +85,6 @@ def _train(
     announce: Announce,
     bar: Bar,
 ) -> DemoResult:
-    shutil.rmtree(out / "runs", ignore_errors=True)
     metrics, seconds, histories = {}, {}, {}
     store = open_store(features)
     for method, config in METHODS.items():
