@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,9 @@ class Kills:
             try:
                 extract(self.manifest, self.config, out)
                 code = 0
+            except BaseException:
+                traceback.print_exc()  # else nobody would see why the process ended
+                raise
             finally:
                 os._exit(code)
         return child
