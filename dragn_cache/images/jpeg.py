@@ -21,7 +21,7 @@ _ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 
 @dataclass(frozen=True)
 class Frame:
-    """What a JPEG's header says.
+    """The header of a JPEG.
 
     Attributes:
         marker: of the frame: the kind of coding.
@@ -38,7 +38,7 @@ class Frame:
 
     @property
     def coefficient_bytes(self) -> int:
-        """What a decoder holds of it at once besides the pixels."""
+        """Bytes that a decoder holds at once besides the pixels."""
         return 128 * self.blocks if self.marker in _PROGRESSIVE else 0
 
 

@@ -226,11 +226,12 @@ def _require_storable(manifest: Manifest) -> None:
 
 def _require_store_or_nothing(path: Path) -> None:
     """Raise StoreError for a folder that holds something else than a store or its beginning."""
-    if (path / "store.json").exists():
-        return
     others = [p for p in path.iterdir() if not _OURS.fullmatch(p.name)] if path.is_dir() else []
     parts = path / "parts"
     others += [p for p in parts.iterdir() if p.name[0] != "."] if parts.is_dir() else []
+    # Asked last: another process may begin the store while its files are listed.
+    if (path / "store.json").exists():
+        return
     if path.is_file() or others:
         raise StoreError(
             str(path),

@@ -8,7 +8,7 @@ import mmap
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -505,3 +505,21 @@ def test_bags_are_read_in_any_order_and_as_often_as_asked_for(tmp_path: Path, fo
             assert np.diff(offsets).tolist() == [len(rows) for rows in pieces]
             assert np.diff(offsets).tolist() == store.sizes([f"b{k}" for k in order]).tolist()
             assert values.ctypes.data % mmap.PAGESIZE == 0 or not len(values)
+
+
+def test_a_store_that_another_process_begins_meanwhile_is_no_folder_of_others(
+    tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, table, description = tmp_path / "s", manifest(), describe(format)
+    path.mkdir()
+    parts = plan_parts(SIZES, description.row_bytes, 6)
+    listed = Path.iterdir
+
+    def begun_meanwhile(folder: Path) -> Iterator[Path]:
+        if folder == path:
+            (path / "store.json").write_text(description.to_json())
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", begun_meanwhile)
+    with open_writer(path, description, parts, table) as writer:
+        assert len(writer.missing()) == len(parts)
