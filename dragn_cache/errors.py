@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dragn_cache.texts import difference, one_line, twin
+
 
 class DragnCacheError(Exception):
     """Base of all errors. Its text is one line that says where, expected, got and what to do.
@@ -35,8 +37,7 @@ class DragnCacheError(Exception):
         super().__init__(where, expected, got, remedy)
 
     def __str__(self) -> str:
-        text = f"{self.where}: expected {self.expected}, got {self.got}; {self.remedy}"
-        return " ".join(text.split())
+        return one_line(f"{self.where}: expected {self.expected}, got {self.got}; {self.remedy}")
 
     def at(self, where: str) -> DragnCacheError:
         """The same error at another place: a file's key, a command line's option."""
@@ -97,15 +98,27 @@ class UnknownNameError(InputError):
         self, kind: str, name: str, known: Iterable[str], *, remedy: str | None = None
     ) -> None:
         names = sorted(known)
-        lowered = {n.lower(): n for n in names}
-        close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.4)
-        nearest = ", ".join(lowered[c] for c in close)
+        nearest = likely(name, names)
         if remedy is None:
             listed = ", ".join(names) if len(names) <= 20 else ""
             remedy = f"choose one of: {listed}" if listed else "correct it"
         if nearest:
             remedy = f"did you mean {nearest}? otherwise {remedy}"
         super().__init__(kind, expected=f"a known {kind}", got=repr(name), remedy=remedy)
+
+
+def likely(name: str, known: Iterable[str]) -> str:
+    """The name that was probably meant by an unknown one, or several; empty if none is near.
+
+    One that only looks the same is given with what tells the two apart.
+    """
+    names = list(known)
+    alike = twin(name, names)
+    if alike is not None:
+        return f"{alike!r} (they differ by {difference(name, alike)})"
+    lowered = {n.lower(): n for n in names}
+    close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.4)
+    return ", ".join(lowered[c] for c in close)
 
 
 class WeightsError(DragnCacheError):

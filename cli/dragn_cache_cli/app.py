@@ -15,7 +15,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -27,6 +27,7 @@ from typer.core import TyperGroup
 import dragn_cache
 from dragn_cache.errors import DragnCacheError, InputError
 from dragn_cache.files import is_storable
+from dragn_cache.texts import one_line, shown
 from dragn_cache_cli.own_classes import find_own_classes
 
 # name → module of this package, with a function of its name, and the first line of its help. A
@@ -111,6 +112,14 @@ def load_command(name: str) -> Callable[..., None]:
 class Commands(TyperGroup):
     """A group whose commands are only names and lines of help until one of them is called."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _escaped_usage():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _escaped_usage():
+            return super().invoke(ctx)
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
         if command is not None and command.name in COMMANDS:
@@ -118,6 +127,17 @@ class Commands(TyperGroup):
             alone.command(command.name)(guarded(load_command(command.name)))
             command = typer.main.get_command(alone)
         return name, command, rest
+
+
+@contextmanager
+def _escaped_usage() -> Iterator[None]:
+    """Escape what does not show in Typer's errors, which repeat words of the command line."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message") and isinstance(getattr(error, "message", None), str):
+            error.message = "\n".join(map(shown, error.message.split("\n")))
+        raise
 
 
 app = typer.Typer(
@@ -161,7 +181,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             text = f"{place or 'internal'}: {type(error).__name__}: {error}"
             wish = "correct" if place else "please report"
             hint = f"{wish} it with the traceback that DRAGN_CACHE_DEBUG=1 shows"
-            raise fail(f"{' '.join(text.split())}; {hint}") from error
+            raise fail(f"{one_line(text)}; {hint}") from error
 
     return run
 
@@ -191,7 +211,7 @@ def users_code(error: Exception) -> str:
 
 def fail(text: str) -> typer.Exit:
     """Print an error and give the exit to raise."""
-    typer.secho(f"error: {text}", fg="red", err=True)
+    typer.secho(f"error: {shown(text)}", fg="red", err=True)
     return typer.Exit(2)
 
 

@@ -49,7 +49,7 @@ def check(
     else:
         for fault in report.faults:
             screen.say(spell_text(str(fault), {}, others=True))
-        screen.out.print(
+        screen.say(
             f"{manifest.name}: {counts['bags']} bags, {counts['instances']} instances, "
             f"{report.images} images, {len(manifest.labels)} labels ({manifest.task}): "
             f"{len(report.faults)} faults"

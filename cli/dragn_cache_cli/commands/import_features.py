@@ -64,11 +64,9 @@ def _print_report(report: ImportReport, out: Path) -> None:
         state += f", {report.parts_missing} are being written by another process"
     elif not report.parts_written:
         state = "complete already, nothing to do"
-    screen.out.print(
+    screen.say(
         f"{out}: {report.bags} bags, {report.instances} instances from {report.layout}, {taps}; "
-        f"{state}",
-        markup=False,
-        soft_wrap=True,
+        f"{state}"
     )
     bags = "" if report.labelled else " --bags LABELS.csv"
     screen.note(f"next: dragn-cache train-agg --store {out} --aggregator mean{bags}")
