@@ -135,8 +135,9 @@ def _escaped_usage() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if hasattr(error, "format_message") and isinstance(getattr(error, "message", None), str):
-            error.message = "\n".join(map(shown, error.message.split("\n")))
+        message = getattr(error, "message", None)
+        if hasattr(error, "format_message") and isinstance(message, str):
+            vars(error)["message"] = "\n".join(map(shown, message.split("\n")))
         raise
 
 

@@ -26,8 +26,15 @@ from dragn_cache.devices import find_device
 from dragn_cache.errors import InputError, SettingError, StoreMismatchError
 from dragn_cache.figures.reliability import plot_reliability
 from dragn_cache.files import require_new, write_csv, write_text
-from dragn_cache.loading.labelling import Labelling, hex_digests, read_labelling, require_labels
+from dragn_cache.loading.labelling import (
+    Labelling,
+    hex_digests,
+    read_labelling,
+    require_labels,
+    warn_seen,
+)
 from dragn_cache.manifest import Bag
+from dragn_cache.manifest.doubts import warn_doubts
 from dragn_cache.manifest.tables import Row
 from dragn_cache.runs.checkpoint import Checkpoint, load_checkpoint, require_same_features
 from dragn_cache.runs.config import EvaluateConfig, Split
@@ -41,6 +48,7 @@ from dragn_cache.scoring.decisions import (
     warn_kept_thresholds,
 )
 from dragn_cache.scoring.metrics import evaluate
+from dragn_cache.scoring.one_class import warn_one_class
 from dragn_cache.scoring.rules import require_rule_for
 from dragn_cache.store import Store
 from dragn_cache.store.new_path import new_path
@@ -103,6 +111,11 @@ def evaluate_run(
         store.require_complete()
         labelling = _labelled_bags(run, checkpoint, store, bags_csv, split, warn)
         labelling, p = apply_model(model, checkpoint, store, labelling, target, warn)
+        warn_seen(store, labelling, checkpoint.seen or {}, warn)
+    warn_doubts(labelling.bags, labelling.task, warn)
+    name = split or ("test" if store is None else "new")
+    who = "bags" if name == "all" else f"{name} bags"
+    warn_one_class(labelling.targets(), labelling.labels, who, warn)
     scores = evaluate(
         labelling.targets(),
         p,
@@ -111,7 +124,6 @@ def evaluate_run(
         intervals=checkpoint.config.intervals,
         seed=checkpoint.config.seed,
     )
-    name = split or ("test" if store is None else "new")
     evaluation = Evaluation(name, checkpoint.labels, scores)
     with new_path(out) as folder:
         _write(folder, evaluation, labelling, p, decision, f"{run.name} on {name} bags")

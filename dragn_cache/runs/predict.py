@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from dragn_cache.devices import find_device, memory_for_features
 from dragn_cache.files import require_new, write_text
-from dragn_cache.loading.labelling import Labelling, hex_digests, read_labelling
+from dragn_cache.loading.labelling import Labelling, hex_digests, read_labelling, warn_seen
+from dragn_cache.manifest.doubts import warn_doubts
 from dragn_cache.loading.stored import load_bags
 from dragn_cache.runs.checkpoint import Checkpoint, load_checkpoint, require_same_features
 from dragn_cache.runs.config import ApplyConfig
 from dragn_cache.runs.folder import score_split, write_predictions
+from dragn_cache.scoring.one_class import warn_one_class
 from dragn_cache.store import Store
 from dragn_cache.store.new_path import new_path
 from dragn_cache.training.data import possible_in
@@ -53,6 +55,8 @@ def predict_run(
     store.require_complete()
     labelling = _labelling_for(checkpoint, store, bags_csv, warn)
     labelling, probabilities = apply_model(model, checkpoint, store, labelling, target, warn)
+    warn_doubts(labelling.bags, labelling.task, warn)
+    warn_seen(store, labelling, checkpoint.seen or {}, warn)
     decision = checkpoint.decision
     splits = [bag.split for bag in labelling.bags]
     if any(bag.labels is None for bag in labelling.bags):
@@ -69,6 +73,7 @@ def predict_run(
             f"{trained} of these {len(labelling.bags)} bags were in the run's training or "
             f"validation: score new ones, or dragn-cache evaluate {run}"
         )
+    warn_one_class(labelling.targets(), labelling.labels, "labelled bags", warn)
     rows = np.arange(len(labelling.bags))
     scores = score_split(
         labelling.targets(), probabilities, rows, labelling.task, decision, checkpoint.config

@@ -23,12 +23,13 @@ from dragn_cache.loading.labelling import (
     hex_digests,
     read_labelling,
     require_labels,
-    warn_same_features,
+    warn_misleading,
 )
 from dragn_cache.loading.stored import StoredBags
 from dragn_cache.runs.checkpoint import Checkpoint, write_checkpoint
 from dragn_cache.runs.folder import config_toml, score_split, write_history, write_predictions
 from dragn_cache.scoring.decisions import Decision, choose_decision, warn_kept_thresholds
+from dragn_cache.scoring.one_class import warn_one_class
 from dragn_cache.scoring.rules import require_rule_for
 from dragn_cache.store import Store
 from dragn_cache.store.new_path import new_path
@@ -88,7 +89,8 @@ def _train(
     labelling, data = load_labelled(store, tap, labelling, config, warn)
     splits = data.splits
     digests = hex_digests(store, labelling.ids)
-    warn_same_features(labelling, digests, warn, splits)
+    warn_misleading(store, labelling, warn, splits)
+    warn_one_class(data.targets[data.rows("test")], labelling.labels, "test bags", warn)
     trained = fit_method(data, config, labels=labelling.labels, progress=progress, warn=warn)
     p, chosen = trained.probabilities, data.rows("validation")
     decision = choose_decision(config.decision, data.task, data.targets[chosen], p[chosen])
