@@ -101,6 +101,14 @@ def twin(name: str, known: Iterable[str]) -> str | None:
     return next((other for other in known if other != name and look(other) == key), None)
 
 
+def by_look(names: Iterable[str]) -> dict[str, str]:
+    """Names by their looks, the first of those that look alike."""
+    found: dict[str, str] = {}
+    for name in names:
+        found.setdefault(look(name), name)
+    return found
+
+
 def look_alikes(names: Iterable[str]) -> list[tuple[str, str]]:
     """Names that look like an earlier one of several, each with that one before it."""
     first: dict[str, str] = {}

@@ -25,6 +25,7 @@ from dragn_cache.interop.source import (
     stored_values,
 )
 from dragn_cache.manifest import Bag, Instance, Manifest, read_bags
+from dragn_cache.manifest.doubts import warn_doubts
 from dragn_cache.store import (
     Failure,
     PartPlan,
@@ -33,14 +34,17 @@ from dragn_cache.store import (
     Tap,
     instances_of,
     manifest_digest,
+    open_store,
     open_writer,
     plan_parts,
 )
 from dragn_cache.store.config import DType
+from dragn_cache.store.leaks import warn_leaks
 from dragn_cache.store.part import Array
 from dragn_cache.store.plan import PART_BYTES
 from dragn_cache.store.schema import is_step
-from dragn_cache.types import Progress
+from dragn_cache.texts import by_look, difference, look
+from dragn_cache.types import Progress, Warn
 
 
 @dataclass(frozen=True)
@@ -99,10 +103,15 @@ def import_features(
     *,
     bags_csv: Path | None = None,
     progress: Progress = lambda done, total: None,
+    warn: Warn = lambda text: None,
 ) -> ImportReport:
     """Write features that another tool has made into a store.
 
     The same call continues after a kill, and does nothing when the store is complete.
+
+    Args:
+        progress: called with bags done, in both readings of the source, and twice their number.
+        warn: called with one line for bags that are left out or empty, and for what may mislead.
 
     Raises:
         InputError: the source, or the join with the table, cannot be used; it names the file.
@@ -113,7 +122,14 @@ def import_features(
     with reading(path, f"features in the layout {layout}"):
         source = SOURCES[layout](path)
     joined = join_table(source, bags_csv, config)
+    if joined.without_features or joined.without_row:
+        warn(f"left out: {_unmatched(joined.without_features, joined.without_row)}")
+    warn_doubts(joined.manifest.bags, joined.manifest.task, warn)
     survey = survey_source(source, joined.manifest.bags, config, progress)
+    counts = zip(joined.manifest.bags, survey.sizes, strict=True)
+    empty = [bag.bag_id for bag, size in counts if not size]
+    if empty:
+        warn(f"{len(empty)} bags have no instance, and training leaves them out: {_some(empty)}")
     manifest = with_instances(joined.manifest, layout, survey)
     made_from = {"source": path.name} | ({"bags": bags_csv.name} if bags_csv else {})
     description = describe(source, manifest, survey, config, made_from)
@@ -130,6 +146,8 @@ def import_features(
             progress(len(sizes) + done, 2 * len(sizes))
         writer.finish()
         missing = writer.missing()
+    if not missing:
+        warn_leaks(open_store(out), manifest.bags, warn)
     return ImportReport(
         layout=layout,
         bags=len(sizes),
@@ -170,18 +188,33 @@ def join_table(source: Source, bags_csv: Path | None, config: ImportConfig) -> J
 def _require_matched(
     where: str, without_features: Sequence[str], without_row: Sequence[str]
 ) -> None:
+    if without_features or without_row:
+        raise InputError(
+            where,
+            expected="one row for each bag of features",
+            got=_unmatched(without_features, without_row),
+            remedy="correct the table, or give `unmatched=drop` to leave them out",
+        )
+
+
+def _unmatched(without_features: Sequence[str], without_row: Sequence[str]) -> str:
+    """Bags that only the table or only the source has, and how two of them differ that look alike.
+
+    A table and file names that disagree about leading zeros, say, have such pairs.
+    """
     texts = []
     if without_features:
         texts.append(f"{len(without_features)} rows without features ({_some(without_features)})")
     if without_row:
         texts.append(f"{len(without_row)} bags of features without a row ({_some(without_row)})")
-    if texts:
-        raise InputError(
-            where,
-            expected="one row for each bag of features",
-            got=" and ".join(texts),
-            remedy="correct the table, or give `unmatched=drop` to leave them out",
-        )
+    alike = by_look(without_row)
+    pairs = [(row, alike[look(row)]) for row in without_features if look(row) in alike]
+    hint = ""
+    if pairs:
+        (row, other), more = pairs[0], f", and {len(pairs) - 1} more such" * (len(pairs) > 1)
+        way = difference(row, other)
+        hint = f": row {row!r} and features {other!r} differ by {way} alone{more}"
+    return " and ".join(texts) + hint
 
 
 def _some(ids: Sequence[str]) -> str:

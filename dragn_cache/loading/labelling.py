@@ -17,7 +17,7 @@ from dragn_cache.manifest.faults import check_bags
 from dragn_cache.manifest.reading import columns_given
 from dragn_cache.store import Store
 from dragn_cache.store.leaks import warn_leaks
-from dragn_cache.texts import difference, look
+from dragn_cache.texts import by_look, difference, look
 from dragn_cache.types import Task, Warn
 
 
@@ -152,7 +152,7 @@ def warn_seen(store: Store, labelling: Labelling, seen: Mapping[str, str], warn:
         seen: digests by the ids of the run's training and validation bags.
     """
     scored = set(labelling.ids)
-    alike = {look(bag_id): bag_id for bag_id in seen}
+    alike = by_look(seen)
     twins = [b for b in labelling.ids if b not in seen and look(b) in alike]
     if twins:
         other = alike[look(twins[0])]

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dragn_cache.devices import find_device
-from dragn_cache.errors import InputError, SettingError, StoreMismatchError
+from dragn_cache.errors import InputError, SettingError, StoreMismatchError, guess
 from dragn_cache.figures.reliability import plot_reliability
 from dragn_cache.files import require_new, write_csv, write_text
 from dragn_cache.loading.labelling import (
@@ -270,7 +270,7 @@ def _require_own(
     """Raise unless a store holds all bags of a run, with the same features."""
     known = set(store.bag_ids)
     missing = [bag_id for bag_id in split_rows if bag_id not in known]
-    got = f"none named {missing[0]!r}" if missing else ""
+    got = f"none named {missing[0]!r}{guess(missing[0], known)}" if missing else ""
     if not missing:
         ids = list(digests)
         stored = zip(ids, hex_digests(store, ids), strict=True)

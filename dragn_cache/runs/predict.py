@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from dragn_cache.devices import find_device, memory_for_features
+from dragn_cache.errors import guess
 from dragn_cache.files import require_new, write_text
 from dragn_cache.loading.labelling import Labelling, hex_digests, read_labelling, warn_seen
-from dragn_cache.manifest.doubts import warn_doubts
 from dragn_cache.loading.stored import load_bags
+from dragn_cache.manifest.doubts import warn_doubts
 from dragn_cache.runs.checkpoint import Checkpoint, load_checkpoint, require_same_features
 from dragn_cache.runs.config import ApplyConfig
 from dragn_cache.runs.folder import score_split, write_predictions
@@ -112,8 +113,12 @@ def _labelling_for(
     """The bags to predict, with the run's labels; without any, where they carry other labels."""
     if bags_csv is None:
         used = {label for bag in store.bags for label in bag.labels or ()}
-        if not used <= set(checkpoint.labels):
-            warn("the store's labels are not the run's: predictions without scores")
+        unknown = sorted(used - set(checkpoint.labels))
+        if unknown:
+            warn(
+                f"the run does not know the store's label {unknown[0]!r}"
+                f"{guess(unknown[0], checkpoint.labels)}: predictions without scores"
+            )
             bags = tuple(replace(bag, labels=None) for bag in store.bags)
             return Labelling(bags, checkpoint.labels, checkpoint.task)
     return read_labelling(store, bags_csv, labels=checkpoint.labels, task=checkpoint.task)

@@ -15,7 +15,8 @@ MOST_NAMED = 5
 def one_class(targets: ArrayLike) -> NDArray[np.bool_]:
     """(L,): whether the bags of targets (B, L) all have a label, or none has it."""
     y = np.asarray(targets) == 1
-    return y.all(axis=0) | ~y.any(axis=0)
+    single: NDArray[np.bool_] = y.all(axis=0) | ~y.any(axis=0)
+    return single
 
 
 def warn_one_class(targets: ArrayLike, labels: Sequence[str], who: str, warn: Warn) -> None:
@@ -51,7 +52,8 @@ def warn_one_class_tests(
         labels: the names of the L labels.
     """
     single = np.array([one_class(targets) for targets in tests])
-    nothing, never = int(single.all(axis=1).sum()), single.all(axis=0)
+    nothing = int(single.all(axis=1).sum())
+    never: NDArray[np.bool_] = np.asarray(single.all(axis=0))
     if nothing:
         warn(
             f"in {nothing} of {len(tests)} test folds the bags have one class only of every label: "
