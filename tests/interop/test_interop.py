@@ -601,6 +601,37 @@ def test_a_table_of_other_bags_is_refused_or_joined(tmp_path: Path) -> None:
         import_features(source, tmp_path / "b", ImportConfig(unmatched="drop"), bags_csv=table)
 
 
+def test_an_import_tells_what_misleads(tmp_path: Path) -> None:
+    """An empty bag, ids and labels that look alike, and two bags of the same features."""
+    source = write_rows(tmp_path / "n", {"07": 2, "7": 0, "c": 2, "d": 3})
+    table = tmp_path / "t.csv"
+    table.write_text("bag_id,labels\n07,x;y\n7,X\nc,y\nd,\n")
+    said: list[str] = []
+    import_features(source, tmp_path / "s", bags_csv=table, warn=said.append)
+    labels, ids, empty, same = said
+    assert "'X' here and 'x' at line 2, which differ by case" in labels
+    assert "'7' here and '07' at line 2, which differ by leading zeros" in ids
+    assert empty == "1 bags have no instance, and training leaves them out: 7"
+    assert same.startswith("bags with the same features perhaps on two sides of a fold: '07' and")
+    said.clear()
+    import_features(write_npz(tmp_path / "x.npz"), tmp_path / "t", warn=said.append)
+    assert said == ["1 bags have no instance, and training leaves them out: NA"]
+
+
+def test_bags_that_do_not_match_are_told_by_what_they_differ_in(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "n", {"007": 2, "008": 3, "a": 5})
+    table = tmp_path / "t.csv"
+    table.write_text("bag_id,labels\n7,x\n8,y\na,y\n")
+    hint = ": row '7' and features '007' differ by leading zeros alone, and 1 more such"
+    with pytest.raises(InputError, match=hint):
+        import_features(source, tmp_path / "a", bags_csv=table)
+    said: list[str] = []
+    drop = ImportConfig(unmatched="drop")
+    import_features(source, tmp_path / "a", drop, bags_csv=table, warn=said.append)
+    assert said[0].startswith("left out: 2 rows without features (7, 8) and 2 bags of features ")
+    assert said[0].endswith(hint)
+
+
 # --- refusals ----------------------------------------------------------------------------------
 
 

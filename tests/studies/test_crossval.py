@@ -284,6 +284,39 @@ def test_bags_with_the_same_features_are_told_unless_of_one_group(tmp_path: Path
     ]
 
 
+def test_bags_with_the_same_images_and_names_that_mislead_are_told(tmp_path: Path) -> None:
+    bags = [replace(b, group="") for b in make_bags(29)]
+    bags[3] = replace(bags[3], group="plate1")
+    bags[4] = replace(bags[4], group="Plate1")
+    digests = dict.fromkeys(("005", "007"), b"x" * 32)
+    store = write_store(tmp_path / "s", bags, make_features(bags), digests=digests)
+    said: list[str] = []
+    config = CONFIG.replace(aggregators=METHODS[:1], seeds=1)
+    crossval(store, config, tmp_path / "cv", warn=said.append)
+    names, images = said
+    assert "look-alike-group" in names
+    assert "'Plate1' here and 'plate1' at line 5, which differ by case" in names
+    assert images.startswith("bags with the same images perhaps on two sides of a fold: '005' and")
+
+
+def test_folds_of_one_class_have_no_rank_scores_and_are_told(tmp_path: Path) -> None:
+    """All bags but those of one group have the label, so two of three folds have one class."""
+    bags = [replace(b, labels=("golgi",), group="") for b in make_bags(24)]
+    bags[:4] = [replace(b, labels=(), group="without") for b in bags[:4]]
+    store = write_store(tmp_path / "s", bags, make_features(bags))
+    said: list[str] = []
+    config = CONFIG.replace(aggregators=METHODS[:1], seeds=1)
+    crossval(store, config, tmp_path / "cv", warn=said.append)
+    assert said[-2:] == [
+        "in 2 of 3 test folds the bags have one class only of every label: AUC and mAP are "
+        "undefined there, accuracy and F1 tell nothing",
+        "in every test fold the bags have one class only of actin, nucleus: AUC and mAP leave such "
+        "labels out",
+    ]
+    folds = rows_of(tmp_path / "cv" / "folds.csv")
+    assert sorted(bool(row["map"]) for row in folds) == [False, False, True]
+
+
 def test_a_folder_of_something_else_is_refused(store: Store, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="a new folder"):
