@@ -121,12 +121,6 @@ def likely(name: str, known: Iterable[str]) -> str:
     return ", ".join(lowered[c] for c in close)
 
 
-def guess(name: str, known: Iterable[str]) -> str:
-    """What was probably meant by an unknown name, to be put behind it: " (is it actin?)", or ""."""
-    meant = likely(name, sorted(known))
-    return f" (is it {meant}?)" if meant else ""
-
-
 class WeightsError(DragnCacheError):
     """Weights cannot be found, read, or fitted to their network."""
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dragn_cache.devices import find_device
-from dragn_cache.errors import InputError, SettingError, StoreMismatchError, guess
+from dragn_cache.errors import InputError, SettingError, StoreMismatchError
 from dragn_cache.figures.reliability import plot_reliability
 from dragn_cache.files import require_new, write_csv, write_text
 from dragn_cache.loading.labelling import (
@@ -52,6 +52,7 @@ from dragn_cache.scoring.one_class import warn_one_class
 from dragn_cache.scoring.rules import require_rule_for
 from dragn_cache.store import Store
 from dragn_cache.store.new_path import new_path
+from dragn_cache.texts import difference, twin
 from dragn_cache.types import SPLITS, Warn
 
 DEFAULTS = EvaluateConfig()
@@ -270,7 +271,11 @@ def _require_own(
     """Raise unless a store holds all bags of a run, with the same features."""
     known = set(store.bag_ids)
     missing = [bag_id for bag_id in split_rows if bag_id not in known]
-    got = f"none named {missing[0]!r}{guess(missing[0], known)}" if missing else ""
+    got = ""
+    if missing:
+        alike = twin(missing[0], sorted(known))
+        but = f" but {alike!r}, differing by {difference(missing[0], alike)}" if alike else ""
+        got = f"none named {missing[0]!r}{but}"
     if not missing:
         ids = list(digests)
         stored = zip(ids, hex_digests(store, ids), strict=True)

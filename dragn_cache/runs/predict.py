@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from dragn_cache.devices import find_device, memory_for_features
-from dragn_cache.errors import guess
+from dragn_cache.errors import likely
 from dragn_cache.files import require_new, write_text
 from dragn_cache.loading.labelling import Labelling, hex_digests, read_labelling, warn_seen
 from dragn_cache.loading.stored import load_bags
@@ -115,9 +115,11 @@ def _labelling_for(
         used = {label for bag in store.bags for label in bag.labels or ()}
         unknown = sorted(used - set(checkpoint.labels))
         if unknown:
+            meant = likely(unknown[0], checkpoint.labels)
+            hint = f", perhaps {meant}" if meant else ""
             warn(
-                f"the run does not know the store's label {unknown[0]!r}"
-                f"{guess(unknown[0], checkpoint.labels)}: predictions without scores"
+                f"the run does not know the store's label {unknown[0]!r}{hint}: predictions "
+                "without scores"
             )
             bags = tuple(replace(bag, labels=None) for bag in store.bags)
             return Labelling(bags, checkpoint.labels, checkpoint.task)

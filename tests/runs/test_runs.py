@@ -611,16 +611,16 @@ def test_bags_without_labels_are_predicted_and_not_scored(
 
 
 def test_a_label_that_looks_like_one_of_the_runs_is_told(run: Path, tmp_path: Path) -> None:
-    bags = [replace(b, labels=("Golgi",), group="") for b in make_bags(7)]
-    written = write_store(tmp_path / "new", bags, make_features(make_bags(7)))
-    toml = written.path / "manifest" / "dataset.toml"
-    toml.write_text(toml.read_text().replace('"golgi"', '"Golgi"'))
+    bags = make_bags(7)
+    written = write_store(tmp_path / "new", bags, make_features(bags))
+    for table in (written.path / "manifest").iterdir():
+        table.write_text(table.read_text().replace("golgi", "Golgi"))
     told: list[str] = []
     assert predict_run(run, Store(written.path), tmp_path / "out", warn=told.append) is None
-    assert told[0] == (
-        "the run does not know the store's label 'Golgi' (is it 'golgi' (they differ by case)?): "
+    assert (
+        "the run does not know the store's label 'Golgi', perhaps 'golgi' (they differ by case): "
         "predictions without scores"
-    )
+    ) in told
 
 
 def test_a_subset_with_other_labels_is_scored_by_them(
