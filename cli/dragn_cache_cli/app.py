@@ -24,11 +24,11 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-import dragn_cache
 from dragn_cache.errors import DragnCacheError, InputError
 from dragn_cache.files import is_storable
 from dragn_cache.texts import one_line, shown
 from dragn_cache_cli.own_classes import find_own_classes
+from dragn_cache_cli.quiet import DEBUG, is_users, quiet_libraries
 
 # name → module of this package, with a function of its name, and the first line of its help. A
 # module is imported when its command is called: that halves the time of --help.
@@ -173,7 +173,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             reason = error.strerror or str(error)
             raise fail(f"{error.filename or 'system'}: {reason}; correct it and retry") from error
         except Exception as error:
-            if os.environ.get("DRAGN_CACHE_DEBUG"):
+            if os.environ.get(DEBUG):
                 raise
             if isinstance(error, MemoryError) or NO_MEMORY in str(error):
                 hint = "give it more, or a smaller batch, fewer workers or shorter bags"
@@ -201,12 +201,9 @@ def _require_utf8(arguments: Mapping[str, object]) -> None:
 
 def users_code(error: Exception) -> str:
     """The file and line where an error left code of the user's, an own aggregator say; or ""."""
-    ours = [Path(__file__).parent, Path(dragn_cache.__file__).parent, Path(os.__file__).parent]
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        file = Path(frame.filename)
-        installed = {"site-packages", "dist-packages"} & set(file.parts)
-        if file.suffix == ".py" and not installed and not any(map(file.is_relative_to, ours)):
-            return f"{file}:{frame.lineno}"
+        if is_users(Path(frame.filename)):
+            return f"{frame.filename}:{frame.lineno}"
     return ""
 
 
@@ -256,6 +253,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _terminated)
     _open_streams()
+    quiet_libraries()
     try:
         app()
     except SystemExit as end:

@@ -19,6 +19,7 @@ from dragn_cache.errors import ImageError
 from dragn_cache.extraction.config import CheckConfig
 from dragn_cache.images.crops import Examined, examine_image
 from dragn_cache.images.intensity import few_levels, scale
+from dragn_cache.images.notes import listening
 from dragn_cache.manifest import Instance, Manifest, read_with_faults
 from dragn_cache.manifest.doubts import check_doubts
 from dragn_cache.manifest.faults import leaves_root
@@ -100,15 +101,16 @@ def check_dataset(
     paths = [p for p in by_image if _may_be_read(manifest, p)]
     intensity = Intensity.parse(str(manifest.extract.get("intensity", "full")))
     seen, folders = _Seen(), _Folders(manifest.image_root)
-    with ThreadPoolExecutor((config or CheckConfig()).workers) as pool:
+    doubts = check_doubts(manifest.bags, manifest.task)
+    with listening(), ThreadPoolExecutor((config or CheckConfig()).workers) as pool:
         for done, result in enumerate(pool.map(partial(_examined, manifest), paths), start=1):
             users = by_image[paths[done - 1]]
             faults += _image_faults(result, users, folders)
             if isinstance(result, Examined):
                 seen.add(result, users, intensity)
+                doubts += _remarks(result, users[0])
             if progress is not None:
                 progress(done, len(paths))
-    doubts = check_doubts(manifest.bags, manifest.task)
     doubts += _shared_images(manifest, seen) + _few_levels(seen, intensity)
     return CheckReport(manifest, len(paths), tuple(faults), tuple(doubts))
 
@@ -180,6 +182,15 @@ def _image_faults(
 
 
 # --- doubts ------------------------------------------------------------------------------------
+
+
+def _remarks(image: Examined, row: Instance) -> list[Fault]:
+    """A doubt if a decoder had a remark on an image, the first of its remarks."""
+    expected, remedy = "no remark of its decoder", "look at it, and save it anew if it looks wrong"
+    return [
+        Fault("decoder-remark", row.file, row.line, expected, f"{note!r} ({row.image})", remedy)
+        for note in image.notes[:1]
+    ]
 
 
 def _shared_images(manifest: Manifest, seen: _Seen) -> list[Fault]:

@@ -24,7 +24,7 @@ from dragn_cache.extraction.plan import plan_extraction
 from dragn_cache.extraction.report import ExtractReport
 from dragn_cache.extraction.update import update_store
 from dragn_cache.manifest import Manifest
-from dragn_cache.parallel.local import follow_parent
+from dragn_cache.parallel.local import follow_parent, silence_libraries
 from dragn_cache.types import Progress
 
 
@@ -112,6 +112,7 @@ def _start_processes(
 def _on_device(manifest: Manifest, config: ExtractConfig, out: Path, parent: Connection) -> None:
     """Extract in a process of its own."""
     follow_parent()
+    silence_libraries()
 
     def send(message: Message) -> None:
         parent.send(message)

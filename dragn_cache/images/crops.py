@@ -151,6 +151,7 @@ class Examined:
             pixel is the same, as in an empty field.
         lowest, highest: of its pixels, in the file's own numbers.
         full: the largest possible number; None for signed and floating-point pixels.
+        notes: what decoders remarked, while someone is `listening`.
     """
 
     size: tuple[int, int]
@@ -158,6 +159,7 @@ class Examined:
     lowest: float
     highest: float
     full: float | None
+    notes: tuple[str, ...] = ()
 
 
 def examine_image(image: str, files: Sequence[Path], channels: int = 0) -> Examined:
@@ -182,6 +184,7 @@ def examine_image(image: str, files: Sequence[Path], channels: int = 0) -> Exami
         min(float(plane.min()) for plane in pixels),
         max(float(plane.max()) for plane in pixels),
         max((most for most in full if most is not None), default=None),
+        tuple(note for picture in pictures for note in picture.notes),
     )
 
 
