@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dragn_cache.errors import UnknownNameError
+from dragn_cache.errors import UnknownNameError, likely
 from dragn_cache.files import is_storable
 from dragn_cache.manifest.records import Bag, Instance, Manifest
 from dragn_cache.manifest.tables import Fault
@@ -43,12 +43,14 @@ def check_bags(bags: Sequence[Bag], labels: Sequence[str], task: Task) -> list[F
                 )
             )
         if bag.split not in ("", *SPLITS):
+            meant = likely(bag.split, SPLITS)
+            hint = f"did you mean {meant}? otherwise " if meant else ""
             faults.append(
                 fault(
                     "unknown-split",
                     "train, validation or test",
                     repr(bag.split),
-                    "correct it or leave it empty",
+                    f"{hint}correct it or leave it empty",
                 )
             )
     return faults
