@@ -107,16 +107,16 @@ def plan_study(
         for name, tap in used.items()
     }
     truth = _truth(labelling, config)
+    masked = config.train.stage_mask is not None
+    possible = possible_in(store, labelling, config.train) if masked else None
+    plan = StudyPlan(methods, features, labelling, sizes, truth, needed > budget, possible)
+    _require_methods(plan)
     tests = [
         truth.targets[truth.folds[seed] == fold]
         for seed in range(config.seeds)
         for fold in range(config.folds)
     ]
     warn_one_class_tests(tests, labelling.labels, warn)
-    masked = config.train.stage_mask is not None
-    possible = possible_in(store, labelling, config.train) if masked else None
-    plan = StudyPlan(methods, features, labelling, sizes, truth, needed > budget, possible)
-    _require_methods(plan)
     if plan.streamed:
         warn(
             f"the features of {', '.join(used)} ({needed / 1e9:.3g} GB) are more than the "
