@@ -6,6 +6,7 @@ bags share, pixels that fill few of the grey levels.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -45,13 +46,14 @@ class _Seen:
     """What the images have shown so far.
 
     Attributes:
-        rows: instances of images that could be read, with the image's digest and the box in it.
+        rows: instances of images that could be read; ``keys``: what they show, see `image_keys`.
         numbers: the lowest and the highest of all pixels that are scaled by a fixed range.
         levels: the same of what they become; ``full``: the largest number of their bits.
         first: an instance of the first such image.
     """
 
-    rows: list[tuple[Instance, bytes, tuple[int, ...]]] = field(default_factory=list)
+    rows: list[Instance] = field(default_factory=list)
+    keys: array[int] = field(default_factory=lambda: array("Q"))
     numbers: tuple[float, float] = (np.inf, -np.inf)
     levels: tuple[int, int] = (255, 0)
     full: float = 0.0
@@ -60,8 +62,10 @@ class _Seen:
     def add(self, image: Examined, rows: Sequence[Instance], intensity: Intensity) -> None:
         """Remember one image and its instances."""
         if image.digest is not None:
-            whole = (0, 0, *image.size)
-            self.rows += [(row, image.digest, row.box or whole) for row in rows]
+            boxes = np.array([row.box or (0, 0, *image.size) for row in rows])
+            digests = np.tile(np.frombuffer(image.digest, np.uint8), (len(rows), 1))
+            self.keys.extend(image_keys(digests, boxes).tolist())
+            self.rows += rows
         low, high = 0.0, image.full
         if intensity.kind == "range":
             low, high = intensity.low, intensity.high
@@ -198,16 +202,13 @@ def _shared_images(manifest: Manifest, seen: _Seen) -> list[Fault]:
     if not seen.rows:
         return []
     number = {bag.bag_id: k for k, bag in enumerate(manifest.bags)}
-    members = np.array([number[row.bag_id] for row, _, _ in seen.rows])
-    digests = np.frombuffer(b"".join(digest for _, digest, _ in seen.rows), np.uint8)
-    keys = image_keys(digests.reshape(-1, 8), np.array([box for _, _, box in seen.rows]))
+    members = np.array([number[row.bag_id] for row in seen.rows])
+    keys = np.array(seen.keys, np.uint64)
     splits = [bag.split for bag in manifest.bags]
     pairs = find_shared(manifest.bags, members, keys, splits if all(splits) else None)
-    wanted = {(k, pair.key) for pair in pairs for k in (pair.first, pair.other)}
     row_of: dict[tuple[int, int], Instance] = {}
-    for member, key, (row, _, _) in zip(members.tolist(), keys.tolist(), seen.rows, strict=True):
-        if (member, key) in wanted:
-            row_of.setdefault((member, key), row)
+    for place in np.flatnonzero(np.isin(keys, np.array([p.key for p in pairs], np.uint64))):
+        row_of.setdefault((int(members[place]), int(keys[place])), seen.rows[place])
     doubts = []
     for pair in pairs:
         first, other = row_of[pair.first, pair.key], row_of[pair.other, pair.key]
