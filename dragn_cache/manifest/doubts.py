@@ -25,8 +25,12 @@ _NAMES: Mapping[Kind, Callable[[Bag], Iterable[str]]] = {
 }
 
 
-def check_doubts(bags: Sequence[Bag], task: Task) -> list[Fault]:
-    """Labels, bags and groups whose names mislead, and empty cells of labels that may."""
+def check_doubts(bags: Sequence[Bag], task: Task | None) -> list[Fault]:
+    """Labels, bags and groups whose names mislead, and empty cells of labels that may.
+
+    Args:
+        task: None for some bags of a table, whose empty cells tell nothing.
+    """
     doubts: list[Fault] = []
     for kind, names in _NAMES.items():
         first: dict[str, Bag] = {}
@@ -42,8 +46,8 @@ def check_doubts(bags: Sequence[Bag], task: Task) -> list[Fault]:
     return doubts
 
 
-def warn_doubts(bags: Sequence[Bag], task: Task, warn: Warn) -> None:
-    """Report a table's doubts, the first of each kind with the number of the others."""
+def warn_doubts(bags: Sequence[Bag], task: Task | None, warn: Warn) -> None:
+    """Report the doubts of `check_doubts`, the first of each kind with the number of the others."""
     by_kind: dict[str, list[Fault]] = {}
     for doubt in check_doubts(bags, task):
         by_kind.setdefault(doubt.kind, []).append(doubt)

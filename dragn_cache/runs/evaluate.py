@@ -113,7 +113,7 @@ def evaluate_run(
         labelling = _labelled_bags(run, checkpoint, store, bags_csv, split, warn)
         labelling, p = apply_model(model, checkpoint, store, labelling, target, warn)
         warn_seen(store, labelling, checkpoint.seen or {}, warn)
-    warn_doubts(labelling.bags, labelling.task, warn)
+    warn_doubts(labelling.bags, None, warn)
     name = split or ("test" if store is None else "new")
     who = "bags" if name == "all" else f"{name} bags"
     warn_one_class(labelling.targets(), labelling.labels, who, warn)

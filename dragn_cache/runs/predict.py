@@ -56,7 +56,7 @@ def predict_run(
     store.require_complete()
     labelling = _labelling_for(checkpoint, store, bags_csv, warn)
     labelling, probabilities = apply_model(model, checkpoint, store, labelling, target, warn)
-    warn_doubts(labelling.bags, labelling.task, warn)
+    warn_doubts(labelling.bags, None, warn)
     warn_seen(store, labelling, checkpoint.seen or {}, warn)
     decision = checkpoint.decision
     splits = [bag.split for bag in labelling.bags]

@@ -27,7 +27,7 @@ def bags_of(
     ]
 
 
-def kinds(bags: Sequence[Bag], task: Task = "multilabel") -> list[tuple[str, str]]:
+def kinds(bags: Sequence[Bag], task: Task | None = "multilabel") -> list[tuple[str, str]]:
     return [(doubt.kind, doubt.where) for doubt in check_doubts(bags, task)]
 
 
@@ -75,6 +75,7 @@ def test_empty_labels_are_told_where_classes_would_look_like_that() -> None:
     assert kinds(bags_of(["cat", "dog;cat", ""])) == []
     assert kinds(bags_of(["cat", "", ""])) == []
     assert kinds(bags_of([None, None, None])) == []
+    assert kinds(bags_of(["cat", "dog", ""]), None) == []
 
 
 def test_marks_of_missing_cells_are_no_names() -> None:
