@@ -35,8 +35,9 @@ from run_stores import make_bags, make_features, with_splits, write_store
 from dragn_cache.errors import DragnCacheError
 from dragn_cache.runs.checkpoint import load_checkpoint
 from dragn_cache.runs.evaluate import SPLIT_COLUMNS
-from dragn_cache.runs.folder import run_table, verify_files
+from dragn_cache.runs.folder import run_table
 from dragn_cache.runs.train import train_run
+from dragn_cache.runs.verify import verify_files
 from dragn_cache.store import Store, open_store
 from dragn_cache.store.config import Format
 from dragn_cache.store.verify import verify_store

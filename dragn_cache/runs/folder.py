@@ -11,7 +11,7 @@ import numpy as np
 import tomli_w
 from numpy.typing import NDArray
 
-from dragn_cache.checksums import CHECKSUMS, changed_files, require_unchanged
+from dragn_cache.checksums import require_unchanged
 from dragn_cache.classical import MachineChoice
 from dragn_cache.errors import InputError
 from dragn_cache.files import write_csv
@@ -100,31 +100,6 @@ def config_toml(config: TrainConfig, labelling: Labelling, store: Store) -> str:
         },
     }
     return tomli_w.dumps(record)
-
-
-FILES = (
-    "checkpoint.pt",
-    "config.toml",
-    "splits.csv",
-    "history.csv",
-    "selection.csv",
-    "predictions.csv",
-    "labels.csv",
-    "instances.csv",
-    "metrics.json",
-)
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder is what train-agg, predict, evaluate or explain write."""
-    return any((folder / name).is_file() for name in (CHECKSUMS, "checkpoint.pt"))
-
-
-def verify_files(run: Path) -> list[str]:
-    """A line for each file of a run that is lost or not as it was written."""
-    if not (run / CHECKSUMS).exists():
-        return [f"{run / CHECKSUMS}: none; runs of older versions have no digests, others lost it"]
-    return [f"{run / name}: lost, or not as it was written" for name in changed_files(run, FILES)]
 
 
 def run_table(run: Path, name: str, columns: Sequence[str]) -> list[Row]:

@@ -19,13 +19,13 @@ def verify(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare a store, bag by bag, or the files of a run with their digests; name the damaged ones.
+    """Compare a store's bags, or a run's files, with their digests; name the damaged ones.
 
     Exit code 0: complete and whole; 1: something is damaged or missing.
 
     Example: dragn-cache verify hpa.features --repair
     """
-    from dragn_cache.runs.folder import is_run, verify_files
+    from dragn_cache.runs.verify import is_run, verify_files
     from dragn_cache.studies.folder import is_study, verify_study
 
     if is_study(path):
