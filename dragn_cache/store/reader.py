@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dragn_cache.checksums import CHECKSUMS
-from dragn_cache.errors import StoreError, UnknownNameError, foreign
+from dragn_cache.errors import ManifestError, StoreError, UnknownNameError, foreign
 from dragn_cache.manifest import Bag, read_bags
 from dragn_cache.store.formats import FORMATS
 from dragn_cache.store.part import (
@@ -54,14 +54,20 @@ class Store:
         self.path = path
         self.description: StoreDescription = read_description(path)
         self._format = FORMATS[self.description.format]
+        faults = self.table_faults()
         toml = _read_label_order(path)
         self.name: str = toml.get("name", path.name)
-        self.bags, self.labels, self.task = read_bags(
-            path / "manifest" / "bags.csv", labels=toml.get("labels"), task=toml.get("task")
-        )
+        try:
+            self.bags, self.labels, self.task = read_bags(
+                path / "manifest" / "bags.csv", labels=toml.get("labels"), task=toml.get("task")
+            )
+        except ManifestError as error:
+            if not faults:
+                raise
+            raise _changed_table(faults[0], error) from error
         self._part_of = {bag.bag_id: _part_number(path, bag) for bag in self.bags}
         self._require_planned()
-        for fault in self.table_faults():
+        for fault in faults:
             warn(fault)
         self._planned: dict[int, list[str]] = {}
         for bag_id, part in self._part_of.items():
@@ -349,6 +355,12 @@ def _part_number(path: Path, bag: Bag) -> int:
             remedy="run the same extract command again: it rewrites this table",
         )
     return int(text)
+
+
+def _changed_table(fault: str, error: ManifestError) -> StoreError:
+    """The error of tables that cannot be read because one of them has changed."""
+    where, _, remedy = fault.partition(": not as it was written; ")
+    return StoreError(where, expected="the file as it was written", got=str(error), remedy=remedy)
 
 
 def _read_label_order(path: Path) -> dict[str, Any]:
