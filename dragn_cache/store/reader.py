@@ -142,11 +142,10 @@ class Store:
     def index(self, number: int) -> PartIndex:
         """Everything in a part except its features (cached)."""
         if number not in self._index:
-            self._index[number] = self.read_index(number)
+            self._index[number] = self._read_index(number)
         return self._index[number]
 
-    def read_index(self, number: int) -> PartIndex:
-        """Everything in a part except its features, read again."""
+    def _read_index(self, number: int) -> PartIndex:
         with reading_part(self.part_path(number)):
             index = self._format.read_index(self.part_path(number))
             self._require_sealed(index)
@@ -209,7 +208,7 @@ class Store:
         of_bag: dict[str, NDArray[np.uint8]] = {}
         for number in sorted(set(places)):
             # Read for the digests alone, an index is not kept: with every image's name it is large.
-            index = self._index.get(number) or self.read_index(number)
+            index = self._index.get(number) or self._read_index(number)
             ids = set(self._planned[number])
             of_bag |= {b: d for b, d in zip(index.ids, index.digests, strict=True) if b in ids}
         return np.array([of_bag[bag_id] for bag_id in bags], np.uint8).reshape(-1, 32)

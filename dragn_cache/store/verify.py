@@ -14,7 +14,7 @@ from dragn_cache.errors import DamagedPartError
 from dragn_cache.files import sync_folder
 from dragn_cache.store.claims import Claims
 from dragn_cache.store.part import bag_digests
-from dragn_cache.store.reader import PartRows, Store
+from dragn_cache.store.reader import PartRows, Store, open_store
 from dragn_cache.store.tables import TABLES, changed_tables, failures_text
 from dragn_cache.types import Progress
 
@@ -68,6 +68,7 @@ class StoreFaults:
 
 def verify_store(store: Store, progress: Progress = lambda done, total: None) -> StoreFaults:
     """Compare all that a store holds with its digests; reads every byte, changes nothing."""
+    store = open_store(store.path)  # what was read of it before may have changed since
     missing = store.missing_parts()
     present = [number for number in store.parts if number not in missing]
     parts = []
@@ -89,7 +90,7 @@ def verify_part(store: Store, number: int) -> PartFaults:
     """Compare a part's index with its seals, and every bag of it with its digest."""
     planned = store.planned(number)
     try:
-        index = store.read_index(number)
+        index = store.index(number)
         taps, views = store.description.taps, store.description.views
         table = {(tap.name, v): PartRows(store, number, tap, v) for tap in taps for v in views}
         digests = bag_digests(index.offsets, taps, views, dict(table))
