@@ -114,8 +114,9 @@ def read_description(store: Path) -> StoreDescription:
     path = store / "store.json"
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        got = "no such folder" if not store.exists() else "no store.json in it"
+    except (FileNotFoundError, NotADirectoryError) as error:
+        got = "no store.json in it" if store.is_dir() else "a file"
+        got = got if store.exists() else "no such folder"
         raise StoreError(
             str(store),
             expected="a feature store",

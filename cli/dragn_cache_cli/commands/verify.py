@@ -44,7 +44,7 @@ def _print_files(path: Path, faults: list[str], as_json: bool) -> None:
     else:
         for fault in faults:
             screen.say(f"damaged: {fault}")
-        screen.say(f"{path}: {len(faults)} faults")
+        screen.say(f"{path}: {len(faults)} damaged files")
     if faults:
         raise typer.Exit(1)
 
