@@ -40,7 +40,7 @@ from dragn_cache.store.config import DType
 from dragn_cache.store.part import Array
 from dragn_cache.store.plan import PART_BYTES
 from dragn_cache.store.schema import is_step
-from dragn_cache.types import Progress
+from dragn_cache.types import Progress, Say
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,14 @@ def import_features(
     *,
     bags_csv: Path | None = None,
     progress: Progress = lambda done, total: None,
+    say: Say = lambda line: None,
 ) -> ImportReport:
     """Write features that another tool has made into a store.
 
     The same call continues after a kill, and does nothing when the store is complete.
+
+    Args:
+        say: called with whom a long wait is for.
 
     Raises:
         InputError: the source, or the join with the table, cannot be used; it names the file.
@@ -119,7 +123,7 @@ def import_features(
     description = describe(source, manifest, survey, config, made_from)
     sizes = [len(instances_of(manifest, k)) for k in range(len(manifest.bags))]
     parts = plan_parts(sizes, description.row_bytes, config.part_instances)
-    with open_writer(out, description, parts, manifest) as writer:
+    with open_writer(out, description, parts, manifest, say) as writer:
         missing = writer.missing()
         done = len(sizes) - sum(len(part.bags) for part in missing)
         written = 0

@@ -19,7 +19,8 @@ from dragn_cache.interop.source import BagFeatures, MadeBy, Source, manifest_fro
 from dragn_cache.interop.target import Target, bags_without_part
 from dragn_cache.manifest.writing import bags_text
 from dragn_cache.store import FORMATS, InstanceRecord, PartIndex, Store, StoreDescription, Tap
-from dragn_cache.store.hdf5_links import open_alone
+from dragn_cache.store.hdf5_trial import open_alone
+from dragn_cache.store.hdf5_writing import writing_hdf5
 from dragn_cache.store.part import Array, RowTable, bag_digests, require_index
 from dragn_cache.store.schema import parse_description
 
@@ -196,7 +197,7 @@ def _read_texts(path: Path, layout: str) -> list[str]:
 def _write_texts(path: Path, layout: str, texts: Iterable[str]) -> None:
     named = zip(TEXTS, texts, strict=True)
     if layout == "hdf5":
-        with h5py.File(path, "r+") as file:
+        with writing_hdf5(path, "r+") as (file, _):
             for name, text in named:
                 file.create_dataset(f"store/{name}", data=[text], dtype=h5py.string_dtype())
         return

@@ -147,6 +147,9 @@ class PartFormat(Protocol):
     ) -> None:
         """Write a whole part in one pass to a path that does not exist yet."""
 
+    def try_reading(self, path: Path) -> None:
+        """Raise ValueError if a library would not survive the part, which may come from others."""
+
     def read_index(self, path: Path) -> PartIndex:
         """Read everything but the features."""
 

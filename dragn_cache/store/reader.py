@@ -269,6 +269,8 @@ class Store:
         planned = self._planned[number]
         self._index.pop(number, None)
         try:
+            with reading_part(self.part_path(number)):
+                self._format.try_reading(self.part_path(number))
             index = self.index(number)
             taps, views = self.description.taps, self.description.views
             table = {(tap.name, v): _PartRows(self, number, tap, v) for tap in taps for v in views}

@@ -10,16 +10,17 @@ from dragn_cache.files import sync_folder
 from dragn_cache.store.claims import Claims
 from dragn_cache.store.reader import Store
 from dragn_cache.store.tables import TABLES
+from dragn_cache.types import Say
 
 ASIDE = "damaged"
 
 
-def move_aside(store: Store, parts: Sequence[int]) -> list[Path]:
+def move_aside(store: Store, parts: Sequence[int], say: Say = lambda line: None) -> list[Path]:
     """Move parts into ``STORE/damaged/``, where nothing reads them; returns their new paths."""
     folder = store.path / ASIDE
     moved = []
     with Claims(store.path / "parts") as claims:
-        claims.wait(TABLES)
+        claims.wait(TABLES, say)
         for number in parts:
             source = store.part_path(number)
             folder.mkdir(exist_ok=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from dragn_cache.errors import InputError, StoreError
 from dragn_cache.files import csv_text, is_storable, sync_folder, sync_tree, write_text
 from dragn_cache.manifest import Manifest
-from dragn_cache.store.claims import Claims, describe_holder
+from dragn_cache.store.claims import Claims, describe_holder, how_to_end
 from dragn_cache.store.formats import FORMATS
 from dragn_cache.store.part import FAILURE_COLUMNS, Failure, reading_part
 from dragn_cache.store.part_writer import PartWriter
@@ -36,6 +36,7 @@ from dragn_cache.store.tables import (
     stored_parts,
     write_tables,
 )
+from dragn_cache.types import Say
 
 _INTACT = "intact"  # a file in every scratch folder
 _OURS = re.compile(rf"{HALF_WRITTEN.pattern}|parts")
@@ -55,9 +56,10 @@ class StoreWriter:
         description: StoreDescription,
         parts: Sequence[PartPlan],
         manifest: Manifest,
+        say: Say,
     ) -> None:
         self.path, self.description, self.parts = path, description, list(parts)
-        self.manifest = manifest
+        self.manifest, self.say = manifest, say
         self.format = FORMATS[description.format]
         self.claims = Claims(path / "parts")
 
@@ -83,7 +85,7 @@ class StoreWriter:
         held = {part.name: self.claims.path(part.name) for part in self.missing()}
         holders = {name: describe_holder(path) for name, path in held.items()}
         return [
-            f"part {name}: {holder}; if that has ended, remove {held[name]}"
+            f"part {name}: {how_to_end(holder, held[name])}"
             for name, holder in holders.items()
             if holder
         ]
@@ -94,7 +96,7 @@ class StoreWriter:
         folder = self.path / "parts" / f".{part.name}.{self.claims.token}"
         intact = folder / _INTACT
         if not self.claims.holds(part.name):
-            self.claims.wait(part.name)
+            self.claims.wait(part.name, self.say)
         try:
             folder.mkdir()
             intact.touch()
@@ -155,7 +157,7 @@ class StoreWriter:
         These are files of dead processes, and parts that an update has replaced entirely.
         """
         failures = self.failures()
-        self.claims.wait(TABLES)
+        self.claims.wait(TABLES, self.say)
         remove_leftovers(self.path)
         if self.description.revision and not self.missing():
             self._remove_replaced_parts()
@@ -181,12 +183,17 @@ class StoreWriter:
 
 
 def open_writer(
-    path: Path, description: StoreDescription, parts: Sequence[PartPlan], manifest: Manifest
+    path: Path,
+    description: StoreDescription,
+    parts: Sequence[PartPlan],
+    manifest: Manifest,
+    say: Say = lambda line: None,
 ) -> StoreWriter:
     """Make a store, or continue one of the same settings; other processes may write to it too.
 
     Args:
         parts: the plan for a new store; a store that exists keeps its own.
+        say: called with whom a long wait is for.
 
     Raises:
         StoreMismatchError: the store there has other settings; the message names them.
@@ -196,7 +203,7 @@ def open_writer(
     _require_storable(manifest)
     (path / "parts").mkdir(parents=True, exist_ok=True)
     with Claims(path / "parts") as claims:
-        claims.wait(TABLES)
+        claims.wait(TABLES, say)
         if (path / "store.json").exists():
             have = read_description(path)
             require_same_settings(path, have, description)
@@ -207,7 +214,7 @@ def open_writer(
             write_description(description, path)
         remove_leftovers(path)
         write_tables(path, parts, manifest)
-    return StoreWriter(path, description, parts, manifest)
+    return StoreWriter(path, description, parts, manifest, say)
 
 
 def _require_storable(manifest: Manifest) -> None:

@@ -38,7 +38,7 @@ def verify(
             progress(done, len(present))
     names = {number: opened.part_path(number).name for number in opened.parts}
     faulty = sorted({number for number, _, _ in damaged})
-    moved = move_aside(opened, faulty) if repair else []
+    moved = move_aside(opened, faulty, screen.note) if repair else []
     command = rebuild_command(opened.description, store)
     if as_json:
         rows = [{"bag_id": b, "part": names[n], "fault": w} for n, b, w in damaged]
