@@ -247,13 +247,20 @@ def index_arrays(index: PartIndex) -> dict[str, Array]:
 
 def index_from_arrays(read: Callable[[str, bool], Array]) -> PartIndex:
     """Build a part's index from ``read(name, text)``."""
-    columns = [[str(v) for v in read(f"failures/{c}", True)] for c in FAILURE_COLUMNS]
+
+    def texts(name: str) -> list[str]:
+        values = [str(value) for value in read(name, True)]
+        if "\0" in "".join(values):
+            raise ValueError(f"{name} has a null character, which no part is written with")
+        return values
+
+    columns = [texts(f"failures/{column}") for column in FAILURE_COLUMNS]
     return PartIndex(
-        ids=tuple(str(v) for v in read("bags/id", True)),
+        ids=tuple(texts("bags/id")),
         offsets=read("bags/offsets", False),
         digests=read("bags/digest", False),
         plans=read("bags/plan", False),
-        images=tuple(str(v) for v in read("instances/image", True)),
+        images=tuple(texts("instances/image")),
         boxes=read("instances/box", False),
         order=read("instances/order", False),
         image_digests=read("instances/digest", False),

@@ -207,7 +207,7 @@ def require_same_settings(store: Path, have: StoreDescription, want: StoreDescri
     elif (have.taps, have.views) != (want.taps, want.views):
         texts.append("store.json's taps or views are not those of its own settings")
     if texts:
-        remedy = "give the store's settings, or another `out`, or remove this store"
+        remedy = "give the store's settings, or another `out`"
         if all(text.startswith("plan.") for text in texts):
             remedy = "extract with `update=True` to bring it up to date, or give another `out`"
             if want.provenance["numerics"].get("imported"):
@@ -231,5 +231,5 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _short(value: object) -> str:
-    text = "absent" if value is None else json.dumps(value)
+    text = "absent" if value is None else json.dumps(value, default=str)
     return text if len(text) <= 40 else text[:18] + "…" + text[-6:]

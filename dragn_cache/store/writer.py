@@ -7,8 +7,6 @@ is written in one pass, fsynced and renamed.
 
 from __future__ import annotations
 
-import errno
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -119,7 +117,6 @@ class StoreWriter:
     def _complete(self, part: PartPlan, writer: PartWriter, folder: Path) -> None:
         unfinished = folder / f"part{self.format.suffix}"
         index = writer.index()
-        self._require_space(index.rows)
         description = self.description
         self.format.write(unfinished, index, description.taps, description.views, writer.rows)
         sync_tree(unfinished)
@@ -132,13 +129,6 @@ class StoreWriter:
                 if not self.part_path(part).exists():
                     raise
             sync_folder(self.path / "parts")
-
-    def _require_space(self, rows: int) -> None:
-        """Raise OSError before writing what would not fit: HDF5 can crash on a full disk."""
-        disk = os.statvfs(self.path)
-        needed = rows * (self.description.row_bytes + 400) + 2**16
-        if disk.f_bavail * disk.f_frsize < needed:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def failures(self) -> list[Failure]:
         """Inputs that could not be used, from the parts that exist (each stores its own)."""

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import tomli_w
+from pydantic import TypeAdapter
 
 from dragn_cache.errors import InputError, StoreMismatchError, foreign
 from dragn_cache.files import require_new, write_text
 from dragn_cache.store import differences
-from dragn_cache.studies.tables import Place, Training
+from dragn_cache.studies.tables import Place, Training, Truth
 
 COMPARED_SETTINGS = ("crossval", "data", "methods")
+TRAINING = TypeAdapter(Training)
 MAY_CHANGE = ("seeds", "intervals", "decision")  # no finished training depends on them
 
 
@@ -28,7 +31,8 @@ def read_config(out: Path) -> dict[str, Any]:
         return {}
     with foreign(path, expected="TOML", remedy="give another `out`"):
         record = tomllib.loads(path.read_text(encoding="utf-8"))
-    if "crossval" not in record:
+    sections = [record.get(name) for name in COMPARED_SETTINGS]
+    if not all(isinstance(section, dict) for section in sections):
         raise InputError(
             str(out),
             expected="a new folder, or a cross-validation's",
@@ -50,7 +54,7 @@ def begin(out: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
                 str(out),
                 expected="the settings that it was begun with",
                 got=" · ".join(changes),
-                remedy="give another `out`, or remove this folder",
+                remedy="give another `out`",
             )
         record["methods"] = {**before["methods"], **record["methods"]}
     out.mkdir(parents=True, exist_ok=True)
@@ -70,20 +74,36 @@ def _path(out: Path, task: Place) -> Path:
     return out / "trainings" / quote(label, safe="=,+") / f"seed{seed}-fold{fold}.json"
 
 
-def read_training(out: Path, task: Place) -> Training | None:
-    """A finished training; None where there is none, or one that failed."""
+def read_training(out: Path, task: Place, truth: Truth) -> Training | None:
+    """A finished training; None where there is none, or one that failed.
+
+    Raises:
+        InputError: the file is not of this training.
+    """
     path = _path(out, task)
     if not path.is_file():
         return None
     with foreign(
         path,
         expected="a training of this cross-validation",
-        remedy="remove the file; the same command trains it again",
+        remedy="move the file away; the same command trains it again",
     ):
-        values = json.loads(path.read_text(encoding="utf-8")).items()
-        record: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values}
-        training = Training(**record)
+        training = TRAINING.validate_json(path.read_bytes(), strict=True)
+        if training.task != task:
+            raise ValueError(f"that of {training.task}")
+        if not training.error:
+            _require_probabilities(training, truth)
     return None if training.error else training
+
+
+def _require_probabilities(training: Training, truth: Truth) -> None:
+    """Raise ValueError unless there is one probability for each bag and label."""
+    splits = truth.splits(training.seed, training.fold)
+    for split, rows in (("test", training.probabilities), ("validation", training.validation)):
+        values = np.array(rows, float).reshape(len(rows), -1)
+        shape = int((splits == split).sum()), len(truth.labels)
+        if values.shape != shape or not ((values >= 0) & (values <= 1)).all():
+            raise ValueError(f"other {split} probabilities than {shape[0]} of {shape[1]}")
 
 
 def write_training(out: Path, training: Training) -> None:

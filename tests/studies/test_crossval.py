@@ -297,7 +297,7 @@ def test_a_damaged_training_is_named(store: Store, out: Path, tmp_path: Path) ->
     crossval(store, CONFIG.replace(seeds=1), tmp_path / "cv")
     path = tmp_path / "cv" / "trainings" / "mean" / "seed0-fold1.json"
     path.write_text(path.read_text()[:37])
-    with pytest.raises(InputError, match=r"seed0-fold1\.json.*remove the file"):
+    with pytest.raises(InputError, match=r"seed0-fold1\.json.*move the file away"):
         crossval(store, CONFIG, tmp_path / "cv")
 
 
