@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import os
 import resource
@@ -306,12 +307,12 @@ def run_child(names: Sequence[str], folder: Path, seed: int, first: int, seconds
             tell(fault=fault)
         _limit_memory()  # what the commands import is there by now
         end = time.monotonic() + seconds
-        case = max(first, 1)
-        while time.monotonic() < end:
+        for case in itertools.count(max(first, 1)):
             tell(name=name, case=case, file=str(tries.chosen(case)[0]))
             for fault in tries.faults(case):
                 tell(fault=fault)
-            case += 1
+            if time.monotonic() > end:
+                break
         first = 0
     tell(name=None, case=0, file="")
 

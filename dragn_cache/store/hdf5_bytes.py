@@ -22,6 +22,7 @@ TEXT = np.dtype([("bytes", "<u4"), ("collection", "<u8"), ("number", "<u4")])
 """A text of variable length as a dataset holds it: its length, and its place in a global heap."""
 COLLECTION = struct.Struct("<4sB3xQ")  # GCOL, version, size with this head
 OBJECT = struct.Struct("<HH4xQ")  # number, references, size; its bytes follow, filled up to 8
+DAMAGED = "a heap of texts is damaged"
 
 
 def read_values(raw: FileIO, dataset: Any) -> Array:
@@ -82,7 +83,7 @@ def _collection(raw: FileIO, at: int, most: int) -> bytes:
             content = os.pread(raw.fileno(), size, at)
             if len(content) == size:
                 return content
-    raise ValueError("a heap of texts is damaged")
+    raise ValueError(DAMAGED)
 
 
 def _objects(content: bytes) -> dict[int, bytes]:
@@ -94,6 +95,8 @@ def _objects(content: bytes) -> dict[int, bytes]:
         if not number:  # the free space behind the last one
             break
         at += OBJECT.size
+        if at + size > len(content):
+            raise ValueError(DAMAGED)
         objects[number] = content[at : at + size]
         at += -(-size // 8) * 8
     return objects

@@ -85,7 +85,10 @@ def _answer_of(path: str, lock: bool, number: int, size: int, changed_ns: int) -
     key = os.getpid()  # a process that was forked from this one has no part in its talk
     with _LOCK:
         trial = _TRIALS.get(key)
-        if trial is None or not trial.is_alive():
+        if trial is not None and not trial.is_alive():
+            trial.close()
+            trial = None
+        if trial is None:
             trial = _TRIALS[key] = _Trial()
         return trial.ask(path, lock, CPU_SECONDS + size // BYTES_A_SECOND)
 
