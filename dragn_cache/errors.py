@@ -148,7 +148,7 @@ def foreign(
         raise
     except Exception as error:
         if LOCKED in str(error):
-            raise InputError(
+            raise kind(
                 str(where),
                 expected="a file that no other program writes",
                 got=f"a lock on it ({reason(error)})",

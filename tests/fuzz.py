@@ -202,8 +202,9 @@ def _other_bytes(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _other_value(content: bytes, rng: np.random.Generator) -> bytes:
-    """One value, at any depth, is replaced or removed; digests of a store's settings follow."""
+    """One value, at any depth, is replaced or removed; the record's own digests follow."""
     from dragn_cache.store import json_digest
+    from dragn_cache.studies.folder import DIGEST
 
     record = json.loads(content)
     places: list[tuple[Any, Any]] = []
@@ -220,8 +221,13 @@ def _other_value(content: bytes, rng: np.random.Generator) -> bytes:
     else:
         holder[key] = ODD[rng.integers(len(ODD))]
     provenance = record.get("provenance") if isinstance(record, dict) else None
-    if isinstance(provenance, dict) and "digests" in record:
-        record["digests"] = {kind: json_digest(v) for kind, v in provenance.items()}
+    digests = record.get("digests") if isinstance(record, dict) else None
+    if isinstance(provenance, dict) and isinstance(digests, dict):
+        digests |= {kind: json_digest(v) for kind, v in provenance.items()}
+        digests.pop("file", None)
+        digests["file"] = json_digest(record)
+    elif isinstance(record, dict) and record.pop(DIGEST, None):
+        record[DIGEST] = json_digest(record)
     return json.dumps(record).encode()
 
 
@@ -271,6 +277,8 @@ class Tries:
         if case > 0:
             name, rng = self.chosen(case)
             (work / name).write_bytes(mutated(name.name, (work / name).read_bytes(), rng))
+            if rng.random() < 0.7:  # else the digests beside the file tell
+                _renew_checksums(work / name)
         for command in BOUNDARIES[self.name].commands:
             words = [w.format(**{"in": work, "out": out}) for w in command.split()]
             result = run(*words)
@@ -282,6 +290,16 @@ class Tries:
             loud = "internal:" in result.output or "Traceback" in result.output
             if crashed or loud or left or result.exit_code not in codes:
                 yield f"{command}: {result.output[-500:]} {raised!r} {left}"
+
+
+def _renew_checksums(path: Path) -> None:
+    from dragn_cache.checksums import CHECKSUMS, write_checksums
+
+    folder = path.parent
+    while not (folder / CHECKSUMS).is_file() and folder != folder.parent:
+        folder = folder.parent
+    if (folder / CHECKSUMS).is_file() and path.name != CHECKSUMS:
+        write_checksums(folder)
 
 
 def run_child(names: Sequence[str], folder: Path, seed: int, first: int, seconds: float) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dragn_cache.checksums import write_checksums
 from dragn_cache.devices import find_device, memory_for_features
 from dragn_cache.files import require_new, write_text
 from dragn_cache.loading.labelling import Labelling, hex_digests, read_labelling
@@ -61,6 +62,7 @@ def predict_run(
             write_predictions(
                 folder / "predictions.csv", labelling, splits, probabilities, decision
             )
+            write_checksums(folder)
         return None
     known = set((checkpoint.seen or {}).values())
     trained = sum(digest in known for digest in hex_digests(store, labelling.ids))
@@ -77,6 +79,7 @@ def predict_run(
         folder.mkdir()
         write_predictions(folder / "predictions.csv", labelling, splits, probabilities, decision)
         write_text(folder / "metrics.json", json.dumps({"all": scores}, indent=2) + "\n")
+        write_checksums(folder)
     return scores
 
 

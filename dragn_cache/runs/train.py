@@ -7,6 +7,7 @@ RUN/
   metrics.json     every score for train, validation and test, with 95 % intervals
   predictions.csv  bag_id, split, y_<label>…, p_<label>…, d_<label>… (truth, probability, decision)
   checkpoint.pt    weights or machines, how to decide, the digests of the features and bags used
+  SHA256SUMS       the digests of these files, which every command that reads them compares
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dragn_cache.checksums import write_checksums
 from dragn_cache.files import require_new, write_csv, write_text
 from dragn_cache.loading.labelling import (
     Labelling,
@@ -126,7 +128,7 @@ class _Outcome:
 
 
 def _write_run(out: Path, store: Store, run: _Outcome, metrics: Mapping[str, Any]) -> None:
-    """Write a run's folder, the checkpoint first, metrics.json last."""
+    """Write a run's folder, the checkpoint first, the digests last."""
     config, labelling, splits, trained = run.config, run.labelling, run.splits, run.trained
     out.mkdir()
     of_bags = zip(labelling.ids, run.digests, splits, strict=True)
@@ -144,3 +146,4 @@ def _write_run(out: Path, store: Store, run: _Outcome, metrics: Mapping[str, Any
     p = trained.probabilities
     write_predictions(out / "predictions.csv", labelling, splits, p, run.decision)
     write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    write_checksums(out)

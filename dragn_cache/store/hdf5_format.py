@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dragn_cache.store.part import (
     PartIndex,
     Pieces,
     RowTable,
+    bag_rows,
     blocks,
     index_arrays,
     index_from_arrays,
@@ -63,15 +65,11 @@ class Hdf5Format:
 
     def read_index(self, path: Path) -> PartIndex:
         with _opened(path) as (file, raw):
-            return index_from_arrays(lambda name, text: _read(file, raw, name, text))
+            return index_from_arrays(partial(_read, file, raw))
 
     def read_bags(self, path: Path) -> BagRows:
         with _opened(path) as (file, raw):
-            return BagRows(
-                ids=tuple(read_texts(raw, own_dataset(file, "bags/id"))),
-                offsets=read_values(raw, own_dataset(file, "bags/offsets")),
-                rows=len(own_dataset(file, "instances/order")),
-            )
+            return bag_rows(partial(_read, file, raw), len(own_dataset(file, "instances/order")))
 
     def read_rows(self, path: Path, tap: Tap, view: str, pieces: Pieces) -> None:
         pieces = [(start, out) for start, out in pieces if len(out)]
@@ -94,6 +92,11 @@ def _opened(path: Path) -> Iterator[tuple[Any, FileIO]]:
         yield file, raw
 
 
-def _read(file: Any, raw: FileIO, name: str, text: bool) -> Array:
-    dataset = own_dataset(file, name)
-    return np.array(read_texts(raw, dataset), object) if text else read_values(raw, dataset)
+def _read(file: Any, raw: FileIO, name: str) -> Array | None:
+    """An array of the index; None if there is none."""
+    try:
+        dataset = own_dataset(file, name)
+    except KeyError:
+        return None
+    is_text = h5py.check_string_dtype(dataset.id.dtype) is not None
+    return np.array(read_texts(raw, dataset), object) if is_text else read_values(raw, dataset)

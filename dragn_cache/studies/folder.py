@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,23 @@ import numpy as np
 import tomli_w
 from pydantic import TypeAdapter
 
+from dragn_cache.checksums import CHECKSUMS, changed_files, require_unchanged
 from dragn_cache.errors import InputError, StoreMismatchError, foreign
 from dragn_cache.files import require_new, write_text
-from dragn_cache.store import differences
+from dragn_cache.store import differences, json_digest
 from dragn_cache.studies.tables import Place, Training, Truth
 
 COMPARED_SETTINGS = ("crossval", "data", "methods")
+FILES = (
+    "config.toml",
+    "splits.csv",
+    "folds.csv",
+    "summary.csv",
+    "comparison.csv",
+    "predictions.csv",
+)
+DIGEST = "sha256"
+"""The key of a training's file that has the digest of all others."""
 TRAINING = TypeAdapter(Training)
 MAY_CHANGE = ("seeds", "intervals", "decision")  # no finished training depends on them
 
@@ -29,6 +41,7 @@ def read_config(out: Path) -> dict[str, Any]:
     if not path.is_file():
         require_new(out)
         return {}
+    require_unchanged(path)
     with foreign(path, expected="TOML", remedy="give another `out`"):
         record = tomllib.loads(path.read_text(encoding="utf-8"))
     sections = [record.get(name) for name in COMPARED_SETTINGS]
@@ -58,6 +71,7 @@ def begin(out: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
             )
         record["methods"] = {**before["methods"], **record["methods"]}
     out.mkdir(parents=True, exist_ok=True)
+    (out / CHECKSUMS).unlink(missing_ok=True)  # of tables that are going to be other ones
     write_text(out / "config.toml", tomli_w.dumps(record))
     (out / "trainings").mkdir(exist_ok=True)
 
@@ -78,22 +92,36 @@ def read_training(out: Path, task: Place, truth: Truth) -> Training | None:
     """A finished training; None where there is none, or one that failed.
 
     Raises:
-        InputError: the file is not of this training.
+        InputError: its file is not as it was written, or not of this training.
     """
     path = _path(out, task)
     if not path.is_file():
         return None
-    with foreign(
+    training = _parse(path)
+    with _reading(path):
+        if training.task != task:
+            raise ValueError(f"that of {training.task}")
+        if training.error:
+            return None
+        _require_probabilities(training, truth)
+    return training
+
+
+def _reading(path: Path) -> AbstractContextManager[None]:
+    return foreign(
         path,
         expected="a training of this cross-validation",
         remedy="move the file away; the same command trains it again",
-    ):
-        training = TRAINING.validate_json(path.read_bytes(), strict=True)
-        if training.task != task:
-            raise ValueError(f"that of {training.task}")
-        if not training.error:
-            _require_probabilities(training, truth)
-    return None if training.error else training
+    )
+
+
+def _parse(path: Path) -> Training:
+    with _reading(path):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        recorded = record.pop(DIGEST, None)  # older versions wrote none
+        if recorded not in (None, json_digest(record)):
+            raise ValueError("other values than were written")
+        return TRAINING.validate_python(record)
 
 
 def _require_probabilities(training: Training, truth: Truth) -> None:
@@ -110,4 +138,24 @@ def write_training(out: Path, training: Training) -> None:
     """Write the file of a finished training, or of one that failed."""
     path = _path(out, training.task)
     path.parent.mkdir(exist_ok=True)
-    write_text(path, json.dumps(asdict(training)) + "\n")
+    record = json.loads(json.dumps(asdict(training)))
+    write_text(path, json.dumps({**record, DIGEST: json_digest(record)}) + "\n")
+
+
+def is_study(folder: Path) -> bool:
+    """Whether a folder is a cross-validation's."""
+    return (folder / "trainings").is_dir()
+
+
+def verify_study(out: Path) -> list[str]:
+    """A line for each file of a cross-validation that is lost or not as it was written.
+
+    Until it is finished, its tables have no digests; each training has its own.
+    """
+    faults = [f"{out / name}: lost, or not as it was written" for name in changed_files(out, FILES)]
+    for path in sorted((out / "trainings").rglob("*.json")):
+        try:
+            _parse(path)
+        except InputError as error:
+            faults.append(f"{path}: {error.got}")
+    return faults

@@ -25,6 +25,7 @@ from dragn_cache.store import Store, hdf5_trial, open_store
 from dragn_cache.store.hdf5_bytes import read_texts, read_values
 from dragn_cache.store.hdf5_trial import open_alone, try_reading
 from dragn_cache.store.hdf5_writing import writing_hdf5
+from dragn_cache.store.verify import PartFaults, verify_part
 
 TEXT = h5py.string_dtype()
 
@@ -127,11 +128,9 @@ def test_an_endless_part_is_damaged_for_reading_and_for_verify(
     reading = open_store(store.path)
     with pytest.raises(DamagedPartError, match=r"00000\.h5: .*a heap of texts is damaged"):
         reading.load("gap")
-    faults = reading.verify_part(0)
-    assert [bag_id for bag_id, _ in faults] == reading._planned[0]
-    assert {what for _, what in faults} == {
-        "bytes that HDF5 reads without an end (stopped after 0 s)"
-    }
+    faults = verify_part(reading, 0)
+    endless = "bytes that HDF5 reads without an end (stopped after 0 s)"
+    assert faults == PartFaults(0, tuple((b, endless) for b in reading.planned(0)), was_read=True)
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))))
@@ -201,7 +200,7 @@ def test_parts_need_no_lock(store: Store) -> None:
     with locked(store.part_path(0)):
         again = open_store(store.path)
         np.testing.assert_array_equal(again.load("gap")[0], expected)
-        assert again.verify_part(0) == []
+        assert verify_part(again, 0).bags == ()
 
 
 # --- written to a disk that refuses --------------------------------------------------------------
