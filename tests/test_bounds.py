@@ -34,7 +34,6 @@ from dragn_cache.manifest.tables import split_cell
 from dragn_cache.runs.checkpoint import load_checkpoint
 from dragn_cache.store import json_digest, open_store
 from dragn_cache.studies.folder import read_config, read_training
-from dragn_cache.studies.tables import Truth
 from dragn_cache.training.config import TrainConfig
 
 DEEP = 100_000  # brackets: more than any parser follows
@@ -185,10 +184,6 @@ def open_it(path: Path, folder: Path) -> object:
     return open_store(folder / "store")
 
 
-ONE_BAG = Truth(
-    np.ones((1, 1), np.int8), ("x",), "multilabel", "threshold=0.5", np.zeros((1, 1), np.int64), 1
-)
-
 BOUNDARIES = {
     "toml of settings": Boundary(
         text_file("a.toml", "a = " + "[" * DEEP), lambda path, _: read_settings(path)
@@ -205,7 +200,7 @@ BOUNDARIES = {
     ),
     "json of a study": Boundary(
         text_file("trainings/a/seed0-fold0.json", "[" * DEEP),
-        lambda path, folder: read_training(folder, ("a", 0, 0), ONE_BAG),
+        lambda path, folder: read_training(folder, ("a", 0, 0)),
     ),
     "json of a store": Boundary(nested_description, open_it),
     "made_from": Boundary(described(made_from=None), open_it),

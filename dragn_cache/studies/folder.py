@@ -88,8 +88,11 @@ def _path(out: Path, task: Place) -> Path:
     return out / "trainings" / quote(label, safe="=,+") / f"seed{seed}-fold{fold}.json"
 
 
-def read_training(out: Path, task: Place, truth: Truth) -> Training | None:
+def read_training(out: Path, task: Place, truth: Truth | None = None) -> Training | None:
     """A finished training; None where there is none, or one that failed.
+
+    Args:
+        truth: with which its probabilities must go.
 
     Raises:
         InputError: its file is not as it was written, or not of this training.
@@ -103,7 +106,8 @@ def read_training(out: Path, task: Place, truth: Truth) -> Training | None:
             raise ValueError(f"that of {training.task}")
         if training.error:
             return None
-        _require_probabilities(training, truth)
+        if truth is not None:
+            _require_probabilities(training, truth)
     return training
 
 
