@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +28,8 @@ SCHEMA_VERSION = 3
 UNSEALED = 2
 """The version whose parts and tables have no digests but those of the bags' features."""
 KINDS = ("features", "numerics", "plan")
+MOST_VALUES = 2**31
+"""Of one row: no array can be asked for that is larger by far."""
 _RESTORE = "restore the file, or extract into a new store"
 
 
@@ -179,7 +182,8 @@ def _require_types(record: Mapping[str, Any], taps: Sequence[Tap]) -> None:
         "taps": len(taps) > 0
         and all(is_step(tap.name) and tap.dtype in get_args(DType) for tap in taps)
         and len({tap.name for tap in taps}) == len(taps)
-        and all(type(size) is int and size > 0 for size in sizes),
+        and all(type(size) is int and size > 0 for size in sizes)
+        and all(math.prod(tap.shape) <= MOST_VALUES for tap in taps),
         "views": isinstance(views, list)
         and len(views) > 0
         and all(map(is_step, views))
