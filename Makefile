@@ -10,7 +10,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 help:
 	@echo "make demo    the whole way on simulated images (no download but the packages)"
 	@echo "make test    the whole test suite"
-	@echo "make fuzz    mutated bytes of every kind of file, a minute for each (13 minutes)"
+	@echo "make fuzz    mutated bytes of every kind of file, a minute for each (15 minutes)"
 	@echo "make check   formatting, lint and types"
 	@echo "make env     only the environment in $(VENV)/"
 	@echo "make clean   remove $(VENV)/ and what the demo wrote"

@@ -18,6 +18,7 @@ are read, `foreign` makes one of them of whatever the parser raises.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,6 +138,10 @@ class DamagedPartError(StoreError):
     """A part of a store holds other bytes than those that were written."""
 
 
+LOCKED = "unable to lock file"
+"""The words of HDF5 where another program has locked a file, or where it cannot be locked."""
+
+
 @contextmanager
 def foreign(
     where: str | Path,
@@ -155,6 +160,14 @@ def foreign(
     except DragnCacheError:
         raise
     except Exception as error:
+        if LOCKED in str(error):
+            raise kind(
+                str(where),
+                expected="a file that no other program writes",
+                got=f"a lock on it ({reason(error)})",
+                remedy="let that program finish; where the file system refuses all locks, set "
+                "HDF5_USE_FILE_LOCKING=FALSE to read without one",
+            ) from error
         raise kind(
             str(where), expected=expected, got=reason(error, str(where)), remedy=remedy
         ) from error
@@ -166,6 +179,9 @@ def reason(error: Exception, where: str = "") -> str:
         return "values nested too deeply to be read"
     if isinstance(error, MemoryError):
         return "contents that need more memory than there is"
+    buried = re.search(r"error message = '([^']+)'", str(error))
+    if buried:  # HDF5 has the system's own words in a long line of its own
+        return buried[1]
     if isinstance(error, OSError) and error.strerror:
         other = error.filename is not None and str(error.filename) != where
         return f"{error.strerror}: {error.filename}" if other else error.strerror

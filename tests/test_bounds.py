@@ -85,8 +85,11 @@ def described(**fields: Any) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
         path = small_store(folder) / "store.json"
         record = json.loads(path.read_text()) | fields
+        digests = record["digests"]
         if isinstance(record["provenance"], dict):
-            record["digests"] = {k: json_digest(v) for k, v in record["provenance"].items()}
+            digests |= {k: json_digest(v) for k, v in record["provenance"].items()}
+        del digests["file"]
+        digests["file"] = json_digest(record)
         path.write_text(json.dumps(record))
         return path
 
@@ -207,6 +210,9 @@ BOUNDARIES = {
     "views": Boundary(described(views=["0", "../x"]), open_it),
     "provenance": Boundary(described(provenance=[]), open_it),
     "revision": Boundary(described(revision="1"), open_it),
+    "taps": Boundary(
+        described(taps=[{"name": "gap", "shape": [2**63], "dtype": "float16"}]), open_it
+    ),
     "table of a store": Boundary(part_number, open_it),
     "zarr": Boundary(zarr_store, lambda path, folder: import_features(path, folder / "out", None)),
     "npz": Boundary(

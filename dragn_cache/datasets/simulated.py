@@ -223,7 +223,7 @@ def _is_done(out: Path, description: str) -> bool:
         str(out),
         expected="a new or empty folder, or this same simulation",
         got="another simulation" if toml_path.is_file() else "other files",
-        remedy="choose another folder or remove this one",
+        remedy="choose another folder",
     )
 
 

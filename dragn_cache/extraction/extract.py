@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dragn_cache.extraction.config import ExtractConfig
 from dragn_cache.extraction.many_devices import extract_on_devices
-from dragn_cache.extraction.one_device import Say, disk_error, extract_on_one_device
+from dragn_cache.extraction.one_device import disk_error, extract_on_one_device
 from dragn_cache.extraction.plan import require_image_root, require_images, with_channels
 from dragn_cache.extraction.report import ExtractReport
 from dragn_cache.images.intensity import few_levels
@@ -21,7 +21,7 @@ from dragn_cache.manifest import Manifest
 from dragn_cache.manifest.doubts import warn_doubts
 from dragn_cache.store import open_store
 from dragn_cache.store.leaks import warn_leaks
-from dragn_cache.types import Progress, Warn
+from dragn_cache.types import Progress, Say, Warn
 
 
 def extract(

@@ -30,7 +30,8 @@ from dragn_cache.manifest.reading import BAG_COLUMNS, GROUP_COLUMNS, LABEL_COLUM
 from dragn_cache.manifest.records import BOX_COLUMNS
 from dragn_cache.manifest.writing import bags_text
 from dragn_cache.store import InstanceRecord, Store, Tap
-from dragn_cache.store.hdf5_links import open_alone
+from dragn_cache.store.hdf5_trial import open_alone
+from dragn_cache.store.hdf5_writing import writing_hdf5
 from dragn_cache.store.part import Array, corner_coords
 from dragn_cache.types import CLEAN_VIEW
 
@@ -196,7 +197,8 @@ class AnnDataTarget(Target):
             "features_sha256": store.description.digest("features"),
         }
         data = anndata.AnnData(values, obs=obs, obsm={"spatial": spatial}, uns={EXPORT_KEY: export})
-        data.write_h5ad(path)
+        with writing_hdf5(path) as (file, _):
+            anndata.io.write_elem(file, "/", data)
 
 
 def _observations(store: Store, advance: Callable[[], None]) -> tuple[Any, Array]:

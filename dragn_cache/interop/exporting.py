@@ -98,5 +98,5 @@ def _require_new_target(out: Path, target: Target) -> None:
             str(out),
             expected="a path where nothing is",
             got="a folder" if out.is_dir() else "a file",
-            remedy="give another `out`, or remove it",
+            remedy="give another `out`",
         )

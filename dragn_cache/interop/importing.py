@@ -44,7 +44,7 @@ from dragn_cache.store.part import Array
 from dragn_cache.store.plan import PART_BYTES
 from dragn_cache.store.schema import is_step
 from dragn_cache.texts import by_look, difference, look
-from dragn_cache.types import Progress, Warn
+from dragn_cache.types import Progress, Say, Warn
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ def import_features(
     *,
     bags_csv: Path | None = None,
     progress: Progress = lambda done, total: None,
+    say: Say = lambda line: None,
     warn: Warn = lambda text: None,
 ) -> ImportReport:
     """Write features that another tool has made into a store.
@@ -111,6 +112,7 @@ def import_features(
 
     Args:
         progress: called with bags done, in both readings of the source, and twice their number.
+        say: called with whom a long wait is for.
         warn: called with one line for bags that are left out or empty, and for what may mislead.
 
     Raises:
@@ -135,7 +137,7 @@ def import_features(
     description = describe(source, manifest, survey, config, made_from)
     sizes = [len(instances_of(manifest, k)) for k in range(len(manifest.bags))]
     parts = plan_parts(sizes, description.row_bytes, config.part_instances)
-    with open_writer(out, description, parts, manifest) as writer:
+    with open_writer(out, description, parts, manifest, say) as writer:
         missing = writer.missing()
         done = len(sizes) - sum(len(part.bags) for part in missing)
         written = 0

@@ -205,7 +205,7 @@ def manifest_from_texts(bags_csv: str, dataset_toml: str, name: str) -> Manifest
 
 def reading(path: Path, expected: str) -> AbstractContextManager[None]:
     """Turn the errors of reading a damaged, locked or missing file into one that names it."""
-    remedy = "mend or remove it and repeat the command; what is imported already is kept"
+    remedy = "make it again or leave it out, and repeat the command; what is imported is kept"
     return foreign(path, expected=expected, remedy=remedy)
 
 

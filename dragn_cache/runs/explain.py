@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -45,6 +44,7 @@ from dragn_cache.runs.config import ExplainConfig
 from dragn_cache.runs.folder import run_table
 from dragn_cache.runs.instance_scores import Scores, score_instances
 from dragn_cache.store import Store
+from dragn_cache.store.hdf5_writing import writing_hdf5
 from dragn_cache.store.new_path import new_path
 from dragn_cache.store.part import corner_coords
 from dragn_cache.training.fit import Model
@@ -241,7 +241,7 @@ def write_h5_files(folder: Path, store: Store, explained: Explained) -> None:
     """Write one .h5 per bag."""
     folder.mkdir()
     for k, bag_id in enumerate(explained.bags):
-        with h5py.File(folder / f"{bag_id}.h5", "x") as file:
+        with writing_hdf5(folder / f"{bag_id}.h5") as (file, _):
             file.create_dataset("attention_scores", data=explained.of_bag(k))
             file.create_dataset("coords", data=corner_coords(store.instances(bag_id)))
             file.attrs["method"] = explained.method

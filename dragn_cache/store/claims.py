@@ -24,8 +24,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from dragn_cache.types import Say
+
 RENEW_SECONDS = 10.0
 EXPIRE_SECONDS = 120.0
+SILENT_SECONDS = 10.0  # of waiting, before a line says whom for
 SUFFIX = ".claim"
 OPEN_TOKENS: set[str] = set()
 """Tokens of this process's `Claims` that are not closed. A claim file that could not be removed
@@ -80,9 +83,19 @@ class Claims:
             os.close(descriptor)
         return True
 
-    def wait(self, name: str) -> None:
-        """Claim a name, as soon as nobody else holds it."""
+    def wait(self, name: str, say: Say) -> None:
+        """Claim a name, as soon as nobody else holds it.
+
+        Args:
+            say: called once, after `SILENT_SECONDS`, with whom the wait is for and how to end it.
+        """
+        started_waiting, said = time.monotonic(), False
         while not self.acquire(name):
+            if not said and time.monotonic() - started_waiting > SILENT_SECONDS:
+                holder = describe_holder(self.path(name))
+                if holder:
+                    say(f"waiting for {name}: {how_to_end(holder, self.path(name))}")
+                    said = True
             time.sleep(0.02)
 
     def release(self, name: str) -> None:
@@ -173,6 +186,11 @@ def describe_holder(path: Path) -> str:
             who = f"process {claim.get('pid', 'unknown')} on {claim.get('host', 'unknown host')}"
             return f"{who}, renewed {max(0.0, _seconds_since_renewal(path)):.0f} s ago"
     return ""
+
+
+def how_to_end(holder: str, path: Path) -> str:
+    """A holder as `describe_holder` gives it, and what to do if it has ended."""
+    return f"{holder}; if that has ended, remove {path}"
 
 
 def _seconds_since_renewal(path: Path) -> float:

@@ -146,6 +146,14 @@ class Store:
             self._index[number] = self._read_index(number)
         return self._index[number]
 
+    def try_reading(self, number: int) -> None:
+        """Raise `DamagedPartError` if a library would not survive a part, which may be of others.
+
+        Slower than reading it: for whoever looks at a store for the first time.
+        """
+        with reading_part(self.part_path(number)):
+            self._format.try_reading(self.part_path(number))
+
     def _read_index(self, number: int) -> PartIndex:
         with reading_part(self.part_path(number)):
             index = self._format.read_index(self.part_path(number))

@@ -82,7 +82,7 @@ def crossval(
     """
     plan = plan_study(store, config, bags_csv, out, warn)
     tasks = plan.tasks()
-    done = {task: old for task in tasks if (old := read_training(out, task)) is not None}
+    done = {task: old for task in tasks if (old := read_training(out, task, plan.truth))}
     waiting = [task for task in tasks if task not in done]
     progress(len(done), len(tasks))
     with closing(train_all(plan, waiting, count_jobs(config, plan))) as finished:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import tomllib
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import tomli_w
+from pydantic import TypeAdapter
 
 from dragn_cache.checksums import CHECKSUMS, changed_files, require_unchanged
 from dragn_cache.errors import InputError, StoreMismatchError, foreign
 from dragn_cache.files import require_new, write_text
 from dragn_cache.store import differences, json_digest
-from dragn_cache.studies.tables import Place, Training
+from dragn_cache.studies.tables import Place, Training, Truth
 
 COMPARED_SETTINGS = ("crossval", "data", "methods")
 FILES = (
@@ -28,6 +31,7 @@ FILES = (
 )
 DIGEST = "sha256"
 """The key of a training's file that has the digest of all others."""
+TRAINING = TypeAdapter(Training)
 MAY_CHANGE = ("seeds", "intervals", "decision")  # no finished training depends on them
 
 
@@ -40,7 +44,8 @@ def read_config(out: Path) -> dict[str, Any]:
     require_unchanged(path)
     with foreign(path, expected="TOML", remedy="give another `out`"):
         record = tomllib.loads(path.read_text(encoding="utf-8"))
-    if "crossval" not in record:
+    sections = [record.get(name) for name in COMPARED_SETTINGS]
+    if not all(isinstance(section, dict) for section in sections):
         raise InputError(
             str(out),
             expected="a new folder, or a cross-validation's",
@@ -62,7 +67,7 @@ def begin(out: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
                 str(out),
                 expected="the settings that it was begun with",
                 got=" · ".join(changes),
-                remedy="give another `out`, or remove this folder",
+                remedy="give another `out`",
             )
         record["methods"] = {**before["methods"], **record["methods"]}
     out.mkdir(parents=True, exist_ok=True)
@@ -83,33 +88,54 @@ def _path(out: Path, task: Place) -> Path:
     return out / "trainings" / quote(label, safe="=,+") / f"seed{seed}-fold{fold}.json"
 
 
-def read_training(out: Path, task: Place) -> Training | None:
+def read_training(out: Path, task: Place, truth: Truth | None = None) -> Training | None:
     """A finished training; None where there is none, or one that failed.
 
+    Args:
+        truth: with which its probabilities must go.
+
     Raises:
-        InputError: its file is not as it was written.
+        InputError: its file is not as it was written, or not of this training.
     """
     path = _path(out, task)
     if not path.is_file():
         return None
     training = _parse(path)
-    return None if training.error else training
+    with _reading(path):
+        if training.task != task:
+            raise ValueError(f"that of {training.task}")
+        if training.error:
+            return None
+        if truth is not None:
+            _require_probabilities(training, truth)
+    return training
+
+
+def _reading(path: Path) -> AbstractContextManager[None]:
+    return foreign(
+        path,
+        expected="a training of this cross-validation",
+        remedy="move the file away; the same command trains it again",
+    )
 
 
 def _parse(path: Path) -> Training:
-    with foreign(
-        path,
-        expected="a training of this cross-validation",
-        remedy="remove the file; the same command trains it again",
-    ):
+    with _reading(path):
         record = json.loads(path.read_text(encoding="utf-8"))
         recorded = record.pop(DIGEST, None)  # older versions wrote none
         if recorded not in (None, json_digest(record)):
             raise ValueError("other values than were written")
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in record.items()
-        }
-        return Training(**values)
+        return TRAINING.validate_python(record)
+
+
+def _require_probabilities(training: Training, truth: Truth) -> None:
+    """Raise ValueError unless there is one probability for each bag and label."""
+    splits = truth.splits(training.seed, training.fold)
+    for split, rows in (("test", training.probabilities), ("validation", training.validation)):
+        values = np.array(rows, float).reshape(len(rows), -1)
+        shape = int((splits == split).sum()), len(truth.labels)
+        if values.shape != shape or not ((values >= 0) & (values <= 1)).all():
+            raise ValueError(f"other {split} probabilities than {shape[0]} of {shape[1]}")
 
 
 def write_training(out: Path, training: Training) -> None:

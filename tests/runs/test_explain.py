@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from dragn_cache_cli.app import app
+from file_limit import file_limit
 from numpy.typing import NDArray
 from run_stores import CHANNELS, LABELS, make_bags, make_features, with_splits, write_store
 from typer.testing import CliRunner
@@ -280,6 +281,16 @@ def test_leaving_out_works_for_classical_methods(
         for bag in (values, without)
     )
     np.testing.assert_allclose(explained.scores[1], whole - less, atol=1e-9)
+
+
+def test_h5_files_on_a_disk_that_refuses_are_an_error(
+    store: Store, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    for limit in (0, 900, 2100):
+        with file_limit(limit), pytest.raises(OSError, match="File too large"):
+            explain_run(runs["mean"], store, tmp_path / "out", ExplainConfig(h5=True))
+        assert list(tmp_path.iterdir()) == []
+    explain_run(runs["mean"], store, tmp_path / "out", ExplainConfig(h5=True))
 
 
 def test_h5_files_are_named_as_clams(store: Store, runs: dict[str, Path], tmp_path: Path) -> None:

@@ -168,3 +168,32 @@ def test_clocks_are_compared_through_the_file_system(
     assert is_alive(path)
     assert describe_holder(path).startswith("process 7 on elsewhere, renewed ")
     assert describe_holder(tmp_path / ".00004.claim") == ""
+
+
+def test_waiting_says_whom_for_since_when_and_how_to_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SILENT_SECONDS", 0.0)
+    path = tmp_path / ".tables.claim"
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 7, "start": "5", "token": "t"}))
+    lines: list[str] = []
+
+    def end_it(line: str) -> None:
+        lines.append(line)
+        path.unlink()
+
+    with Claims(tmp_path) as claims:
+        claims.wait("tables", end_it)
+        assert claims.holds("tables")
+    (line,) = lines
+    assert line.startswith("waiting for tables: process 7 on elsewhere, renewed 0 s ago; ")
+    assert line.endswith(f"if that has ended, remove {path}")
+
+
+def test_a_wait_that_is_short_says_nothing(tmp_path: Path) -> None:
+    lines: list[str] = []
+    with Claims(tmp_path) as mine, Claims(tmp_path) as yours:
+        mine.acquire("tables")
+        threading.Timer(0.1, mine.release, ["tables"]).start()
+        yours.wait("tables", lines.append)
+    assert lines == []

@@ -29,9 +29,10 @@ from dragn_cache.ragged import RaggedBags
 from dragn_cache.scoring.comparison import corrected_t_test
 from dragn_cache.scoring.decisions import GRID, decide
 from dragn_cache.scoring.scores import SCORES
-from dragn_cache.store import Store
+from dragn_cache.store import Store, json_digest
 from dragn_cache.studies.config import CrossvalConfig
 from dragn_cache.studies.crossval import CrossvalResult, crossval
+from dragn_cache.studies.folder import DIGEST
 from dragn_cache.studies.trainings import training_seed
 from dragn_cache.training.config import TrainConfig
 
@@ -329,9 +330,22 @@ def test_a_folder_of_something_else_is_refused(store: Store, tmp_path: Path) -> 
 def test_a_damaged_training_is_named(store: Store, out: Path, tmp_path: Path) -> None:
     crossval(store, CONFIG.replace(seeds=1), tmp_path / "cv")
     path = tmp_path / "cv" / "trainings" / "mean" / "seed0-fold1.json"
-    path.write_text(path.read_text()[:37])
-    with pytest.raises(InputError, match=r"seed0-fold1\.json.*remove the file"):
+    text = path.read_text()
+    path.write_text(text[:37])
+    with pytest.raises(InputError, match=r"seed0-fold1\.json.*move the file away"):
         crossval(store, CONFIG, tmp_path / "cv")
+    sound = json.loads(text)
+    del sound[DIGEST]
+    for fields, got in (
+        ({"probabilities": sound["probabilities"][1:]}, "other test probabilities than"),
+        ({"validation": [[2.0] * 3] * len(sound["validation"])}, "other validation probabilities"),
+        ({"fold": 0}, r"that of \('mean', 0, 0\)"),
+        ({"seconds": {}}, "validation error"),
+    ):
+        record = {**sound, **fields}
+        path.write_text(json.dumps({**record, DIGEST: json_digest(record)}))
+        with pytest.raises(InputError, match=rf"seed0-fold1\.json.*{got}"):
+            crossval(store, CONFIG, tmp_path / "cv")
 
 
 # --- the sums ----------------------------------------------------------------------------------

@@ -35,7 +35,15 @@ def import_features(
     from dragn_cache_cli import screen
 
     with screen.progress_bar("checking and importing", "bags") as progress:
-        report = run(source, out, config, bags_csv=bags, progress=progress, warn=screen.warn)
+        report = run(
+            source,
+            out,
+            config,
+            bags_csv=bags,
+            progress=progress,
+            say=screen.note,
+            warn=screen.warn,
+        )
     if as_json:
         screen.print_json({"store": str(out), **_facts(report)})
         return
