@@ -72,6 +72,17 @@ def require_new(out: Path) -> None:
         raise InputError(str(out), expected="a new folder", got=got, remedy="give another `out`")
 
 
+def unwritable(out: Path, error: OSError) -> InputError:
+    """The error to raise where ``out`` cannot be made, before the work starts."""
+    is_file = isinstance(error, FileExistsError | NotADirectoryError)
+    return InputError(
+        str(out),
+        expected="a path in a folder that can be written",
+        got="one in a file" if is_file else error.strerror or str(error),
+        remedy="free space or correct the rights, or give another `out`",
+    )
+
+
 def write_csv(path: Path, head: Sequence[str], rows: Any) -> None:
     """Write a table atomically."""
     write_text(path, csv_text(head, rows))
@@ -110,8 +121,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether a file is the scratch file of a killed `write_bytes`."""
-    return path.name.startswith(".") and path.name.endswith(".tmp")
+    """Whether a file is the scratch file of a killed `write_bytes`, or the claim of a process."""
+    return path.name.startswith(".") and path.name.endswith((".tmp", ".claim"))
 
 
 def sync_folder(folder: Path) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from dragn_cache.extraction.config import ExtractConfig
 from dragn_cache.extraction.many_devices import extract_on_devices
-from dragn_cache.extraction.one_device import Say, disk_error, extract_on_one_device
+from dragn_cache.extraction.one_device import Say, extract_on_one_device
 from dragn_cache.extraction.plan import require_image_root, require_images, with_channels
 from dragn_cache.extraction.report import ExtractReport
 from dragn_cache.manifest import Manifest
+from dragn_cache.store.disk import disk_error, require_writable
 from dragn_cache.types import Progress
 
 
@@ -46,6 +47,7 @@ def extract(
     """
     started = time.perf_counter()
     config = config.with_defaults(manifest.extract)
+    require_writable(out)
     require_image_root(manifest)
     if config.on_error == "stop":
         require_images(manifest)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dragn_cache.errors import StoreError
 from dragn_cache.extraction.config import ExtractConfig
 from dragn_cache.extraction.engine import Engine
 from dragn_cache.extraction.forward import Forward
@@ -116,16 +114,3 @@ class _Run:
     def advance(self, count: int) -> None:
         self._done += count
         self.progress(self._done, self.total)
-
-
-def disk_error(out: Path, error: OSError) -> StoreError:
-    """The error to raise where the system refused to write a store."""
-    # HDF5 buries the system's own words in a long line of its own.
-    buried = re.search(r"error message = '([^']+)'", str(error))
-    return StoreError(
-        str(out),
-        expected="a folder that can be written",
-        got=buried[1] if buried else error.strerror or str(error),
-        remedy="free space or correct the rights, then run the same command again; "
-        "finished parts are kept",
-    )

@@ -25,6 +25,7 @@ from dragn_cache.interop.source import (
     stored_values,
 )
 from dragn_cache.manifest import Bag, Instance, Manifest, read_bags
+from dragn_cache.manifest.writing import require_held_bags
 from dragn_cache.store import (
     Failure,
     PartPlan,
@@ -37,6 +38,7 @@ from dragn_cache.store import (
     plan_parts,
 )
 from dragn_cache.store.config import DType
+from dragn_cache.store.disk import disk_error, require_writable
 from dragn_cache.store.part import Array
 from dragn_cache.store.plan import PART_BYTES
 from dragn_cache.store.schema import is_step
@@ -107,29 +109,35 @@ def import_features(
     Raises:
         InputError: the source, or the join with the table, cannot be used; it names the file.
         StoreMismatchError: there is a store of other settings or of other sources at ``out``.
+        StoreError: the disk is full or cannot be written. What was complete stays.
     """
     config = config or ImportConfig()
     layout = config.layout or find_layout(path)
     with reading(path, f"features in the layout {layout}"):
         source = SOURCES[layout](path)
+    require_writable(out)
     joined = join_table(source, bags_csv, config)
+    require_held_bags(joined.manifest.bags)
     survey = survey_source(source, joined.manifest.bags, config, progress)
     manifest = with_instances(joined.manifest, layout, survey)
     made_from = {"source": path.name} | ({"bags": bags_csv.name} if bags_csv else {})
     description = describe(source, manifest, survey, config, made_from)
     sizes = [len(instances_of(manifest, k)) for k in range(len(manifest.bags))]
     parts = plan_parts(sizes, description.row_bytes, config.part_instances)
-    with open_writer(out, description, parts, manifest) as writer:
-        missing = writer.missing()
-        done = len(sizes) - sum(len(part.bags) for part in missing)
-        written = 0
-        for part in writer.claim_missing():
-            with writer.part(part) as target:
-                _fill(target, part, source, survey)
-            done, written = done + len(part.bags), written + 1
-            progress(len(sizes) + done, 2 * len(sizes))
-        writer.finish()
-        missing = writer.missing()
+    try:
+        with open_writer(out, description, parts, manifest) as writer:
+            missing = writer.missing()
+            done = len(sizes) - sum(len(part.bags) for part in missing)
+            written = 0
+            for part in writer.claim_missing():
+                with writer.part(part) as target:
+                    _fill(target, part, source, survey)
+                done, written = done + len(part.bags), written + 1
+                progress(len(sizes) + done, 2 * len(sizes))
+            writer.finish()
+            missing = writer.missing()
+    except OSError as error:
+        raise disk_error(out, error) from error
     return ImportReport(
         layout=layout,
         bags=len(sizes),

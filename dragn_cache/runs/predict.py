@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from dragn_cache.devices import find_device, memory_for_features
-from dragn_cache.files import require_new, write_text
+from dragn_cache.files import write_text
 from dragn_cache.loading.labelling import Labelling, hex_digests, read_labelling
 from dragn_cache.loading.stored import load_bags
 from dragn_cache.runs.checkpoint import Checkpoint, load_checkpoint, require_same_features
@@ -46,22 +46,32 @@ def predict_run(
         StoreMismatchError: the store's features are not those that the model was trained on.
         StoreError: the store is incomplete or damaged.
     """
-    require_new(out)
     target = find_device(config.device)
     model, checkpoint = load_checkpoint(run, config.allow_class)
     require_same_features(run, checkpoint, store, warn)
     store.require_complete()
     labelling = _labelling_for(checkpoint, store, bags_csv, warn)
-    labelling, probabilities = apply_model(model, checkpoint, store, labelling, target, warn)
-    decision = checkpoint.decision
-    splits = [bag.split for bag in labelling.bags]
-    if any(bag.labels is None for bag in labelling.bags):
-        with new_path(out) as folder:
-            folder.mkdir()
-            write_predictions(
-                folder / "predictions.csv", labelling, splits, probabilities, decision
-            )
-        return None
+    with new_path(out) as folder:
+        labelling, p = apply_model(model, checkpoint, store, labelling, target, warn)
+        folder.mkdir()
+        splits = [bag.split for bag in labelling.bags]
+        write_predictions(folder / "predictions.csv", labelling, splits, p, checkpoint.decision)
+        if any(bag.labels is None for bag in labelling.bags):
+            return None
+        scores = _score(run, checkpoint, store, labelling, p, warn)
+        write_text(folder / "metrics.json", json.dumps({"all": scores}, indent=2) + "\n")
+    return scores
+
+
+def _score(
+    run: Path,
+    checkpoint: Checkpoint,
+    store: Store,
+    labelling: Labelling,
+    probabilities: NDArray[np.float64],
+    warn: Warn,
+) -> dict[str, Any]:
+    """Scores over all bags, with a warning where the run has seen some of them."""
     known = set((checkpoint.seen or {}).values())
     trained = sum(digest in known for digest in hex_digests(store, labelling.ids))
     if trained:
@@ -70,14 +80,14 @@ def predict_run(
             f"validation: score new ones, or dragn-cache evaluate {run}"
         )
     rows = np.arange(len(labelling.bags))
-    scores = score_split(
-        labelling.targets(), probabilities, rows, labelling.task, decision, checkpoint.config
+    return score_split(
+        labelling.targets(),
+        probabilities,
+        rows,
+        labelling.task,
+        checkpoint.decision,
+        checkpoint.config,
     )
-    with new_path(out) as folder:
-        folder.mkdir()
-        write_predictions(folder / "predictions.csv", labelling, splits, probabilities, decision)
-        write_text(folder / "metrics.json", json.dumps({"all": scores}, indent=2) + "\n")
-    return scores
 
 
 def apply_model(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dragn_cache.files import require_new, write_csv, write_text
+from dragn_cache.files import write_csv, write_text
 from dragn_cache.loading.labelling import (
     Labelling,
     hex_digests,
@@ -62,7 +62,6 @@ def train_run(
             asked for, or ``out`` holds a run.
         StoreError: the store is incomplete or damaged.
     """
-    require_new(out)
     with new_path(out) as folder:
         return _train(store, config, folder, bags_csv, progress, warn)
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dragn_cache.errors import InputError
-from dragn_cache.files import is_unfinished, sync_folder, sync_tree
+from dragn_cache.files import is_unfinished, require_new, sync_folder, sync_tree, unwritable
 from dragn_cache.store.claims import Claims
 
 SUFFIX = "new"
@@ -31,39 +31,70 @@ def new_path(out: Path) -> Iterator[Path]:
         out: a path where nothing is, or an empty folder; see `require_new`.
 
     Raises:
-        InputError: another process is making ``out``.
-        OSError: nothing can be written there.
+        InputError: something is there, nothing can be written there, or another process makes it.
     """
-    parent = out.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    with Claims(parent) as claims:
-        if not claims.acquire(f"{out.name}.{SUFFIX}"):
+    with claimed(out) as claims:
+        require_new(out)
+        with beside(out, claims) as unfinished:
+            yield unfinished
+
+
+@contextmanager
+def claimed(out: Path) -> Iterator[Claims]:
+    """A path that no other process makes meanwhile; what dead ones left beside it is removed.
+
+    Raises:
+        InputError: another process makes it, or nothing can be written beside it.
+    """
+    out = out.resolve()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        claims = Claims(out.parent)
+        is_ours = claims.acquire(f"{out.name}.{SUFFIX}")
+    except OSError as error:
+        raise unwritable(out, error) from error
+    with claims:
+        if not is_ours:
             raise InputError(
                 str(out),
                 expected="a path that nobody else writes to",
                 got="another process that makes it",
                 remedy="let it finish, or give another `out`",
             )
-        for left in parent.glob(f".{glob.escape(out.name)}.*.{SUFFIX}"):
+        for left in out.parent.glob(f".{glob.escape(out.name)}.*.{SUFFIX}"):
             if (left / MARK).is_file():  # of a killed process: a living one would hold the claim
                 shutil.rmtree(left, ignore_errors=True)
-        scratch = parent / f".{out.name}.{claims.token}.{SUFFIX}"
-        scratch.mkdir()
-        try:
-            (scratch / MARK).touch()
-            unfinished = scratch / out.name
-            yield unfinished
-            sync_tree(unfinished)
-            _make_way(out)
-            unfinished.rename(out)
-            sync_folder(parent)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        yield claims
+
+
+@contextmanager
+def beside(out: Path, claims: Claims) -> Iterator[Path]:
+    """A path to write to, which becomes ``out``, claimed already, at the end of the block."""
+    out = out.resolve()
+    if out.is_mount():  # no folder can be renamed onto it
+        raise InputError(
+            str(out),
+            expected="a path that can be made",
+            got="a mounted file system",
+            remedy="give a new folder in it as `out`",
+        )
+    scratch = out.parent / f".{out.name}.{claims.token}.{SUFFIX}"
+    scratch.mkdir()
+    try:
+        (scratch / MARK).touch()
+        unfinished = scratch / out.name
+        yield unfinished
+        sync_tree(unfinished)
+        _make_way(out)
+        unfinished.rename(out)
+        sync_folder(out.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _make_way(out: Path) -> None:
     """Remove an empty folder, or one with unfinished files alone."""
-    if out.is_dir() and not out.is_symlink():
+    if out.is_dir():
         for path in out.iterdir():
             if is_unfinished(path):
                 path.unlink()

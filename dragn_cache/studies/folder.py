@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,47 @@ from urllib.parse import quote
 import tomli_w
 
 from dragn_cache.errors import InputError, StoreMismatchError, foreign
-from dragn_cache.files import require_new, write_text
+from dragn_cache.files import require_new, unwritable, write_text
 from dragn_cache.store import differences
+from dragn_cache.store.claims import Claims, describe_holder
 from dragn_cache.studies.tables import Place, Training
 
 COMPARED_SETTINGS = ("crossval", "data", "methods")
 MAY_CHANGE = ("seeds", "intervals", "decision")  # no finished training depends on them
+CLAIM = "crossval"
+
+
+@contextmanager
+def claimed_folder(out: Path) -> Iterator[None]:
+    """A folder in which no other process cross-validates; what a killed one left is removed.
+
+    Raises:
+        InputError: another process works in it, it cannot be written, or it holds something else.
+    """
+    read_config(out)
+    is_made = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        claims = Claims(out)
+        is_ours = claims.acquire(CLAIM)
+    except OSError as error:
+        raise unwritable(out, error) from error
+    try:
+        with claims:
+            if not is_ours:
+                raise InputError(
+                    str(out),
+                    expected="a folder that nobody else cross-validates in",
+                    got=describe_holder(claims.path(CLAIM)) or "another process that does",
+                    remedy="let it finish, or give another `out`",
+                )
+            for left in [*out.glob(".*.tmp"), *out.glob("trainings/*/.*.tmp")]:
+                left.unlink()
+            yield
+    finally:
+        if is_made:  # and perhaps nothing was begun
+            with suppress(OSError):
+                out.rmdir()
 
 
 def read_config(out: Path) -> dict[str, Any]:
