@@ -14,6 +14,7 @@ from typing import Any
 from dragn_cache.errors import InputError
 
 MAX_NAME_BYTES = 255
+LONGEST_CELL = 131_072  # characters: the csv module reads no longer ones
 LONGEST_SUFFIX = ".npy"
 
 

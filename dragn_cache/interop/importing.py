@@ -25,7 +25,7 @@ from dragn_cache.interop.source import (
     stored_values,
 )
 from dragn_cache.manifest import Bag, Instance, Manifest, read_bags
-from dragn_cache.manifest.writing import require_held_bags
+from dragn_cache.manifest.writing import require_held_bags, require_held_labels
 from dragn_cache.store import (
     Failure,
     PartPlan,
@@ -116,8 +116,9 @@ def import_features(
     with reading(path, f"features in the layout {layout}"):
         source = SOURCES[layout](path)
     require_writable(out)
+    _require_held(path, [Bag(bag_id) for bag_id in source.ids], source.manifest.labels)
     joined = join_table(source, bags_csv, config)
-    require_held_bags(joined.manifest.bags)
+    _require_held(path, joined.manifest.bags, joined.manifest.labels)
     survey = survey_source(source, joined.manifest.bags, config, progress)
     manifest = with_instances(joined.manifest, layout, survey)
     made_from = {"source": path.name} | ({"bags": bags_csv.name} if bags_csv else {})
@@ -163,7 +164,7 @@ def join_table(source: Source, bags_csv: Path | None, config: ImportConfig) -> J
     """
     manifest, where = source.manifest, "the source's table"
     if bags_csv is not None:
-        bags, labels, task = read_bags(bags_csv)
+        bags, labels, task = read_bags(bags_csv, image_rows=True)
         manifest = replace(manifest, bags=bags, labels=labels, task=task)
         where = str(bags_csv)
     source_ids, table_ids = set(source.ids), {bag.bag_id for bag in manifest.bags}
@@ -173,6 +174,15 @@ def join_table(source: Source, bags_csv: Path | None, config: ImportConfig) -> J
     if config.unmatched == "refuse" or not kept:
         _require_matched(where, without_features, without_row)
     return Joined(replace(manifest, bags=kept), without_features, without_row)
+
+
+def _require_held(path: Path, bags: Sequence[Bag], labels: Sequence[str]) -> None:
+    """Raise `InputError` for what a source has and the store's tables could not hold."""
+    try:
+        require_held_bags(bags)
+        require_held_labels("the data set", labels)
+    except InputError as error:
+        raise error.at(f"{path}, {error.where}") from error
 
 
 def _require_matched(

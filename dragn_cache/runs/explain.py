@@ -207,7 +207,9 @@ def choose_bags(
     if bags is None:
         sources = dict.fromkeys(known, "")
     elif isinstance(bags, Path):
-        sources = {bag.bag_id: f"{bag.file}:{bag.line}" for bag in read_bags(bags)[0]}
+        sources = {
+            bag.bag_id: f"{bag.file}:{bag.line}" for bag in read_bags(bags, image_rows=True)[0]
+        }
     else:
         sources = dict.fromkeys(bags, "`bags`")
     for bag_id, where in sources.items():
