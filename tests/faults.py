@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import io
 import json
 import os
@@ -34,7 +35,8 @@ from pathlib import Path
 
 MOST = 40_000_000  # bytes of the largest disk, the smallest being of a thousandth
 LARGE = 200_000_000  # bytes of a disk on which everything fits
-FILE_LIMITS = (0, 700, 3_000, 12_000, 50_000, 200_000)  # bytes
+LARGEST_FILE = 200_000  # bytes of the highest limit of files
+PRELOAD = ("torch", "command_line", "dragn_cache.studies.crossval", "dragn_cache.runs.explain")
 LEFT_OUT = (".png",)  # pictures, and none of them is read again
 
 
@@ -49,6 +51,7 @@ class Command:
         kept: patterns of files in ``{out}`` that are complete as soon as they exist.
         goes_on: it may be repeated when all is done; else it refuses what is there.
         left_out: kinds of tries that are not made.
+        often: whether all kills are made, or a quarter of them.
     """
 
     make: Callable[[Path], object]
@@ -57,6 +60,7 @@ class Command:
     kept: Sequence[str] = ()
     goes_on: bool = False
     left_out: Sequence[str] = ()
+    often: bool = False
 
 
 # --- what they read ----------------------------------------------------------------------------
@@ -113,6 +117,7 @@ COMMANDS = {
         "import {in}/x --part-instances 20 --out {out}",
         kept=["parts/0*"],
         goes_on=True,
+        often=True,
         left_out=["file limits"],
     ),
     "import-zarr": Command(
@@ -121,7 +126,9 @@ COMMANDS = {
         kept=["parts/0*/**/*"],
         goes_on=True,
     ),
-    "export-torchmil": Command(make_store, "export {in}/s --layout torchmil --tap gap --out {out}"),
+    "export-torchmil": Command(
+        make_store, "export {in}/s --layout torchmil --tap gap --out {out}", often=True
+    ),
     "export-zarr": Command(make_store, "export {in}/s --layout zarr --out {out}"),
     "export-clam": Command(make_store, "export {in}/s --layout clam --out {out}", left_out=BY_HDF5),
     "export-hdf5": Command(make_store, "export {in}/s --layout hdf5 --out {out}", left_out=BY_HDF5),
@@ -129,7 +136,9 @@ COMMANDS = {
         make_store, "export {in}/s --layout anndata --out {out}", left_out=BY_HDF5
     ),
     "train-agg": Command(
-        make_store, f"train-agg --store {{in}}/s --aggregator abmil {TRAIN} --out {{out}}"
+        make_store,
+        f"train-agg --store {{in}}/s --aggregator abmil {TRAIN} --out {{out}}",
+        often=True,
     ),
     "crossval": Command(
         make_store,
@@ -137,8 +146,9 @@ COMMANDS = {
         f"{TRAIN} --out {{out}}",
         kept=["trainings/*/*.json"],
         goes_on=True,
+        often=True,
     ),
-    "explain": Command(make_run, "explain {in}/r --store {in}/s --no-h5 --out {out}"),
+    "explain": Command(make_run, "explain {in}/r --store {in}/s --no-h5 --out {out}", often=True),
     "explain-h5": Command(make_run, "explain {in}/r --store {in}/s --out {out}", left_out=BY_HDF5),
     "predict": Command(make_run, "predict {in}/r --store {in}/s --out {out}"),
     "evaluate": Command(make_run, "evaluate {in}/r --out {out}"),
@@ -148,6 +158,7 @@ COMMANDS = {
         begin="s",
         kept=["parts/0*"],
         goes_on=True,
+        often=True,
         left_out=["file limits"],
     ),
     "simulate": Command(
@@ -423,15 +434,15 @@ class Tries:
             self.run("kills", self.kill)
 
     def run_disks(self, count: int) -> None:
-        """Full disks of rising size, half of them below what the command needs."""
-        steps = [40_000 * (MOST / 40_000) ** (k / 7) for k in range(8)]
-        steps += [4096 + (self.bytes + 60_000) * k / count for k in range(count)]
+        """Full disks from 40 kB to 40 MB, and as many up to what the command needs."""
+        steps = [MOST / 1000 ** (k / max(1, count - 1)) for k in range(count)]
+        steps += [4096 + (self.bytes + 40_000) * (k + 0.5) / count for k in range(count)]
         for size in sorted(map(int, steps)):
             self.run("full disks", lambda size=size: self.fill(size))  # type: ignore[misc]
         self.run("read-only folders", self.forbid)
 
-    def run_limits(self) -> None:
-        for size in FILE_LIMITS:
+    def run_limits(self, count: int) -> None:
+        for size in [int(LARGEST_FILE * ((k + 0.5) / count) ** 3) for k in range(count)]:
             self.run("file limits", lambda size=size: self.limit(size))  # type: ignore[misc]
 
 
@@ -449,31 +460,52 @@ def why_no_disks(folder: Path) -> str:
     return done.stderr.strip() if done.returncode else ""
 
 
+def try_all(name: str, asked: argparse.Namespace) -> bool:
+    """Make the tries of one command and print their counts; whether there was no fault."""
+    started = time.perf_counter()
+    kills = asked.kills if COMMANDS[name].often else asked.kills // 4
+    with tempfile.TemporaryDirectory() as place:
+        tries = Tries(name, Path(place) / name, asked.seed)
+        tries.run_kills(kills)
+        tries.run_limits(asked.limits)
+        reason = why_no_disks(Path(place))
+        if not reason:
+            tries.run_disks(asked.disks)
+    tally = tries.tally
+    told = [f"{tally.ended[kind]} of {tally.tries[kind]} {kind}" for kind in tally.tries]
+    told += [f"no full disks and read-only folders: {reason}"] if reason else []
+    told += [f"one run {tries.seconds:.2f} s, all {time.perf_counter() - started:.0f} s"]
+    lines = [f"{name}: ended by {', '.join(told)}; {len(tally.faults)} faults", *tally.faults]
+    sys.stdout.write("\n  ".join(lines) + "\n")
+    sys.stdout.flush()
+    return not tally.faults
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help=", ".join(COMMANDS))
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--disks", type=int, default=12)
+    parser.add_argument("--disks", type=int, default=10)
+    parser.add_argument("--limits", type=int, default=10)
+    parser.add_argument("--jobs", type=int, default=2, help="commands at a time")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    failed = False
-    for name in asked.names or COMMANDS:
-        started = time.perf_counter()
-        with tempfile.TemporaryDirectory() as place:
-            tries = Tries(name, Path(place) / name, asked.seed)
-            tries.run_kills(asked.kills)
-            tries.run_limits()
-            reason = why_no_disks(Path(place))
-            if not reason:
-                tries.run_disks(asked.disks)
-        tally = tries.tally
-        told = [f"{tally.ended[kind]} of {tally.tries[kind]} {kind}" for kind in tally.tries]
-        told += [f"no full disks and read-only folders: {reason}"] if reason else []
-        told += [f"one run {tries.seconds:.2f} s, all {time.perf_counter() - started:.0f} s"]
-        lines = [f"{name}: ended by {', '.join(told)}; {len(tally.faults)} faults", *tally.faults]
-        sys.stdout.write("\n  ".join(lines) + "\n")
-        sys.stdout.flush()
-        failed = failed or bool(tally.faults)
+    for module in PRELOAD:
+        importlib.import_module(module)
+    waiting, running, failed = list(asked.names or COMMANDS), 0, False
+    while waiting or running:
+        if waiting and running < asked.jobs:
+            name, running = waiting.pop(0), running + 1
+            if os.fork() == 0:
+                is_sound = False
+                try:
+                    is_sound = try_all(name, asked)
+                except BaseException:  # noqa: BLE001 - a fork must not go on as its parent
+                    traceback.print_exc()
+                finally:
+                    os._exit(int(not is_sound))
+        else:
+            failed, running = bool(os.wait()[1]) or failed, running - 1
     sys.exit(int(failed))
 
 
