@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dragn_cache import __version__
 from dragn_cache.devices import find_device
 from dragn_cache.errors import InputError
 from dragn_cache.files import write_csv, write_text
@@ -36,6 +35,7 @@ from dragn_cache.loading.labelling import (
 from dragn_cache.loading.stored import StoredBags
 from dragn_cache.runs.checkpoint import (
     CHECKPOINT_DIGESTS,
+    CHECKPOINT_VERSION,
     Checkpoint,
     load_checkpoint,
     write_checkpoint,
@@ -155,7 +155,7 @@ class _Training:
         provenance = self.store.description.provenance
         return json_digest(
             {
-                "versions": [__version__, torch.__version__],
+                "versions": [CHECKPOINT_VERSION, torch.__version__],
                 "settings": settings_read(self.config),
                 "labels": [self.labelling.task, *self.labelling.labels],
                 "bags": [
