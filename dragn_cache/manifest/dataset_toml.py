@@ -13,7 +13,7 @@ import tomli_w
 
 from dragn_cache.backbone_input import ExtractDefaults
 from dragn_cache.errors import InputError, ManifestError, SettingError, foreign
-from dragn_cache.files import is_storable
+from dragn_cache.files import is_storable, write_text
 from dragn_cache.manifest.records import Manifest
 from dragn_cache.manifest.shipped import data_folder
 from dragn_cache.options import declarations, require_known
@@ -21,7 +21,7 @@ from dragn_cache.options import declarations, require_known
 
 def write_dataset_toml(manifest: Manifest, path: Path, *, images: str | None = None) -> None:
     """Write the description of a data set; ``images`` None leaves the image root out."""
-    path.write_text(dataset_text(manifest, images=images), encoding="utf-8")
+    write_text(path, dataset_text(manifest, images=images))
 
 
 def dataset_text(manifest: Manifest, *, images: str | None = None) -> str:

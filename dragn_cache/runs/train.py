@@ -7,6 +7,9 @@ RUN/
   metrics.json     every score for train, validation and test, with 95 % intervals
   predictions.csv  bag_id, split, y_<label>…, p_<label>…, d_<label>… (truth, probability, decision)
   checkpoint.pt    weights or machines, how to decide, the digests of the features and bags used
+
+The checkpoint and the history are written first. If the rest cannot be, they stay beside the folder
+that is to be made, and the same call takes them up instead of training again.
 """
 
 from __future__ import annotations

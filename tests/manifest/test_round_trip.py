@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -123,4 +124,20 @@ def test_images_that_would_not_come_back_are_refused(tmp_path: Path, image: str)
     instances = {"b": (Instance("b", image, 0),)}
     manifest = Manifest("m", "multilabel", ("x",), (Bag("b", ("x",)),), instances, tmp_path)
     with pytest.raises(InputError, match="bag 'b', image: expected a text that a table can hold"):
-        write_manifest(manifest, tmp_path)
+        write_manifest(manifest, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_table_that_cannot_be_written_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_bags([Bag("a")], tmp_path / "bags.csv")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_bags([Bag("b"), Bag("c")], tmp_path / "bags.csv")
+    assert read_bags(tmp_path / "bags.csv")[0] == (Bag("a"),)
+    assert [path.name for path in tmp_path.iterdir()] == ["bags.csv"]
