@@ -23,6 +23,7 @@ from dragn_cache.store import (
     open_writer,
     plan_parts,
 )
+from dragn_cache.store.config import Format
 from dragn_cache.training.data import LabelledBags
 from dragn_cache.types import Task
 
@@ -71,6 +72,7 @@ def write_store(
     features: Features,
     *,
     task: Task = "multilabel",
+    form: Format = "hdf5",
     provenance: Mapping[str, Mapping[str, Any]] | None = None,
     parts_written: int | None = None,
     augmented: Sequence[Features] = (),
@@ -91,7 +93,7 @@ def write_store(
     for kind, settings in (provenance or {}).items():
         kinds[kind] = {**kinds[kind], **settings}
     views = {str(k): maps for k, maps in enumerate((features, *augmented))}
-    description = StoreDescription("hdf5", TAPS, kinds, tuple(views))
+    description = StoreDescription(form, TAPS, kinds, tuple(views))
     instances = {
         bag.bag_id: tuple(
             Instance(bag.bag_id, f"{bag.bag_id}/{k}.png", k)

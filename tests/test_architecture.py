@@ -22,6 +22,7 @@ GROUND = {
     "errors",
     "types",
     "files",
+    "checksums",
     "machine",
     "options",
     "layers",
@@ -33,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "errors": set(),
     "files": {"errors", "types"},
+    "checksums": {"errors", "types", "files"},
     "machine": {"errors", "types"},
     "options": {"errors", "types"},
     "layers": {"errors", "types", "options"},
@@ -64,7 +66,17 @@ ALLOWED: dict[str, set[str]] = {
     "demo": GROUND | {"datasets", "extraction", "figures", "manifest", "runs", "store", "training"},
 }
 NO_TORCH = {
-    *("types", "errors", "files", "machine", "options", "layers", "named", "backbone_input"),
+    *(
+        "types",
+        "errors",
+        "files",
+        "checksums",
+        "machine",
+        "options",
+        "layers",
+        "named",
+        "backbone_input",
+    ),
     *("parallel", "manifest", "images", "scoring", "store", "figures"),
 }
 # Of interop only what reads and writes .pt.

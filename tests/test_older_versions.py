@@ -85,6 +85,8 @@ def test_an_old_store_is_whole_and_verifying_changes_nothing(v1: Path, name: str
     told = json.loads(ok("verify", v1 / name, "--json"))
     assert told["damaged"] == []
     assert told["missing_parts"] == []
+    assert told["tables"] == []
+    assert "of version 2" in told["unchecked"]
     assert told["parts"] == 2
     assert told["command"].startswith("dragn-cache extract --dataset tiny --backbone resnet18 ")
     assert files_of(v1 / name) == before

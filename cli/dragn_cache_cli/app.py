@@ -66,7 +66,7 @@ COMMANDS = {
     "info": ("info", "Show a store's taps, size, completeness and provenance."),
     "verify": (
         "verify",
-        "Read every bag of a store and compare it with its digest; name the damaged ones.",
+        "Compare a store's bags, or a run's files, with their digests; name the damaged ones.",
     ),
     "doctor": (
         "doctor",

@@ -5,6 +5,7 @@ OUT/
   predictions.csv   bag_id, split, y_<label>…, p_<label>…, d_<label>…
   labels.csv        each label's positives, scores and threshold
   calibration.png   reliability diagram
+  SHA256SUMS        the digests of these files
 
 - Without a store the run's own predictions are scored again, by default those of its test bags.
 - With a store every bag must be new: no training or validation bag of the run, known by its
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dragn_cache.checksums import write_checksums
 from dragn_cache.devices import find_device
 from dragn_cache.errors import InputError, SettingError, StoreMismatchError
 from dragn_cache.figures.reliability import plot_reliability
@@ -295,6 +297,7 @@ def _write(
     write_text(
         out / "metrics.json", json.dumps({evaluation.name: evaluation.scores}, indent=2) + "\n"
     )
+    write_checksums(out)
 
 
 def label_rows(evaluation: Evaluation) -> list[list[Any]]:

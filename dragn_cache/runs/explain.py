@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dragn_cache.checksums import write_checksums
 from dragn_cache.devices import find_device, memory_for_features
 from dragn_cache.errors import InputError, SettingError, UnknownNameError
 from dragn_cache.files import require_file_names, write_csv
@@ -120,6 +121,7 @@ def explain_run(
         if config.h5:
             write_h5_files(folder / "h5_files", store, explained)
         write_instances(folder / "instances.csv", store, explained)
+        write_checksums(folder)
     return explained
 
 

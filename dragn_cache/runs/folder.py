@@ -11,6 +11,7 @@ import numpy as np
 import tomli_w
 from numpy.typing import NDArray
 
+from dragn_cache.checksums import require_unchanged
 from dragn_cache.classical import MachineChoice
 from dragn_cache.errors import InputError
 from dragn_cache.files import write_csv
@@ -104,7 +105,10 @@ def config_toml(config: TrainConfig, labelling: Labelling, store: Store) -> str:
 def run_table(run: Path, name: str, columns: Sequence[str]) -> list[Row]:
     """The rows of one of a run's tables, which has these columns and a row at least."""
     path = run / name
-    rows = read_table(path) if path.is_file() else []
+    rows = []
+    if path.is_file():
+        require_unchanged(path)
+        rows = read_table(path)
     missing = [column for column in columns if not rows or column not in rows[0].cells]
     if missing:
         raise InputError(

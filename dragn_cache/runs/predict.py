@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dragn_cache.checksums import write_checksums
 from dragn_cache.devices import find_device, memory_for_features
 from dragn_cache.files import write_text
 from dragn_cache.loading.labelling import Labelling, hex_digests, read_labelling
@@ -56,10 +57,11 @@ def predict_run(
         folder.mkdir()
         splits = [bag.split for bag in labelling.bags]
         write_predictions(folder / "predictions.csv", labelling, splits, p, checkpoint.decision)
-        if any(bag.labels is None for bag in labelling.bags):
-            return None
-        scores = _score(run, checkpoint, store, labelling, p, warn)
-        write_text(folder / "metrics.json", json.dumps({"all": scores}, indent=2) + "\n")
+        scores = None
+        if all(bag.labels is not None for bag in labelling.bags):
+            scores = _score(run, checkpoint, store, labelling, p, warn)
+            write_text(folder / "metrics.json", json.dumps({"all": scores}, indent=2) + "\n")
+        write_checksums(folder)
     return scores
 
 

@@ -7,6 +7,7 @@ RUN/
   metrics.json     every score for train, validation and test, with 95 % intervals
   predictions.csv  bag_id, split, y_<label>…, p_<label>…, d_<label>… (truth, probability, decision)
   checkpoint.pt    weights or machines, how to decide, the digests of the features and bags used
+  SHA256SUMS       the digests of these files, which every command that reads them compares
 
 The checkpoint and the history are written first. If the rest cannot be, they stay beside the folder
 that is to be made, and the same call takes them up instead of training again.
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dragn_cache.checksums import changed_files, write_checksums
 from dragn_cache.devices import find_device
 from dragn_cache.errors import InputError
 from dragn_cache.files import write_csv, write_text
@@ -173,7 +175,7 @@ class _Training:
         """The result of this very training that an unfinished run's folder holds, or None."""
         mark = out.with_name(TRAINED)
         try:
-            if mark.read_text(encoding="utf-8") != self.digest():
+            if mark.read_text(encoding="utf-8") != self.digest() or changed_files(out, ()):
                 return None
             model, checkpoint = load_checkpoint(out, self.config.aggregator)
         except (OSError, InputError):  # none, or damaged: it is trained again
@@ -196,13 +198,14 @@ class _Training:
         checkpoint = Checkpoint.of(trained, config, labelling, self.store, decision, seen)
         write_checkpoint(out / "checkpoint.pt", checkpoint)
         write_history(out, trained, labelling.labels)
+        write_checksums(out)
         write_text(out.with_name(TRAINED), self.digest())
         return p, decision
 
     def write_tables(
         self, out: Path, p: NDArray[np.float64], decision: Decision, metrics: Mapping[str, Any]
     ) -> None:
-        """Write the rest of a run's folder, metrics.json last."""
+        """Write the rest of a run's folder, the digests last."""
         labelling, splits = self.labelling, self.data.splits
         write_text(out / "config.toml", config_toml(self.config, labelling, self.store))
         groups = [bag.group for bag in labelling.bags]
@@ -213,3 +216,4 @@ class _Training:
         )
         write_predictions(out / "predictions.csv", labelling, splits, p, decision)
         write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        write_checksums(out)

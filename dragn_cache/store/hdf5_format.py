@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from dragn_cache.store.part import (
     PartIndex,
     Pieces,
     RowTable,
+    bag_rows,
     blocks,
     index_arrays,
     index_from_arrays,
@@ -54,15 +56,11 @@ class Hdf5Format:
 
     def read_index(self, path: Path) -> PartIndex:
         with h5py.File(path, "r") as file:
-            return index_from_arrays(lambda name, text: _read(own_dataset(file, name), text))
+            return index_from_arrays(partial(_read, file))
 
     def read_bags(self, path: Path) -> BagRows:
         with h5py.File(path, "r") as file:
-            return BagRows(
-                ids=tuple(str(v) for v in _read(own_dataset(file, "bags/id"), True)),
-                offsets=_read(own_dataset(file, "bags/offsets"), False),
-                rows=len(own_dataset(file, "instances/order")),
-            )
+            return bag_rows(partial(_read, file), len(own_dataset(file, "instances/order")))
 
     def read_rows(self, path: Path, tap: Tap, view: str, pieces: Pieces) -> None:
         pieces = [(start, out) for start, out in pieces if len(out)]
@@ -78,5 +76,10 @@ class Hdf5Format:
                 read_exactly(raw, out)
 
 
-def _read(dataset: Any, text: bool) -> Array:
-    return np.asarray(dataset.asstr()[...] if text else dataset[...])
+def _read(file: h5py.File, name: str) -> Array | None:
+    """An array of the index; None if there is none."""
+    if name not in file:
+        return None
+    dataset: Any = own_dataset(file, name)
+    is_text = h5py.check_string_dtype(dataset.dtype) is not None
+    return np.asarray(dataset.asstr()[...] if is_text else dataset[...])

@@ -1,9 +1,10 @@
-"""The description of a store: ``store.json``, its three digests, and their comparison.
+"""The description of a store: ``store.json``, its digests, and the comparison of settings.
 
 *features* is everything that decides what the numbers mean (backbone, weights, taps, grid,
 preprocessing); *numerics* everything else that can change their last bits (dtype, device, batch
 size, library versions); *plan* the manifest's images and boxes and the part limits, which decide
-the parts. Labels, splits, groups, the store's format, worker counts and paths are in none.
+the parts. Labels, splits, groups, the store's format, worker counts and paths are in none of the
+three. The digest *bags* is of the plan itself, the bags and their parts; *file* is of all the rest.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from dragn_cache.files import write_text
 from dragn_cache.store.config import DType, Format
 from dragn_cache.types import CLEAN_VIEW
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+UNSEALED = 2
+"""The version whose parts and tables have no digests but those of the bags' features."""
 KINDS = ("features", "numerics", "plan")
 _RESTORE = "restore the file, or extract into a new store"
 
@@ -50,6 +53,7 @@ class StoreDescription:
         provenance: for each of `KINDS`, the values that went into its digest.
         made_from: names, for people, of what a digest only identifies (data set, weights).
         revision: how often an update has changed the plan.
+        bags: `plan.bags_digest` of manifest/bags.csv, as hex; "" before it is planned.
     """
 
     format: Format
@@ -58,6 +62,7 @@ class StoreDescription:
     views: tuple[str, ...] = (CLEAN_VIEW,)
     made_from: Mapping[str, str] = field(default_factory=dict)
     revision: int = 0
+    bags: str = ""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -69,13 +74,22 @@ class StoreDescription:
         """Bytes of one instance over all taps and views."""
         return sum(tap.row_bytes for tap in self.taps) * len(self.views)
 
+    @property
+    def is_sealed(self) -> bool:
+        """Whether everything in the store is under a digest; older versions have fewer."""
+        return self.schema_version > UNSEALED
+
     def digest(self, kind: str) -> str:
         """sha256 of one kind of provenance, as hex."""
         return json_digest(self.provenance[kind])
 
     def to_json(self) -> str:
         record = asdict(self)
+        bags = record.pop("bags")
         record["digests"] = {kind: self.digest(kind) for kind in KINDS}
+        if self.is_sealed:
+            record["digests"]["bags"] = bags
+            record["digests"]["file"] = json_digest(record)
         return json.dumps(record, indent=2, sort_keys=True) + "\n"
 
 
@@ -100,8 +114,9 @@ def read_description(store: Path) -> StoreDescription:
     path = store / "store.json"
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        got = "no such folder" if not store.exists() else "no store.json in it"
+    except (FileNotFoundError, NotADirectoryError) as error:
+        got = "no store.json in it" if store.is_dir() else "a file"
+        got = got if store.exists() else "no such folder"
         raise StoreError(
             str(store),
             expected="a feature store",
@@ -118,10 +133,10 @@ def parse_description(text: str, path: Path) -> StoreDescription:
     with foreign(path, expected="what dragn-cache wrote", remedy=_RESTORE, kind=StoreError):
         record = json.loads(text)
         version = record["schema_version"]
-        if version != SCHEMA_VERSION:
+        if version not in (UNSEALED, SCHEMA_VERSION):
             raise StoreError(
                 str(path),
-                expected=f"schema version {SCHEMA_VERSION}",
+                expected=f"schema version {UNSEALED} or {SCHEMA_VERSION}",
                 got=str(version),
                 remedy="use the version of dragn-cache that wrote it, or extract again",
             )
@@ -134,12 +149,15 @@ def parse_description(text: str, path: Path) -> StoreDescription:
             tuple(record["views"]),
             record["made_from"],
             record["revision"],
+            record["digests"]["bags"] if version > UNSEALED else "",
             version,
         )
-        recorded = record["digests"]
-        actual = {kind: description.digest(kind) for kind in KINDS}
+        # All that was read gives the text anew; keys that no version has, and other digests, not.
+        recorded, actual = record, json.loads(description.to_json())
     if recorded != actual:
-        raise _damaged(path, "provenance that does not give its digests")
+        wrong = [name for name in actual if recorded.get(name) != actual[name]]
+        got = "settings that do not give their digests" if wrong else "keys of no version"
+        raise _damaged(path, got)
     return description
 
 

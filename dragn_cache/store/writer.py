@@ -13,14 +13,15 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from dragn_cache.errors import InputError, StoreError
-from dragn_cache.files import csv_text, is_storable, sync_folder, sync_tree, write_text
+from dragn_cache.files import is_storable, sync_folder, sync_tree, write_text
 from dragn_cache.manifest import Manifest
 from dragn_cache.store.claims import Claims, describe_holder
 from dragn_cache.store.formats import FORMATS
-from dragn_cache.store.part import FAILURE_COLUMNS, Failure, reading_part
+from dragn_cache.store.part import Failure, reading_part, require_sealed
 from dragn_cache.store.part_writer import PartWriter
 from dragn_cache.store.plan import PartPlan
 from dragn_cache.store.schema import (
@@ -32,6 +33,8 @@ from dragn_cache.store.schema import (
 from dragn_cache.store.tables import (
     HALF_WRITTEN,
     TABLES,
+    failures_text,
+    planned_bags,
     remove_leftovers,
     stored_parts,
     write_tables,
@@ -146,7 +149,10 @@ class StoreWriter:
             if path.exists():
                 ids = {self.manifest.bags[k].bag_id for k in part.bags}
                 with reading_part(path):
-                    unused += [f for f in self.format.read_index(path).failures if f.bag_id in ids]
+                    index = self.format.read_index(path)
+                    if self.description.is_sealed:
+                        require_sealed(index)
+                unused += [f for f in index.failures if f.bag_id in ids]
         return unused
 
     def finish(self) -> list[Failure]:
@@ -159,7 +165,7 @@ class StoreWriter:
         remove_leftovers(self.path)
         if self.description.revision and not self.missing():
             self._remove_replaced_parts()
-        text = csv_text(FAILURE_COLUMNS, ([f.bag_id, f.image, f.box, f.reason] for f in failures))
+        text = failures_text(failures)
         path = self.path / "failures.csv"
         if not path.exists() or path.read_bytes() != text.encode():
             write_text(path, text)
@@ -202,8 +208,9 @@ def open_writer(
             require_same_settings(path, have, description)
             description = have
             if have.revision:
-                parts = stored_parts(path, manifest)
+                parts = stored_parts(path, have, manifest)
         else:
+            description = replace(description, bags=planned_bags(parts, manifest))
             write_description(description, path)
         remove_leftovers(path)
         write_tables(path, parts, manifest)

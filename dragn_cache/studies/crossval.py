@@ -9,6 +9,7 @@ OUT/
   comparison.csv     every two methods, paired by fold
   predictions.csv    every bag's probabilities when it was tested
   crossval.png       the main scores
+  SHA256SUMS         the digests of these files; a training's file has its own
 
 - In fold f of a seed, fold f is the test, the next one validation, the rest training: validation
   chooses the epoch, test only reports. Groups are whole; all methods see the same folds.
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dragn_cache.checksums import write_checksums
 from dragn_cache.files import write_bytes, write_csv
 from dragn_cache.scoring.decisions import decide
 from dragn_cache.store import Store
@@ -120,6 +122,7 @@ def _report(
     plot_crossval(picture, summary, fold_rows)
     write_bytes(out / "crossval.png", picture.getvalue())
     write_csv(out / "summary.csv", list(summary[0]), (row.values() for row in summary))
+    write_checksums(out)
     failed = tuple(training for training in trainings if training.error)
     return CrossvalResult(tuple(summary), tuple(comparison), failed)
 

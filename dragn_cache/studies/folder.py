@@ -13,13 +13,24 @@ from urllib.parse import quote
 
 import tomli_w
 
+from dragn_cache.checksums import CHECKSUMS, changed_files, require_unchanged
 from dragn_cache.errors import InputError, StoreMismatchError, foreign
 from dragn_cache.files import require_new, unwritable, write_text
-from dragn_cache.store import differences
+from dragn_cache.store import differences, json_digest
 from dragn_cache.store.claims import Claims, describe_holder
 from dragn_cache.studies.tables import Place, Training
 
 COMPARED_SETTINGS = ("crossval", "data", "methods")
+FILES = (
+    "config.toml",
+    "splits.csv",
+    "folds.csv",
+    "summary.csv",
+    "comparison.csv",
+    "predictions.csv",
+)
+DIGEST = "sha256"
+"""The key of a training's file that has the digest of all others."""
 MAY_CHANGE = ("seeds", "intervals", "decision")  # no finished training depends on them
 CLAIM = "crossval"
 
@@ -63,6 +74,7 @@ def read_config(out: Path) -> dict[str, Any]:
     if not path.is_file():
         require_new(out)
         return {}
+    require_unchanged(path)
     with foreign(path, expected="TOML", remedy="give another `out`"):
         record = tomllib.loads(path.read_text(encoding="utf-8"))
     if "crossval" not in record:
@@ -91,6 +103,7 @@ def begin(out: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
             )
         record["methods"] = {**before["methods"], **record["methods"]}
     out.mkdir(parents=True, exist_ok=True)
+    (out / CHECKSUMS).unlink(missing_ok=True)  # of tables that are going to be other ones
     write_text(out / "config.toml", tomli_w.dumps(record))
     (out / "trainings").mkdir(exist_ok=True)
 
@@ -108,23 +121,56 @@ def _path(out: Path, task: Place) -> Path:
 
 
 def read_training(out: Path, task: Place) -> Training | None:
-    """A finished training; None where there is none, or one that failed."""
+    """A finished training; None where there is none, or one that failed.
+
+    Raises:
+        InputError: its file is not as it was written.
+    """
     path = _path(out, task)
     if not path.is_file():
         return None
+    training = _parse(path)
+    return None if training.error else training
+
+
+def _parse(path: Path) -> Training:
     with foreign(
         path,
         expected="a training of this cross-validation",
         remedy="remove the file; the same command trains it again",
     ):
-        values = json.loads(path.read_text(encoding="utf-8")).items()
-        record: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values}
-        training = Training(**record)
-    return None if training.error else training
+        record = json.loads(path.read_text(encoding="utf-8"))
+        recorded = record.pop(DIGEST, None)  # older versions wrote none
+        if recorded not in (None, json_digest(record)):
+            raise ValueError("other values than were written")
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in record.items()
+        }
+        return Training(**values)
 
 
 def write_training(out: Path, training: Training) -> None:
     """Write the file of a finished training, or of one that failed."""
     path = _path(out, training.task)
     path.parent.mkdir(exist_ok=True)
-    write_text(path, json.dumps(asdict(training)) + "\n")
+    record = json.loads(json.dumps(asdict(training)))
+    write_text(path, json.dumps({**record, DIGEST: json_digest(record)}) + "\n")
+
+
+def is_study(folder: Path) -> bool:
+    """Whether a folder is a cross-validation's."""
+    return (folder / "trainings").is_dir()
+
+
+def verify_study(out: Path) -> list[str]:
+    """A line for each file of a cross-validation that is lost or not as it was written.
+
+    Until it is finished, its tables have no digests; each training has its own.
+    """
+    faults = [f"{out / name}: lost, or not as it was written" for name in changed_files(out, FILES)]
+    for path in sorted((out / "trainings").rglob("*.json")):
+        try:
+            _parse(path)
+        except InputError as error:
+            faults.append(f"{path}: {error.got}")
+    return faults

@@ -41,6 +41,7 @@ CONFIG = TrainConfig(
     aggregator="mean", epochs=3, batch_size=8, lr=3e-2, dropout=0.0, intervals=0, seed=5
 )
 FILES = [
+    "SHA256SUMS",
     "checkpoint.pt",
     "config.toml",
     "history.csv",
@@ -207,7 +208,7 @@ def test_settings_of_training_are_recorded_and_read_again(store: Store, tmp_path
         assert getattr(again, name) == getattr(config, name), name
     train_run(store, again, tmp_path / "again")
     for name in FILES:
-        if name not in ("config.toml", "checkpoint.pt"):  # lists there, tuples here
+        if name not in ("SHA256SUMS", "config.toml", "checkpoint.pt"):  # lists there, tuples here
             first = (tmp_path / "run" / name).read_bytes()
             assert first == (tmp_path / "again" / name).read_bytes(), name
     rates = [float(rate) for rate in column(tmp_path / "run" / "history.csv", "lr")]
@@ -552,7 +553,8 @@ def test_bags_without_labels_are_predicted_and_not_scored(
     features = {bag.bag_id: store.bag(bag.bag_id, "layer4") for bag in bags}
     new = write_store(tmp_path / "new", bags, features)
     assert predict_run(run, new, tmp_path / "out") is None
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.csv"]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["SHA256SUMS", "predictions.csv"]
     rows = rows_of(tmp_path / "out" / "predictions.csv")
     assert [row["y_actin"] for row in rows] == [""] * 11
     assert [row["split"] for row in rows] == ["test"] * 11

@@ -112,7 +112,7 @@ class Stumbling(Mean):
 
 def test_the_folder_holds_what_it_should(out: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        [*TABLES, "config.toml", "crossval.png", "trainings"]
+        [*TABLES, "SHA256SUMS", "config.toml", "crossval.png", "trainings"]
     )
     assert is_picture(out / "crossval.png")
 

@@ -33,7 +33,7 @@ def export_features(
     from dragn_cache_cli import screen
 
     with screen.progress_bar("exporting", "bags") as progress:
-        report = run(open_store(store), out, layout, tap=tap, progress=progress)
+        report = run(open_store(store, warn=screen.warn), out, layout, tap=tap, progress=progress)
     if as_json:
         screen.print_json({"out": str(out), **asdict(report)})
         return

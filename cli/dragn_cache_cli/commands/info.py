@@ -19,7 +19,7 @@ def info(
     from dragn_cache.store import open_store
     from dragn_cache_cli import screen
 
-    opened = open_store(store)
+    opened = open_store(store, warn=screen.warn)
     facts = opened.summary()
     if as_json:
         screen.print_json(facts)

@@ -31,7 +31,9 @@ def predict(
 
     if config.allow_class is not None:
         find_own_classes()
-    scores = predict_run(run, open_store(store), out, config, bags_csv=bags, warn=screen.warn)
+    scores = predict_run(
+        run, open_store(store, warn=screen.warn), out, config, bags_csv=bags, warn=screen.warn
+    )
     screen.out.print(f"predictions: {out / 'predictions.csv'}", markup=False, soft_wrap=True)
     if scores is not None:
         name = AUC_MACRO.name

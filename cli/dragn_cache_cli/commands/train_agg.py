@@ -49,7 +49,7 @@ def train_agg(
     run = out or Path("runs") / run_name(store, config)
     with screen.progress_bar("training", "epochs") as progress:
         metrics = train_run(
-            open_store(store),
+            open_store(store, warn=screen.warn),
             config,
             run,
             bags_csv=bags,
