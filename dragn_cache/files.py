@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import itertools
 import os
@@ -73,14 +74,19 @@ def require_new(out: Path) -> None:
         raise InputError(str(out), expected="a new folder", got=got, remedy="give another `out`")
 
 
+def is_full(error: OSError) -> bool:
+    """Whether an error is of a disk that is full, or of a limit to what may be written."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def unwritable(out: Path, error: OSError) -> InputError:
-    """The error to raise where ``out`` cannot be made, before the work starts."""
+    """The error to raise where ``out`` cannot be made."""
     is_file = isinstance(error, FileExistsError | NotADirectoryError)
     return InputError(
         str(out),
         expected="a path in a folder that can be written",
         got="one in a file" if is_file else error.strerror or str(error),
-        remedy="free space or correct the rights, or give another `out`",
+        remedy="free space or correct the rights and repeat the command, or give another `out`",
     )
 
 
@@ -116,6 +122,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(path)
+    except OSError as error:  # of writing, which does not say where
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         scratch.unlink(missing_ok=True)
     sync_folder(path.parent)

@@ -13,7 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dragn_cache.errors import InputError
-from dragn_cache.files import is_unfinished, require_new, sync_folder, sync_tree, unwritable
+from dragn_cache.files import (
+    is_full,
+    is_unfinished,
+    require_new,
+    sync_folder,
+    sync_tree,
+    unwritable,
+)
 from dragn_cache.store.claims import Claims
 
 SUFFIX = "new"
@@ -34,7 +41,8 @@ def new_path(out: Path, *, keep: str = "") -> Iterator[Path]:
             both as they were.
 
     Raises:
-        InputError: something is there, nothing can be written there, or another process makes it.
+        InputError: something is there, nothing can be written there, another process makes it, or
+            the disk is full.
     """
     with claimed(out, keep=keep) as claims:
         require_new(out)
@@ -116,6 +124,10 @@ def beside(out: Path, claims: Claims, *, keep: str = "") -> Iterator[Path]:
         unfinished.rename(out)
         is_done = True
         sync_folder(out.parent)
+    except OSError as error:
+        if is_full(error):  # and may name a hidden file, or none
+            raise unwritable(out, error) from error
+        raise
     finally:
         if is_done or not _is_kept(scratch, keep):
             shutil.rmtree(scratch, ignore_errors=True)

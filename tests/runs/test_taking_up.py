@@ -10,6 +10,7 @@ import pytest
 from folder_bytes import tree
 from run_stores import make_bags, make_features, with_splits, write_store
 
+from dragn_cache.errors import InputError
 from dragn_cache.manifest import write_bags
 from dragn_cache.runs import train
 from dragn_cache.runs.train import TRAINED, train_run
@@ -46,7 +47,7 @@ def train_and_fail(
     """Train on a disk that is full when the tables come."""
     with monkeypatch.context() as patch:
         patch.setattr(train, "write_predictions", fail)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(InputError, match=r"run: .* got No space left on device"):
             train_run(store, config, out)
     assert not out.exists()
 

@@ -41,6 +41,15 @@ def test_an_error_leaves_nothing_and_the_same_goes_on(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
+def test_a_full_disk_is_told_with_the_path_and_other_errors_are_not_changed(tmp_path: Path) -> None:
+    full = pytest.raises(InputError, match=r"out: .* got No space left on device; free space or")
+    with full, new_path(tmp_path / "out"):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(PermissionError, match="secret"), new_path(tmp_path / "out"):
+        raise PermissionError(13, "Permission denied", "secret")
+    assert names(tmp_path) == []
+
+
 def test_an_empty_folder_or_one_of_unfinished_files_makes_way(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
