@@ -54,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "aggregators": GROUND | {"devices", "ragged"},
     "classical": GROUND | {"devices", "ragged", "loading", "scoring"},
     "backbones": GROUND | {"devices"},
-    "datasets": GROUND | {"manifest"},
+    "datasets": GROUND | {"manifest", "store"},
     "extraction": GROUND | {"devices", "manifest", "images", "backbones", "store"},
     "loading": GROUND | {"devices", "manifest", "ragged", "store", "scoring"},
     "training": GROUND

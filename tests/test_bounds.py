@@ -286,7 +286,15 @@ def test_errors_of_ours_and_interruptions_pass_a_boundary() -> None:
 # --- texts --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cell", ["[" * 5000 + "]" * 5000, "[{[]: 1}]", "[1" + "0" * 5000 + "]"])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "[" * 5000 + "]" * 5000,
+        "[{[]: 1}]",
+        "[1" + "0" * 5000 + "]",
+        "[0x1" + "0" * 5000 + "]",  # a number that Python reads and does not write
+    ],
+)
 def test_a_cell_that_only_looks_like_a_list_is_a_text(cell: str) -> None:
     assert split_cell(cell) == (cell,)
 
@@ -327,7 +335,7 @@ def test_an_id_with_a_null_character_begins_no_store(tmp_path: Path) -> None:
     features = np.zeros((1, 2), np.float32)
     offsets = np.array([0, 1])
     np.savez(tmp_path / "a.npz", features=features, offsets=offsets, bag_ids=["a\0b"])
-    with pytest.raises(InputError, match=r"bag 'a\\x00b': expected ids and images of UTF-8 text"):
+    with pytest.raises(InputError, match=r"a.npz, bag 'a\\x00b', bag_id: .* a null character"):
         import_features(tmp_path / "a.npz", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from dragn_cache.extraction.config import ExtractConfig
 from dragn_cache.extraction.many_devices import extract_on_devices
-from dragn_cache.extraction.one_device import disk_error, extract_on_one_device
+from dragn_cache.extraction.one_device import extract_on_one_device
 from dragn_cache.extraction.plan import require_image_root, require_images, with_channels
 from dragn_cache.extraction.report import ExtractReport
 from dragn_cache.images.intensity import few_levels
 from dragn_cache.manifest import Manifest
 from dragn_cache.manifest.doubts import warn_doubts
 from dragn_cache.store import open_store
+from dragn_cache.store.disk import disk_error, require_writable
 from dragn_cache.store.leaks import warn_leaks
 from dragn_cache.types import Progress, Say, Warn
 
@@ -53,6 +54,7 @@ def extract(
     """
     started = time.perf_counter()
     config = config.with_defaults(manifest.extract)
+    require_writable(out)
     require_image_root(manifest)
     if config.on_error == "stop":
         require_images(manifest)

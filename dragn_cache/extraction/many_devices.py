@@ -19,12 +19,13 @@ from typing import cast
 from dragn_cache.devices import find_device
 from dragn_cache.errors import DragnCacheError
 from dragn_cache.extraction.config import ExtractConfig
-from dragn_cache.extraction.one_device import disk_error, extract_on_one_device
+from dragn_cache.extraction.one_device import extract_on_one_device
 from dragn_cache.extraction.plan import plan_extraction
 from dragn_cache.extraction.report import ExtractReport
 from dragn_cache.extraction.update import update_store
 from dragn_cache.manifest import Manifest
 from dragn_cache.parallel.local import follow_parent, silence_libraries
+from dragn_cache.store.disk import disk_error
 from dragn_cache.types import Progress, Say
 
 

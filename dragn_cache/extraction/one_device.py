@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dragn_cache.errors import StoreError, reason
 from dragn_cache.extraction.config import ExtractConfig
 from dragn_cache.extraction.engine import Engine
 from dragn_cache.extraction.forward import Forward
@@ -112,14 +111,3 @@ class _Run:
     def advance(self, count: int) -> None:
         self._done += count
         self.progress(self._done, self.total)
-
-
-def disk_error(out: Path, error: OSError) -> StoreError:
-    """The error to raise where the system refused to write a store."""
-    return StoreError(
-        str(out),
-        expected="a folder that can be written",
-        got=reason(error, str(out)),
-        remedy="free space or correct the rights, then run the same command again; "
-        "finished parts are kept",
-    )

@@ -26,6 +26,7 @@ from dragn_cache.interop.source import (
 )
 from dragn_cache.manifest import Bag, Instance, Manifest, read_bags
 from dragn_cache.manifest.doubts import warn_doubts
+from dragn_cache.manifest.writing import require_held_bags, require_held_labels
 from dragn_cache.store import (
     Failure,
     PartPlan,
@@ -39,6 +40,7 @@ from dragn_cache.store import (
     plan_parts,
 )
 from dragn_cache.store.config import DType
+from dragn_cache.store.disk import disk_error, require_writable
 from dragn_cache.store.leaks import warn_leaks
 from dragn_cache.store.part import Array
 from dragn_cache.store.plan import PART_BYTES
@@ -118,12 +120,16 @@ def import_features(
     Raises:
         InputError: the source, or the join with the table, cannot be used; it names the file.
         StoreMismatchError: there is a store of other settings or of other sources at ``out``.
+        StoreError: the disk is full or cannot be written. What was complete stays.
     """
     config = config or ImportConfig()
     layout = config.layout or find_layout(path)
     with reading(path, f"features in the layout {layout}"):
         source = SOURCES[layout](path)
+    require_writable(out)
+    _require_held(path, [Bag(bag_id) for bag_id in source.ids], source.manifest.labels)
     joined = join_table(source, bags_csv, config)
+    _require_held(path, joined.manifest.bags, joined.manifest.labels)
     if joined.without_features or joined.without_row:
         warn(f"left out: {_unmatched(joined.without_features, joined.without_row)}")
     warn_doubts(joined.manifest.bags, joined.manifest.task, warn)
@@ -137,17 +143,20 @@ def import_features(
     description = describe(source, manifest, survey, config, made_from)
     sizes = [len(instances_of(manifest, k)) for k in range(len(manifest.bags))]
     parts = plan_parts(sizes, description.row_bytes, config.part_instances)
-    with open_writer(out, description, parts, manifest, say) as writer:
-        missing = writer.missing()
-        done = len(sizes) - sum(len(part.bags) for part in missing)
-        written = 0
-        for part in writer.claim_missing():
-            with writer.part(part) as target:
-                _fill(target, part, source, survey)
-            done, written = done + len(part.bags), written + 1
-            progress(len(sizes) + done, 2 * len(sizes))
-        writer.finish()
-        missing = writer.missing()
+    try:
+        with open_writer(out, description, parts, manifest, say) as writer:
+            missing = writer.missing()
+            done = len(sizes) - sum(len(part.bags) for part in missing)
+            written = 0
+            for part in writer.claim_missing():
+                with writer.part(part) as target:
+                    _fill(target, part, source, survey)
+                done, written = done + len(part.bags), written + 1
+                progress(len(sizes) + done, 2 * len(sizes))
+            writer.finish()
+            missing = writer.missing()
+    except OSError as error:
+        raise disk_error(out, error) from error
     if not missing:
         warn_leaks(open_store(out), manifest.bags, warn)
     return ImportReport(
@@ -175,7 +184,7 @@ def join_table(source: Source, bags_csv: Path | None, config: ImportConfig) -> J
     """
     manifest, where = source.manifest, "the source's table"
     if bags_csv is not None:
-        bags, labels, task = read_bags(bags_csv)
+        bags, labels, task = read_bags(bags_csv, image_rows=True)
         manifest = replace(manifest, bags=bags, labels=labels, task=task)
         where = str(bags_csv)
     source_ids, table_ids = set(source.ids), {bag.bag_id for bag in manifest.bags}
@@ -185,6 +194,15 @@ def join_table(source: Source, bags_csv: Path | None, config: ImportConfig) -> J
     if config.unmatched == "refuse" or not kept:
         _require_matched(where, without_features, without_row)
     return Joined(replace(manifest, bags=kept), without_features, without_row)
+
+
+def _require_held(path: Path, bags: Sequence[Bag], labels: Sequence[str]) -> None:
+    """Raise `InputError` for what a source has and the store's tables could not hold."""
+    try:
+        require_held_bags(bags)
+        require_held_labels("the data set", labels)
+    except InputError as error:
+        raise error.at(f"{path}, {error.where}") from error
 
 
 def _require_matched(

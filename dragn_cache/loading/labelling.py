@@ -66,7 +66,7 @@ def read_labelling(
             Labelling(store.bags, tuple(labels or store.labels), task or store.task)
         )
     known = {bag.bag_id: bag for bag in store.bags}
-    listed, table_labels, table_task = read_bags(bags_csv)
+    listed, table_labels, table_task = read_bags(bags_csv, image_rows=True)
     for bag in listed:
         if bag.bag_id not in known:
             raise UnknownNameError(

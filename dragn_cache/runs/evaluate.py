@@ -27,7 +27,7 @@ from dragn_cache.checksums import write_checksums
 from dragn_cache.devices import find_device
 from dragn_cache.errors import InputError, SettingError, StoreMismatchError
 from dragn_cache.figures.reliability import plot_reliability
-from dragn_cache.files import require_new, write_csv, write_text
+from dragn_cache.files import write_csv, write_text
 from dragn_cache.loading.labelling import (
     Labelling,
     hex_digests,
@@ -102,7 +102,6 @@ def evaluate_run(
             with ``split``, it is not the run's own store.
         StoreError: the store is incomplete or damaged.
     """
-    require_new(out)
     target, split = find_device(config.device), config.split
     model, checkpoint = load_checkpoint(run, config.allow_class)
     decision = _decision(run, checkpoint, config.decision, warn)
@@ -113,22 +112,23 @@ def evaluate_run(
         require_same_features(run, checkpoint, store, warn)
         store.require_complete()
         labelling = _labelled_bags(run, checkpoint, store, bags_csv, split, warn)
-        labelling, p = apply_model(model, checkpoint, store, labelling, target, warn)
-        warn_seen(store, labelling, checkpoint.seen or {}, warn)
-    warn_doubts(labelling.bags, None, warn)
     name = split or ("test" if store is None else "new")
-    who = "bags" if name == "all" else f"{name} bags"
-    warn_one_class(labelling.targets(), labelling.labels, who, warn)
-    scores = evaluate(
-        labelling.targets(),
-        p,
-        task=labelling.task,
-        decision=decision,
-        intervals=checkpoint.config.intervals,
-        seed=checkpoint.config.seed,
-    )
-    evaluation = Evaluation(name, checkpoint.labels, scores)
     with new_path(out) as folder:
+        if store is not None:
+            labelling, p = apply_model(model, checkpoint, store, labelling, target, warn)
+            warn_seen(store, labelling, checkpoint.seen or {}, warn)
+        warn_doubts(labelling.bags, None, warn)
+        who = "bags" if name == "all" else f"{name} bags"
+        warn_one_class(labelling.targets(), labelling.labels, who, warn)
+        scores = evaluate(
+            labelling.targets(),
+            p,
+            task=labelling.task,
+            decision=decision,
+            intervals=checkpoint.config.intervals,
+            seed=checkpoint.config.seed,
+        )
+        evaluation = Evaluation(name, checkpoint.labels, scores)
         _write(folder, evaluation, labelling, p, decision, f"{run.name} on {name} bags")
     return evaluation
 

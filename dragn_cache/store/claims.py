@@ -70,17 +70,12 @@ class Claims:
             if is_alive(path):
                 return False
             path.unlink(missing_ok=True)
+        content = json.dumps({**myself(), "token": self.token}).encode()
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            if not _link_new(path, content):
+                _write_new(path, content)
         except FileExistsError:
             return False
-        try:
-            os.write(descriptor, json.dumps({**myself(), "token": self.token}).encode())
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(descriptor)
         return True
 
     def wait(self, name: str, say: Say) -> None:
@@ -131,6 +126,41 @@ class Claims:
                     if (read_claim(path) or {}).get("token") == self.token:
                         with suppress(OSError):  # the next write reports the disk's error
                             os.utime(path)
+
+
+def _link_new(path: Path, content: bytes) -> bool:
+    """Make a file with its content in one step; False where the file system cannot.
+
+    A process that is killed between two steps would leave a claim without or with half of its
+    content, which does not say who it was, and counts as held until it expires.
+    """
+    try:
+        descriptor = os.open(path.parent, os.O_WRONLY | os.O_TMPFILE, 0o666)
+    except (AttributeError, OSError):  # not Linux, or a network file system
+        return False
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        try:
+            # With a folder's descriptor Python calls linkat, which follows the link in /proc.
+            own = f"/proc/self/fd/{descriptor}"
+            os.link(own, path, src_dir_fd=descriptor, follow_symlinks=True)
+        except FileExistsError:
+            raise
+        except OSError:
+            return False
+    return True
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    """Make a file, then write its content."""
+    with path.open("xb") as file:
+        try:
+            file.write(content)
+            file.flush()
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tomllib
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from pydantic import TypeAdapter
 
 from dragn_cache.checksums import CHECKSUMS, changed_files, require_unchanged
 from dragn_cache.errors import InputError, StoreMismatchError, foreign
-from dragn_cache.files import require_new, write_text
+from dragn_cache.files import require_new, unwritable, write_text
 from dragn_cache.store import differences, json_digest
+from dragn_cache.store.claims import Claims, describe_holder
 from dragn_cache.studies.tables import Place, Training, Truth
 
 COMPARED_SETTINGS = ("crossval", "data", "methods")
@@ -33,6 +35,40 @@ DIGEST = "sha256"
 """The key of a training's file that has the digest of all others."""
 TRAINING = TypeAdapter(Training)
 MAY_CHANGE = ("seeds", "intervals", "decision")  # no finished training depends on them
+CLAIM = "crossval"
+
+
+@contextmanager
+def claimed_folder(out: Path) -> Iterator[None]:
+    """A folder in which no other process cross-validates; what a killed one left is removed.
+
+    Raises:
+        InputError: another process works in it, it cannot be written, or it holds something else.
+    """
+    read_config(out)
+    is_made = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        claims = Claims(out)
+        is_ours = claims.acquire(CLAIM)
+    except OSError as error:
+        raise unwritable(out, error) from error
+    try:
+        with claims:
+            if not is_ours:
+                raise InputError(
+                    str(out),
+                    expected="a folder that nobody else cross-validates in",
+                    got=describe_holder(claims.path(CLAIM)) or "another process that does",
+                    remedy="let it finish, or give another `out`",
+                )
+            for left in [*out.glob(".*.tmp"), *out.glob("trainings/*/.*.tmp")]:
+                left.unlink()
+            yield
+    finally:
+        if is_made:  # and perhaps nothing was begun
+            with suppress(OSError):
+                out.rmdir()
 
 
 def read_config(out: Path) -> dict[str, Any]:

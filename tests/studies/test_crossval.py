@@ -270,6 +270,26 @@ def test_a_folder_left_by_an_early_kill_is_taken_up(store: Store, tmp_path: Path
     assert not crossval(store, config, tmp_path / "cv").failed
 
 
+def test_one_process_at_a_time_cross_validates_in_a_folder(store: Store, tmp_path: Path) -> None:
+    config = CONFIG.replace(aggregators=METHODS[:1], seeds=1)
+
+    def another(done: int, total: int) -> None:
+        with pytest.raises(InputError, match=r"nobody else cross-validates in, got process \d+ on"):
+            crossval(store, config, tmp_path / "cv")
+
+    crossval(store, config, tmp_path / "cv", progress=another)
+    left = tmp_path / "cv" / "trainings" / "mean" / ".seed0-fold0.json.123.tmp"
+    left.touch()  # of a process that was killed while it wrote
+    crossval(store, config, tmp_path / "cv")
+    assert not list((tmp_path / "cv").rglob(".*"))
+
+
+def test_what_is_refused_begins_no_folder(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="one group of bags for each of 99 folds"):
+        crossval(store, CONFIG.replace(folds=99), tmp_path / "cv")
+    assert not (tmp_path / "cv").exists()
+
+
 def test_bags_with_the_same_features_are_told_unless_of_one_group(tmp_path: Path) -> None:
     bags = make_bags(29)
     features = make_features(bags)
