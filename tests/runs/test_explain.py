@@ -287,7 +287,7 @@ def test_h5_files_on_a_disk_that_refuses_are_an_error(
     store: Store, runs: dict[str, Path], tmp_path: Path
 ) -> None:
     for limit in (0, 900, 2100):
-        with file_limit(limit), pytest.raises(OSError, match="File too large"):
+        with file_limit(limit), pytest.raises(InputError, match="File too large"):
             explain_run(runs["mean"], store, tmp_path / "out", ExplainConfig(h5=True))
         assert list(tmp_path.iterdir()) == []
     explain_run(runs["mean"], store, tmp_path / "out", ExplainConfig(h5=True))
@@ -367,7 +367,7 @@ def test_bags_that_are_not_there_are_named(
         explain_run(runs["mean"], store, tmp_path / "out", ExplainConfig(split=split), **given)
 
     with pytest.raises(
-        UnknownNameError, match=r"got '0004'; did you mean 004.* or see .*bags\.csv"
+        UnknownNameError, match=r"got '0004'; did you mean '004' .* or see .*bags\.csv"
     ):
         explained(bags=("0004",))
     table = tmp_path / "t.csv"
