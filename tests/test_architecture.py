@@ -32,7 +32,7 @@ GROUND = {
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "errors": set(),
-    "files": {"errors", "types"},
+    "files": {"errors", "types", "machine"},
     "machine": {"errors", "types"},
     "options": {"errors", "types"},
     "layers": {"errors", "types", "options"},

@@ -6,7 +6,6 @@ it; `row_values` and `stored_values` then decide, in one place, what a store tak
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import tomllib
 from abc import ABC, abstractmethod
@@ -19,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dragn_cache.errors import InputError, foreign
+from dragn_cache.files import file_sha256, read_text
 from dragn_cache.manifest import Bag, Manifest, read_bags
 from dragn_cache.store import Failure, InstanceRecord
 from dragn_cache.store.config import DType
@@ -177,7 +177,7 @@ def manifest_from_tables(bags_csv: Path, dataset_toml: Path | None, name: str) -
     toml: dict[str, Any] = {}
     if dataset_toml is not None and dataset_toml.is_file():
         with reading(dataset_toml, "a data set's description"):
-            toml = tomllib.loads(dataset_toml.read_text(encoding="utf-8"))
+            toml = tomllib.loads(read_text(dataset_toml))
     bags, labels, task = read_bags(bags_csv, labels=toml.get("labels"), task=toml.get("task"))
     return Manifest(
         name=toml.get("name", name),
@@ -211,5 +211,5 @@ def reading(path: Path, expected: str) -> AbstractContextManager[None]:
 
 def file_digest(path: Path) -> bytes:
     """sha256 of a file's bytes."""
-    with reading(path, "a readable file"), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    with reading(path, "a readable file"):
+        return file_sha256(path)

@@ -15,6 +15,7 @@ import numpy as np
 import zarr
 
 from dragn_cache.errors import InputError
+from dragn_cache.files import read_text, require_regular_below
 from dragn_cache.interop.source import BagFeatures, MadeBy, Source, manifest_from_texts, reading
 from dragn_cache.interop.target import Target, bags_without_part
 from dragn_cache.manifest.writing import bags_text
@@ -109,7 +110,7 @@ class _WholeTarget(Target):
         last = (description.taps[-1].name, description.views[-1])
         rows[last] = _StoreRows(store, *last, index, advance)
         FORMATS[self.layout].write(path, index, description.taps, description.views, rows)
-        toml = (store.path / "manifest" / "dataset.toml").read_text(encoding="utf-8")
+        toml = read_text(store.path / "manifest" / "dataset.toml")
         texts = (description.to_json(), toml, bags_text(bags_without_part(store)))
         _write_texts(path, self.layout, texts)
 
@@ -189,6 +190,7 @@ def _read_texts(path: Path, layout: str) -> list[str]:
     if layout == "hdf5":
         with open_alone(path) as file:
             return [str(file[f"store/{name}"].asstr()[0]) for name in TEXTS]
+    require_regular_below(path)
     group: Any = zarr.open_group(path, mode="r")
     return [str(group[f"store/{name}"][0]) for name in TEXTS]
 

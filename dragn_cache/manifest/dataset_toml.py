@@ -13,6 +13,7 @@ import tomli_w
 
 from dragn_cache.backbone_input import ExtractDefaults
 from dragn_cache.errors import InputError, ManifestError, SettingError, foreign
+from dragn_cache.files import read_text
 from dragn_cache.manifest.records import Manifest
 from dragn_cache.manifest.shipped import data_folder
 from dragn_cache.options import declarations, require_known
@@ -48,11 +49,8 @@ DATASET_KEYS = {
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    with (
-        foreign(path, expected="valid TOML", remedy="correct it", kind=ManifestError),
-        path.open("rb") as file,
-    ):
-        toml = tomllib.load(file)
+    with foreign(path, expected="valid TOML", remedy="correct it", kind=ManifestError):
+        toml = tomllib.loads(read_text(path))
     for key, value in toml.items():
         if key not in DATASET_KEYS:
             raise ManifestError(

@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dragn_cache.store.hdf5_links import own_dataset
+from dragn_cache.store.hdf5_links import open_part, own_dataset
 from dragn_cache.store.part import (
     Array,
     BagRows,
@@ -53,11 +53,11 @@ class Hdf5Format:
                         dataset[start:stop] = rows[tap.name, view].read(start, stop)
 
     def read_index(self, path: Path) -> PartIndex:
-        with h5py.File(path, "r") as file:
+        with open_part(path) as file:
             return index_from_arrays(lambda name, text: _read(own_dataset(file, name), text))
 
     def read_bags(self, path: Path) -> BagRows:
-        with h5py.File(path, "r") as file:
+        with open_part(path) as file:
             return BagRows(
                 ids=tuple(str(v) for v in _read(own_dataset(file, "bags/id"), True)),
                 offsets=_read(own_dataset(file, "bags/offsets"), False),
@@ -68,11 +68,11 @@ class Hdf5Format:
         pieces = [(start, out) for start, out in pieces if len(out)]
         if not pieces:  # an empty dataset has no bytes in the file
             return
-        with h5py.File(path, "r") as file:
+        with open_part(path) as file:
             dataset = own_dataset(file, f"taps/{tap.name}/{view}")
             require_extent(dataset.shape, dataset.dtype, tap, pieces)
             offset = dataset.id.get_offset()
-        with path.open("rb", buffering=0) as raw:
+        with path.open("rb", buffering=0) as raw:  # the file that was just opened
             for start, out in pieces:
                 raw.seek(offset + start * tap.row_bytes)
                 read_exactly(raw, out)

@@ -15,6 +15,7 @@ from typing import Any
 import h5py
 
 from dragn_cache.errors import InputError
+from dragn_cache.files import require_regular
 
 
 @contextmanager
@@ -24,9 +25,15 @@ def open_alone(path: Path) -> Iterator[Any]:
     Raises:
         InputError: a link or a dataset in it leads to other files.
     """
-    with h5py.File(path, "r") as file:
+    with open_part(path) as file:
         require_alone(path, file)
         yield file
+
+
+def open_part(path: Path) -> Any:
+    """An HDF5 file, opened to be read, whose datasets are asked for by `own_dataset`."""
+    require_regular(path)
+    return h5py.File(path, "r")
 
 
 def require_alone(path: Path, file: Any) -> None:

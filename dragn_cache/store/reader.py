@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dragn_cache.errors import DamagedPartError, StoreError, UnknownNameError, foreign
+from dragn_cache.files import read_text
 from dragn_cache.manifest import Bag, read_bags
 from dragn_cache.store.formats import FORMATS
 from dragn_cache.store.part import (
@@ -333,7 +334,7 @@ def _read_label_order(path: Path) -> dict[str, Any]:
         remedy="restore the file, or extract again",
         kind=StoreError,
     ):
-        return tomllib.loads(toml.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(toml))
 
 
 def open_store(path: str | Path) -> Store:

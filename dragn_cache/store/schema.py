@@ -18,7 +18,7 @@ from typing import Any, get_args
 import numpy as np
 
 from dragn_cache.errors import StoreError, StoreMismatchError, foreign, reason
-from dragn_cache.files import write_text
+from dragn_cache.files import read_text, write_text
 from dragn_cache.store.config import DType, Format
 from dragn_cache.types import CLEAN_VIEW
 
@@ -99,7 +99,7 @@ def read_description(store: Path) -> StoreDescription:
     """
     path = store / "store.json"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError as error:
         got = "no such folder" if not store.exists() else "no store.json in it"
         raise StoreError(

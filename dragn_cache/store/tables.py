@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dragn_cache.errors import ManifestError, StoreError
-from dragn_cache.files import sync_folder, sync_tree
+from dragn_cache.files import file_sha256, sync_folder, sync_tree
 from dragn_cache.manifest import Manifest, read_bags, write_bags
 from dragn_cache.manifest.dataset_toml import write_dataset_toml
 from dragn_cache.store.claims import living_tokens
@@ -63,7 +63,11 @@ def write_tables(path: Path, parts: Sequence[PartPlan], manifest: Manifest) -> N
         write_bags(manifest.bags, Path(scratch) / "bags.csv", added=added)
         for new in Path(scratch).iterdir():
             old = folder / new.name
-            if not old.is_file() or old.read_bytes() != new.read_bytes():
+            if (
+                not old.is_file()
+                or old.stat().st_size != new.stat().st_size
+                or file_sha256(old) != file_sha256(new)
+            ):
                 sync_tree(new)
                 new.replace(old)
     sync_folder(folder)

@@ -16,7 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dragn_cache.errors import InputError, StoreError
-from dragn_cache.files import csv_text, is_storable, sync_folder, sync_tree, write_text
+from dragn_cache.files import (
+    MOST_TABLE_BYTES,
+    csv_text,
+    is_storable,
+    read_limited,
+    sync_folder,
+    sync_tree,
+    write_text,
+)
 from dragn_cache.manifest import Manifest
 from dragn_cache.store.claims import Claims, describe_holder
 from dragn_cache.store.formats import FORMATS
@@ -161,7 +169,7 @@ class StoreWriter:
             self._remove_replaced_parts()
         text = csv_text(FAILURE_COLUMNS, ([f.bag_id, f.image, f.box, f.reason] for f in failures))
         path = self.path / "failures.csv"
-        if not path.exists() or path.read_bytes() != text.encode():
+        if not path.is_file() or read_limited(path, MOST_TABLE_BYTES) != text.encode():
             write_text(path, text)
         self.claims.release(TABLES)
         return failures

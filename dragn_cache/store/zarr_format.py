@@ -17,6 +17,13 @@ import numpy as np
 import zarr
 from numcodecs import VLenUTF8
 
+from dragn_cache.files import (
+    MOST_TABLE_BYTES,
+    read_limited,
+    read_text,
+    require_regular,
+    require_regular_below,
+)
 from dragn_cache.store.part import (
     Array,
     BagRows,
@@ -65,6 +72,7 @@ class ZarrFormat:
                     array[start:stop] = rows[tap.name, view].read(start, stop)
 
     def read_index(self, path: Path) -> PartIndex:
+        require_regular_below(path)
         group = zarr.open_group(path, mode="r")
         return index_from_arrays(lambda name, text: _read(path, group, name))
 
@@ -124,7 +132,7 @@ def _create(
 
 
 def _metadata(array: Path) -> dict[str, Any]:
-    metadata: dict[str, Any] = json.loads((array / "zarr.json").read_text())
+    metadata: dict[str, Any] = json.loads(read_text(array / "zarr.json"))
     return metadata
 
 
@@ -136,7 +144,7 @@ def _chunk(array: Path) -> bytes:
     metadata = _metadata(array)
     if [codec["name"] for codec in metadata["codecs"]] not in (["bytes"], ["vlen-utf8"]):
         raise ValueError(f"{array.name} is not stored uncompressed")
-    return (array / "c" / "0").read_bytes() if metadata["shape"][0] else b""
+    return read_limited(array / "c" / "0", MOST_TABLE_BYTES) if metadata["shape"][0] else b""
 
 
 def _read(path: Path, group: zarr.Group, name: str) -> Array:
@@ -159,6 +167,7 @@ def _cut(start: int, out: Array, block: int) -> Iterator[tuple[int, int, Array]]
 
 def _read_shard(path: Path, chunks: int, chunk_rows: int, row_bytes: int, pieces: Pieces) -> None:
     """Fill every piece with the shard's rows from its start on."""
+    require_regular(path)
     with path.open("rb", buffering=0) as raw:
         raw.seek(-(chunks * INDEX_ENTRY.itemsize + CRC_BYTES), 2)
         table = np.empty(chunks, INDEX_ENTRY)

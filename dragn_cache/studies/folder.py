@@ -12,7 +12,7 @@ from urllib.parse import quote
 import tomli_w
 
 from dragn_cache.errors import InputError, StoreMismatchError, foreign
-from dragn_cache.files import require_new, write_text
+from dragn_cache.files import MOST_TABLE_BYTES, read_text, require_new, write_text
 from dragn_cache.store import differences
 from dragn_cache.studies.tables import Place, Training
 
@@ -27,7 +27,7 @@ def read_config(out: Path) -> dict[str, Any]:
         require_new(out)
         return {}
     with foreign(path, expected="TOML", remedy="give another `out`"):
-        record = tomllib.loads(path.read_text(encoding="utf-8"))
+        record = tomllib.loads(read_text(path))
     if "crossval" not in record:
         raise InputError(
             str(out),
@@ -80,7 +80,7 @@ def read_training(out: Path, task: Place) -> Training | None:
         expected="a training of this cross-validation",
         remedy="remove the file; the same command trains it again",
     ):
-        values = json.loads(path.read_text(encoding="utf-8")).items()
+        values = json.loads(read_text(path, MOST_TABLE_BYTES)).items()
         record: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values}
         training = Training(**record)
     return None if training.error else training
