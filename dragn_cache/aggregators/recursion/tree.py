@@ -124,7 +124,8 @@ def plan_levels(trees: Sequence[Merges], *, both_orders: bool) -> Schedule:
         first += len(nodes)
     root_rows = torch.from_numpy(row[roots, None].repeat(2, axis=1))
     rounds.append(Round(torch.arange(len(trees)), root_rows, none.view(0, 2), none))
-    return Schedule(rounds, orders=2 if both_orders else 1, one_array=True)
+    windows = [len(step.members) for step in rounds]
+    return Schedule(rounds, windows, orders=2 if both_orders else 1, one_array=True)
 
 
 def merge_levels(
