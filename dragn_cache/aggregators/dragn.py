@@ -48,14 +48,15 @@ from torch import Tensor, nn
 from dragn_cache.aggregators.base import Aggregated, Aggregator
 from dragn_cache.aggregators.declared import DragnOptions
 from dragn_cache.aggregators.recursion import compiled
-from dragn_cache.aggregators.recursion.linear import pool_linearly
+from dragn_cache.aggregators.recursion.linear import pool_linearly, table_values
 from dragn_cache.aggregators.recursion.orders import (
     clustered_orders,
     permuted_orders,
     reordered,
     resized,
 )
-from dragn_cache.aggregators.recursion.rounds import Round, plan_rounds
+from dragn_cache.aggregators.recursion.rounds import KEPT_WINDOWS, DragnRounds, Round, plan_rounds
+from dragn_cache.aggregators.recursion.tree import tree_values
 from dragn_cache.aggregators.recursion.units import (
     CONVOLUTIONS,
     DragnUnit,
@@ -129,6 +130,49 @@ class Dragn(Aggregator, declared="dragn"):
         plain = self._sizes == KEPT and self._order != "clustered"
         return self._linear and self._mixing == "shared" and plain
 
+    def needed_bytes(self, sizes: Sequence[int], *, training: bool) -> int:
+        """Those of the features, of the trees of ``order=clustered`` and of the recursion."""
+        orders = 1
+        if self._order == "permuted":
+            orders = self.options.permutations or PERMUTATIONS
+        fewest, most = self._sizes
+        taken = [min(max(n, fewest), most or n) for n in sizes] * orders
+        values: float = sum(2 * math.prod(self.in_shape) * n for n in (*sizes, *taken))
+        if self._order == "clustered":
+            values += sum(map(tree_values, sizes))
+        return int(values * self.dtype.itemsize) + self._recursion_bytes(taken, training)
+
+    def _recursion_bytes(self, sizes: Sequence[int], training: bool) -> int:
+        channels, size = self.in_shape[0], self.dtype.itemsize
+        pixels, stages = math.prod(self.in_shape[1:]), len(self.unit.convolutions) - 1
+        vectors = len(self.in_shape) == 1
+        in_cpp = self._mixing != "full" and compiled.applies(
+            self._all_units(), self._anchor.device, vectors=vectors
+        )
+        if self._linear and not (self._mixing == "per_channel" and in_cpp):
+            groups = 1 if self._mixing == "shared" else channels
+            return int(size * groups * table_values(max(sizes), pixels, training=training))
+        windows = DragnRounds(torch.tensor(sizes)).windows
+        tables = 32 * (sum(windows) if sum(windows) <= KEPT_WINDOWS else 2 * max(windows))
+        if training and self.bn_scope == "window":  # statistics of each window
+            tables += 3 * size * stages * sum(windows) * 3 * (channels + 16)
+        if in_cpp:
+            return tables + compiled.needed_bytes(
+                self._all_units(), windows, self.in_shape, training=training
+            )
+        maps = (sum(windows) if training else max(windows)) * channels * pixels * size
+        return tables + maps * (5 + 9 * stages)
+
+    def quadratic_seconds(self, n: int) -> float:
+        # Measured: 5e-8 for the weights of each pixel of a window; where the windows are folded,
+        # 1e-8 for each value, and 3e-8 for each hidden convolution.
+        n, pixels = min(n, self._sizes[1] or n), math.prod(self.in_shape[1:])
+        if self._linear and self._mixing == "shared":
+            return 5e-8 * n**2 * pixels
+        orders = self.options.permutations or PERMUTATIONS if self._order == "permuted" else 1
+        stages = len(self.unit.convolutions) - 1
+        return (1e-8 + 3e-8 * stages) * orders * n**2 / 4 * math.prod(self.in_shape)
+
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         orders = self._orders(bags)
         if orders is None:
@@ -167,7 +211,9 @@ class Dragn(Aggregator, declared="dragn"):
 
     def _compiled(self, bags: RaggedBags) -> bool:
         """Whether the recursion in C++ applies; it has no mixing ``full``."""
-        return self._mixing != "full" and compiled.applies(self._all_units(), bags)
+        return self._mixing != "full" and compiled.applies(
+            self._all_units(), bags.values.device, vectors=bags.values.dim() == 2
+        )
 
     def _all_units(self) -> list[DragnUnit]:
         return [cast(DragnUnit, unit) for unit in self.units]

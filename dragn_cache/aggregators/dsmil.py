@@ -58,6 +58,11 @@ class Dsmil(Aggregator, declared="dsmil"):
             self.value.append(nn.ReLU())
         self.out_dim = labels * width
 
+    def row_values(self, *, training: bool) -> float:
+        """The layers' widths, and the products of queries, in training of each label."""
+        products = self.options.labels if training else 3
+        return products * self.options.attn_dim + super().row_values(training=training)
+
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         return self._streams(bags)[0]
 

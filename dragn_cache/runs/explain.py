@@ -46,7 +46,7 @@ from dragn_cache.runs.instance_scores import Scores, score_instances
 from dragn_cache.store import Store
 from dragn_cache.store.new_path import new_path
 from dragn_cache.store.part import corner_coords
-from dragn_cache.training.fit import Model
+from dragn_cache.training.fit import Model, require_room_for
 from dragn_cache.training.model import BagClassifier
 from dragn_cache.types import Progress, Warn
 
@@ -115,6 +115,7 @@ def explain_run(
             [bag.bag_id for bag in chosen], remedy="leave out the .h5 with `h5=False`"
         )
     labelling, features = _load_features(checkpoint, store, chosen, device, warn)
+    require_room_for(model, features, device)
     scores = score_instances(model, features, labelling.task, method, progress)
     explained = Explained(
         method,

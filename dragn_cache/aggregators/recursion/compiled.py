@@ -41,20 +41,23 @@ MAPS_BYTES = 2**31  # the most that the maps between the rounds may take, unless
 HIDDEN_BYTES = 2**29  # the most that hidden maps between BN layers may take until the backward pass
 
 
-def applies(units: Sequence[DragnUnit], bags: RaggedBags) -> bool:
+def applies(units: Sequence[DragnUnit], device: torch.device, *, vectors: bool) -> bool:
     """Whether `fold` applies: not on a GPU, without a compiler, or with BN in different modes.
 
     Nor for parameters on another device or of different dtypes, for which PyTorch has its errors.
+
+    Args:
+        device: of the features, which are ``vectors`` or maps.
     """
     parameters = [p for unit in units for p in unit.parameters()]
     dtype = parameters[0].dtype
     modes = {m.training for unit in units for m in unit.modules() if isinstance(m, UnitNorm)}
     return (
-        bags.values.device.type == "cpu"
+        device.type == "cpu"
         and dtype in kernels.REALS
         and all(p.device.type == "cpu" and p.dtype == dtype for p in parameters)
         and len(modes) < 2
-        and kernels.kernels(dtype, _kernel_side(units[0], bags), units[0].instances) is not None
+        and kernels.kernels(dtype, _kernel_side(units[0], vectors), units[0].instances) is not None
     )
 
 
@@ -81,7 +84,7 @@ def fold(
         channels=bags.in_shape[0],
         inputs=first.instances,
         layers=len(first.convolutions),
-        kernel=_kernel_side(first, bags),
+        kernel=_kernel_side(first, bags.values.dim() == 2),
         shared=shared,
         batch_norm=any(norm.training for norm in first.norms),
         by_window=norms.by_window,
@@ -98,15 +101,36 @@ def fold(
     return pooled
 
 
-def stride(schedule: Schedule, map_bytes: int) -> int:
+def needed_bytes(
+    units: Sequence[DragnUnit], windows: Sequence[int], in_shape: Sequence[int], *, training: bool
+) -> int:
+    """About the bytes that DRAGN's rounds of so many windows take; `applies` comes before."""
+    first = units[0]
+    dtype = first.convolutions[0].weight.dtype
+    loaded = kernels.kernels(dtype, _kernel_side(first, len(in_shape) == 1), first.instances)
+    assert loaded is not None
+    lanes = loaded.blocks(in_shape[0]) * loaded.lanes
+    map_bytes = lanes * math.prod(in_shape[1:]) * dtype.itemsize
+    ends = 6 * max(windows[0], 1) * map_bytes
+    if not training:
+        return ends
+    step = stride(windows, map_bytes)
+    kept = (sum(windows[::step]) + (sum(windows[:step]) if step > 1 else 0)) * map_bytes
+    hidden = first.instances * len(first.norms)
+    of_hidden = min(HIDDEN_BYTES, hidden * sum(windows) * map_bytes)
+    of_hidden = max(of_hidden if step == 1 else 0, 2 * hidden * windows[0] * map_bytes)
+    spare = min(kernels.SPARE_BYTES, (1 + hidden) * sum(windows) * map_bytes)
+    return ends + 2 * kept + of_hidden + spare
+
+
+def stride(windows: Sequence[int], map_bytes: int) -> int:
     """Of every how many rounds the maps are kept for the backward pass: all, or each √R-th."""
-    few = sum(schedule.windows) * map_bytes <= MAPS_BYTES
-    return 1 if few or schedule.one_array else math.isqrt(len(schedule.windows))
+    return 1 if sum(windows) * map_bytes <= MAPS_BYTES else math.isqrt(len(windows))
 
 
-def _kernel_side(unit: DragnUnit, bags: RaggedBags) -> int:
+def _kernel_side(unit: DragnUnit, vectors: bool) -> int:
     """The kernel's side in pixels; on vectors only its centre has an effect."""
-    return 1 if bags.values.dim() == 2 else unit.convolutions[0].kernel_size[0]
+    return 1 if vectors else unit.convolutions[0].kernel_size[0]
 
 
 class _Norm(NamedTuple):
@@ -167,7 +191,7 @@ class _Run:
         self.window_values = self.blocks * plan.inputs * self.pixels * loaded.lanes
         self.most_windows, all_windows = max(plan.windows), sum(plan.windows)
         map_bytes = self.window_values // plan.inputs * self.dtype.itemsize
-        self.stride = stride(plan.schedule, map_bytes)
+        self.stride = 1 if plan.one_array else stride(plan.windows, map_bytes)
         window_bytes = map_bytes * plan.inputs * (plan.layers - 1)
         few = all_windows * window_bytes <= HIDDEN_BYTES
         self.keeps_hidden = plan.batch_norm and few and self.stride == 1

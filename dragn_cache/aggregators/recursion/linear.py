@@ -59,6 +59,11 @@ def pool_linearly(
     return torch.addcmul(pooled, bias, factors.T)
 
 
+def table_values(n: int, pixels: int, *, training: bool) -> float:
+    """The values of `kappa_table`, and of what is computed of it, for bags of up to n instances."""
+    return (9 * pixels + 1 if training else pixels + 4) * n**2 / 2
+
+
 def _table_rows(offsets: Tensor, layout: ChainLayout) -> Tensor:
     """(N,) int64: the table's row with the weights of each instance."""
     sizes = offsets.diff()
