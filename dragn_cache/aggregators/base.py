@@ -20,7 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dragn_cache.aggregators.declared import AGGREGATORS, OF_OTHERS, Need, Needs, NoOptions
+from dragn_cache.aggregators.declared import (
+    AGGREGATORS,
+    BLOCK_ROWS,
+    OF_OTHERS,
+    Need,
+    Needs,
+    NoOptions,
+)
 from dragn_cache.aggregators.supervision import Supervision
 from dragn_cache.errors import InputError
 from dragn_cache.named import make
@@ -132,9 +139,14 @@ class Aggregator(nn.Module, ABC):
     def needed_bytes(self, sizes: Sequence[int], *, training: bool) -> int:
         """About the bytes that a batch of bags of these sizes takes at its peak, copies of its
         features included; rather too many than too few."""
-        features = 2 * math.prod(self.in_shape)
-        values = sum(self.bag_values(n, training=training) + features * n for n in sizes)
-        return int(values * self.dtype.itemsize)
+        rows, need = sum(sizes), self.need
+        if training and need.blocks is not None and rows > BLOCK_ROWS:
+            values = need.training * BLOCK_ROWS + need.blocks * rows
+            values *= self.row_values(training=training)
+        else:
+            values = sum(self.bag_values(n, training=training) for n in sizes)
+        features = 2 * math.prod(self.in_shape) * rows
+        return int((values + features) * self.dtype.itemsize)
 
     def bag_values(self, n: int, *, training: bool) -> float:
         """The values that its layers, and what it does with them, make of a bag of n instances."""

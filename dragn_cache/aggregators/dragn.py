@@ -137,7 +137,8 @@ class Dragn(Aggregator, declared="dragn"):
             orders = self.options.permutations or PERMUTATIONS
         fewest, most = self._sizes
         taken = [min(max(n, fewest), most or n) for n in sizes] * orders
-        values: float = sum(2 * math.prod(self.in_shape) * n for n in (*sizes, *taken))
+        rows = sum(sizes) + (sum(taken) if taken != list(sizes) else 0)
+        values: float = 2 * math.prod(self.in_shape) * rows
         if self._order == "clustered":
             values += sum(map(tree_values, sizes))
         return int(values * self.dtype.itemsize) + self._recursion_bytes(taken, training)
