@@ -40,7 +40,7 @@ def require_regular(path: str | os.PathLike[str], most: int | None = None) -> No
     """
     status = Path(path).stat()
     if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError(errno.EISDIR, "a folder, not a file", os.fspath(path))
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(status.st_mode):
         reason = "a pipe, socket or device (copy what it gives into a file, and give that)"
         raise OSError(errno.EINVAL, reason, os.fspath(path))

@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "files": {"errors", "types", "machine"},
     "machine": {"errors", "types"},
     "options": {"errors", "types"},
-    "layers": {"errors", "types", "options"},
+    "layers": {"errors", "types", "options", "files", "machine"},
     "named": {"errors", "types", "options"},
     "backbone_input": {"errors", "types", "options"},
     "parallel": {"errors", "types"},

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -136,6 +137,16 @@ def test_an_archive_larger_than_memory_is_refused_before_it_is_unpacked(
         NpzSource(npz)
     with pytest.raises(MemoryError, match=r"more than the 0\.001 GB of free memory"):
         files.require_sound_archive(pt)
+
+
+def test_a_dataset_that_is_larger_than_memory_is_not_read(tmp_path: Path) -> None:
+    """Four kilobytes of file, which would be 20 TB of the fill value."""
+    path = tmp_path / "bag.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("features", (10**8, 50_000), "f4", chunks=(1000, 1000))
+    assert path.stat().st_size < 10_000
+    with pytest.raises(MemoryError, match=r"2e\+04 GB, more than"):
+        OPENERS["h5 of a bag"](path)
 
 
 def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:

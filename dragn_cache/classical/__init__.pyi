@@ -1,6 +1,6 @@
 from .base import ClassicalMethod
 from .declared import CLASSICAL
-from .model import ClassicalModel, fit_model, require_room_to_encode
+from .model import ClassicalModel, fit_model
 from .registry import create_classical
 from .svm import MachineChoice
 
@@ -11,5 +11,4 @@ __all__ = [
     "MachineChoice",
     "create_classical",
     "fit_model",
-    "require_room_to_encode",
 ]

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import h5py
-import numpy as np
 
-from dragn_cache.store.hdf5_links import open_part, own_dataset
+from dragn_cache.store.hdf5_links import open_part, own_dataset, read_whole
 from dragn_cache.store.part import (
-    Array,
     BagRows,
     PartIndex,
     Pieces,
@@ -54,13 +51,15 @@ class Hdf5Format:
 
     def read_index(self, path: Path) -> PartIndex:
         with open_part(path) as file:
-            return index_from_arrays(lambda name, text: _read(own_dataset(file, name), text))
+            return index_from_arrays(
+                lambda name, text: read_whole(own_dataset(file, name), text=text)
+            )
 
     def read_bags(self, path: Path) -> BagRows:
         with open_part(path) as file:
             return BagRows(
-                ids=tuple(str(v) for v in _read(own_dataset(file, "bags/id"), True)),
-                offsets=_read(own_dataset(file, "bags/offsets"), False),
+                ids=tuple(str(v) for v in read_whole(own_dataset(file, "bags/id"), text=True)),
+                offsets=read_whole(own_dataset(file, "bags/offsets")),
                 rows=len(own_dataset(file, "instances/order")),
             )
 
@@ -76,7 +75,3 @@ class Hdf5Format:
             for start, out in pieces:
                 raw.seek(offset + start * tap.row_bytes)
                 read_exactly(raw, out)
-
-
-def _read(dataset: Any, text: bool) -> Array:
-    return np.asarray(dataset.asstr()[...] if text else dataset[...])

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from dragn_cache.errors import InputError
-from dragn_cache.files import require_regular
+from dragn_cache.files import require_regular, require_room
+from dragn_cache.store.part import Array
 
 
 @contextmanager
@@ -70,6 +72,13 @@ def own_dataset(file: Any, name: str) -> Any:
     if fault is not None:
         raise ValueError(f"{name} is {fault}")
     return dataset
+
+
+def read_whole(dataset: Any, *, text: bool = False) -> Array:
+    """All values of a dataset, if there is room: one without any chunk has no bytes in the file,
+    and as many of its fill value as its shape says."""
+    require_room(dataset.size * dataset.dtype.itemsize)
+    return np.asarray(dataset.asstr()[...] if text else dataset[...])
 
 
 def _require_hard(group: Any, step: str, name: str) -> None:

@@ -17,8 +17,8 @@ from dragn_cache.classical import (
     MachineChoice,
     create_classical,
     fit_model,
-    require_room_to_encode,
 )
+from dragn_cache.classical.model import require_room_to_encode
 from dragn_cache.errors import SettingError
 from dragn_cache.loading.stored import StoredBags
 from dragn_cache.options import declarations
