@@ -152,7 +152,7 @@ class Dragn(Aggregator, declared="dragn"):
         )
         if self._linear and not (self._mixing == "per_channel" and in_cpp):
             groups = 1 if self._mixing == "shared" else channels
-            return int(size * groups * table_values(max(sizes), pixels, training=training))
+            return int(size * groups * table_values(max(sizes), pixels, groups, training=training))
         windows = DragnRounds(torch.tensor(sizes)).windows
         tables = 32 * (sum(windows) if sum(windows) <= KEPT_WINDOWS else 2 * max(windows))
         if training and self.bn_scope == "window":  # statistics of each window
