@@ -154,7 +154,8 @@ def reason(error: Exception, where: str = "") -> str:
     if isinstance(error, RecursionError):
         return "values nested too deeply to be read"
     if is_out_of_memory(error):
-        return f"contents that need more memory than there is ({str(error)[:100] or 'MemoryError'})"
+        detail = f" ({str(error)[:100]})" if str(error) else ""
+        return f"contents that need more memory than there is{detail}"
     if isinstance(error, OSError) and error.strerror:
         other = error.filename is not None and str(error.filename) != where
         return f"{error.strerror}: {error.filename}" if other else error.strerror
