@@ -160,7 +160,8 @@ def _require_methods(plan: StudyPlan, config: CrossvalConfig, reserved: int, war
             data.bags.in_shape,
             data.targets.shape[1],
             sizes=data.bags.offsets.diff(),
-            free=free / jobs,
+            free=free,
+            jobs=jobs,
             warn=warn,
         )
         positive_weights(data, method, find_device(method.device))

@@ -136,6 +136,7 @@ def require_method(
     *,
     sizes: Tensor,
     free: float,
+    jobs: int = 1,
     warn: Warn = lambda text: None,
 ) -> None:
     """Raise what `fit_method` would raise for the method, its options, the tap, the schedule, or
@@ -143,20 +144,20 @@ def require_method(
 
     Args:
         sizes: (B,) instances of the bags.
-        free: bytes for a training.
+        free: bytes for so many ``jobs``, trainings at once.
         warn: is told what memory may not suffice for, and what takes long.
     """
     method_facts(config.aggregator)
     if config.aggregator in CLASSICAL:
         method = create_classical(config.aggregator, config.options)
-        require_room_to_encode(method, in_shape[0], sizes, free=free)
+        require_room_to_encode(method, in_shape[0], sizes, free=free / jobs)
         _require_positive_weight(config)
         return
     create_schedule(config.schedule, config.schedule_options)
     with torch.random.fork_rng(devices=[]):
         aggregator = build_model(config, in_shape, labels).aggregator
-    require_room_to_train(aggregator, sizes, config.batch_size, free=free, warn=warn)
-    require_room_to_predict(aggregator, sizes, free=free)
+    require_room_to_train(aggregator, sizes, config.batch_size, free=free, jobs=jobs, warn=warn)
+    require_room_to_predict(aggregator, sizes, free=free / jobs)
 
 
 def without_unread(config: TrainConfig, warn: Warn) -> TrainConfig:

@@ -28,6 +28,7 @@ def require_room_to_train(
     batch_size: int,
     *,
     free: float,
+    jobs: int = 1,
     warn: Warn = lambda text: None,
 ) -> None:
     """Raise `InputError` unless a training step with the longest bag fits into memory.
@@ -36,17 +37,20 @@ def require_room_to_train(
         sizes: (B,) instances of the bags that are trained on.
         batch_size: bags of a step. One longest bag and others of mean size must fit;
             of a batch of the longest ones ``warn`` is told if it does not.
-        free: bytes.
+        free: bytes, for so many ``jobs`` together.
         warn: is also told how long a step takes where that is long.
     """
     ordered = sizes.sort(descending=True).values
-    longest, mean = int(ordered[0]), max(1, round(float(sizes.double().mean())))
+    longest, others = int(ordered[0]), max(1, len(sizes) - 1)
+    mean = max(1, round((int(sizes.sum()) - longest) / others))
 
     def needed(bags: int) -> int:
         return aggregator.needed_bytes([longest, *[mean] * (bags - 1)], training=True)
 
     bags = min(batch_size, len(sizes))
-    _require(aggregator, needed, longest, bags, free, "a training step with")
+    ways = ["give `jobs=1`"] if jobs > 1 and needed(bags) <= free else []
+    free /= jobs
+    _require(aggregator, needed, longest, bags, free, "a training step with", ways)
     most = aggregator.needed_bytes(ordered[:bags].tolist(), training=True)
     if most > free:
         warn(
@@ -91,11 +95,12 @@ def _require(
     bags: int,
     free: float,
     what: str,
+    ways: Sequence[str] = (),
 ) -> None:
     if needed(bags) <= free:
         return
     fewer = next((b for b in _halves(bags) if needed(b) <= free), None)
-    ways = [f"give `batch_size={fewer}`"] if fewer else []
+    ways = [*ways, *([f"give `batch_size={fewer}`"] if fewer else [])]
     if aggregator.need.less:
         ways.append(f"give it {aggregator.need.less}")
     if aggregator.name not in LEAST:

@@ -100,11 +100,19 @@ def test_the_batch_size_that_fits_is_offered() -> None:
     assert "batch_size" not in str(error.value)
 
 
+def test_fewer_jobs_are_offered() -> None:
+    abmil = create_aggregator("abmil", in_shape=(7,))
+    need = needed([700, 3])
+    require_room_to_train(abmil, SIZES, 2, free=2 * need, jobs=2)
+    with pytest.raises(InputError, match=r"; give `jobs=1`; or give `batch_size=1`; or cut"):
+        require_room_to_train(abmil, SIZES, 2, free=2 * need - 2, jobs=2)
+
+
 def test_batches_of_the_longest_bags_alone_are_a_warning() -> None:
-    """Two bags of 90 and eighteen of 1, in pairs: mean 9.9 instances."""
+    """Two bags of 90 and eighteen of 1, in pairs: beside the longest, a mean of 108 / 19."""
     abmil, sizes = create_aggregator("abmil", in_shape=(7,)), torch.tensor([90, 90, *[1] * 18])
     said: list[str] = []
-    require_room_to_train(abmil, sizes, 2, free=needed([90, 10]), warn=said.append)
+    require_room_to_train(abmil, sizes, 2, free=needed([90, 6]), warn=said.append)
     assert len(said) == 1
     assert said[0].startswith("a step with the 2 longest bags would need about ")
     require_room_to_train(abmil, sizes, 2, free=needed([90, 90]), warn=said.append)
