@@ -6,8 +6,8 @@ Each method is a process of its own that, once it has imported what it needs, ma
 more that all of its memory would be the limit (RLIMIT_AS, ``ulimit -v``). It fits the long bag and
 a few small ones for an epoch, batch size 1, and predicts all of them. Printed are the seconds of
 the epoch (of a classical method, of everything) and the peak of the resident memory, or the line in
-which it refuses. A method that has not ended after ``--seconds`` is stopped: then its own estimate
-of the time and the peak so far are printed.
+which it refuses, without the ways out that it names. A method that has not ended after
+``--seconds`` is stopped: then its own estimate of the time and the peak so far are printed.
 """
 
 from __future__ import annotations
@@ -94,9 +94,9 @@ def one(method: str, options: dict[str, object], args: argparse.Namespace) -> No
             warn=said.append,
         )
     except DragnCacheError as error:
-        report("refused", str(error))
+        report("refused:", str(error).partition("; ")[0])
     else:
-        report("trained", " ".join(said))
+        report("trained", "")
 
 
 def cases(names: list[str]) -> list[tuple[str, dict[str, object]]]:
@@ -131,7 +131,7 @@ def main() -> None:
             print(f"| {name} | exit code {done.returncode}: {done.stderr.strip()[-300:]} | | |")
             continue
         row = json.loads(done.stdout.splitlines()[0])
-        seconds = f"{row['seconds']:.1f}" if row["end"] != "refused" else ""
+        seconds = f"{row['seconds']:.1f}" if row["end"] != "refused:" else ""
         print(
             f"| {name} | {row['end']} {row['text']} | {seconds} | {row['peak']:.2f} |", flush=True
         )

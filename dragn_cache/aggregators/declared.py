@@ -429,7 +429,7 @@ AGGREGATORS: Mapping[str, Method] = {
         text="Attention by resemblance to each label's critical instance (Li et al., 2021).",
         needs="any",
         has_attention=True,
-        need=Need(2.2, 1.4, 0.7, less="a smaller attn_dim"),
+        need=Need(2.2, 1.7, 0.7, less="a smaller attn_dim"),
     ),
     "dtfd": Method(
         target="dragn_cache.aggregators.dtfd:Dtfd",

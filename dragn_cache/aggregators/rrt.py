@@ -72,7 +72,7 @@ class Rrt(Aggregator, declared="rrt"):
     def bag_values(self, n: int, *, training: bool) -> float:
         """Those of the rows, and of the scores of each two rows of a region."""
         scores = self.options.heads * (n / self.options.regions) ** 2
-        return super().bag_values(n, training=training) + (6 if training else 4) * scores
+        return super().bag_values(n, training=training) + (7 if training else 4) * scores
 
     def quadratic_seconds(self, n: int) -> float:
         return attention_seconds(n, self.options.embed) / self.options.regions**2

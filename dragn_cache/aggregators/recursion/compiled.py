@@ -117,10 +117,11 @@ def needed_bytes(
     step = stride(windows, map_bytes)
     kept = (sum(windows[::step]) + (sum(windows[:step]) if step > 1 else 0)) * map_bytes
     hidden = first.instances * len(first.norms)
-    of_hidden = min(HIDDEN_BYTES, hidden * sum(windows) * map_bytes)
-    of_hidden = max(of_hidden if step == 1 else 0, 2 * hidden * windows[0] * map_bytes)
-    spare = min(kernels.SPARE_BYTES, (1 + hidden) * sum(windows) * map_bytes)
-    return ends + 2 * kept + of_hidden + spare
+    all_hidden = hidden * sum(windows) * map_bytes
+    kept_hidden = all_hidden if step == 1 and all_hidden <= HIDDEN_BYTES else 0
+    buffers = 2 * hidden * windows[0] * map_bytes
+    freed = kept + kept_hidden if step == 1 else sum(windows) * map_bytes
+    return ends + 2 * kept + kept_hidden + buffers + min(kernels.SPARE_BYTES, freed)
 
 
 def stride(windows: Sequence[int], map_bytes: int) -> int:
