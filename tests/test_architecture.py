@@ -19,9 +19,11 @@ CLI = ROOT / "cli" / "dragn_cache_cli"
 # Every package and lone module of the library, and what of the library it may import besides
 # itself. docs/architecture.md says why.
 GROUND = {
+    "texts",
     "errors",
     "types",
     "files",
+    "checksums",
     "machine",
     "options",
     "layers",
@@ -31,8 +33,10 @@ GROUND = {
 }
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
-    "errors": set(),
-    "files": {"errors", "types", "machine"},
+    "texts": set(),
+    "errors": {"texts"},
+    "files": {"errors", "types"},
+    "checksums": {"errors", "types", "files"},
     "machine": {"errors", "types"},
     "options": {"errors", "types"},
     "layers": {"errors", "types", "options", "files", "machine"},
@@ -50,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "aggregators": GROUND | {"devices", "ragged"},
     "classical": GROUND | {"devices", "ragged", "loading", "scoring"},
     "backbones": GROUND | {"devices"},
-    "datasets": GROUND | {"manifest"},
+    "datasets": GROUND | {"manifest", "store"},
     "extraction": GROUND | {"devices", "manifest", "images", "backbones", "store"},
     "loading": GROUND | {"devices", "manifest", "ragged", "store", "scoring"},
     "training": GROUND
@@ -64,7 +68,18 @@ ALLOWED: dict[str, set[str]] = {
     "demo": GROUND | {"datasets", "extraction", "figures", "manifest", "runs", "store", "training"},
 }
 NO_TORCH = {
-    *("types", "errors", "files", "machine", "options", "layers", "named", "backbone_input"),
+    *(
+        "types",
+        "texts",
+        "errors",
+        "files",
+        "checksums",
+        "machine",
+        "options",
+        "layers",
+        "named",
+        "backbone_input",
+    ),
     *("parallel", "manifest", "images", "scoring", "store", "figures"),
 }
 # Of interop only what reads and writes .pt.

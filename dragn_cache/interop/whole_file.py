@@ -6,7 +6,8 @@ store.json and of the manifest's two tables. docs/store-format.md describes the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,26 +15,34 @@ import h5py
 import numpy as np
 import zarr
 
+from dragn_cache.checksums import checksums_text
 from dragn_cache.errors import InputError
 from dragn_cache.files import read_text, require_regular_below
 from dragn_cache.interop.source import BagFeatures, MadeBy, Source, manifest_from_texts, reading
 from dragn_cache.interop.target import Target, bags_without_part
 from dragn_cache.manifest.writing import bags_text
 from dragn_cache.store import FORMATS, InstanceRecord, PartIndex, Store, StoreDescription, Tap
-from dragn_cache.store.hdf5_links import open_alone
-from dragn_cache.store.part import Array, RowTable, bag_digests, require_index
+from dragn_cache.store.hdf5_trial import open_alone
+from dragn_cache.store.hdf5_writing import writing_hdf5
+from dragn_cache.store.part import Array, RowTable, bag_digests, require_index, require_sealed
 from dragn_cache.store.schema import parse_description
 
 TEXTS = ("store_json", "dataset_toml", "bags_csv")
+SUMS = "sha256sums"
 
 
 class _WholeSource(Source):
     def __init__(self, path: Path) -> None:
         self.path, self._format = path, FORMATS[self.layout]
         with reading(path, f"a store that was exported as {self.layout}"):
-            store_json, dataset_toml, bags_csv = _read_texts(path, self.layout)
+            texts, sums = _read_texts(path, self.layout)
+            store_json, dataset_toml, bags_csv = texts
             self._description: StoreDescription = parse_description(store_json, path)
             self._index = self._format.read_index(path)
+            if self._description.is_sealed:
+                require_sealed(self._index)
+                if sums != _sums(texts):
+                    raise ValueError(f"texts in store/ that are not as store/{SUMS} has them")
             require_index(self._index, self._index.ids)
         self.ids = list(self._index.ids)
         self.manifest = manifest_from_texts(bags_csv, dataset_toml, path.stem)
@@ -186,19 +195,27 @@ def joined_index(pieces: Iterable[PartIndex]) -> PartIndex:
 # --- the texts ---------------------------------------------------------------------------------
 
 
-def _read_texts(path: Path, layout: str) -> list[str]:
+def _read_texts(path: Path, layout: str) -> tuple[list[str], str | None]:
+    """The texts, and their digests, which files of older versions do not have."""
     if layout == "hdf5":
         with open_alone(path) as file:
-            return [str(file[f"store/{name}"].asstr()[0]) for name in TEXTS]
-    require_regular_below(path)
+            texts = [str(file[f"store/{name}"].asstr()[0]) for name in TEXTS]
+            sums = f"store/{SUMS}"
+            return texts, str(file[sums].asstr()[0]) if sums in file else None
     group: Any = zarr.open_group(path, mode="r")
-    return [str(group[f"store/{name}"][0]) for name in TEXTS]
+    texts = [str(group[f"store/{name}"][0]) for name in TEXTS]
+    return texts, str(group[f"store/{SUMS}"][0]) if f"store/{SUMS}" in group else None
 
 
-def _write_texts(path: Path, layout: str, texts: Iterable[str]) -> None:
+def _sums(texts: Sequence[str]) -> str:
     named = zip(TEXTS, texts, strict=True)
+    return checksums_text({name: hashlib.sha256(t.encode()).hexdigest() for name, t in named})
+
+
+def _write_texts(path: Path, layout: str, texts: Sequence[str]) -> None:
+    named = zip((*TEXTS, SUMS), (*texts, _sums(texts)), strict=True)
     if layout == "hdf5":
-        with h5py.File(path, "r+") as file:
+        with writing_hdf5(path, "r+") as (file, _):
             for name, text in named:
                 file.create_dataset(f"store/{name}", data=[text], dtype=h5py.string_dtype())
         return

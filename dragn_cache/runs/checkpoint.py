@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dragn_cache.checksums import require_unchanged
 from dragn_cache.errors import InputError, StoreMismatchError, foreign, reason
 from dragn_cache.files import require_sound_archive, write_bytes
 from dragn_cache.loading.labelling import Labelling
@@ -144,6 +145,7 @@ def read_checkpoint(run: Path) -> Checkpoint:
             got="none" if run.is_dir() else "no such folder",
             remedy="give a run folder of train-agg",
         )
+    require_unchanged(path)
     with _reading(path):
         require_sound_archive(path)
         record = torch.load(path, map_location="cpu", weights_only=True)

@@ -11,6 +11,7 @@ import numpy as np
 import tomli_w
 from numpy.typing import NDArray
 
+from dragn_cache.checksums import require_unchanged
 from dragn_cache.classical import MachineChoice
 from dragn_cache.errors import InputError
 from dragn_cache.files import write_csv
@@ -102,9 +103,15 @@ def config_toml(config: TrainConfig, labelling: Labelling, store: Store) -> str:
 
 
 def run_table(run: Path, name: str, columns: Sequence[str]) -> list[Row]:
-    """The rows of one of a run's tables, which has these columns and a row at least."""
+    """The rows of one of a run's tables, which has these columns and a row at least.
+
+    Each bag has one row: a second one would count twice, or replace the first.
+    """
     path = run / name
-    rows = read_table(path) if path.is_file() else []
+    rows = []
+    if path.is_file():
+        require_unchanged(path)
+        rows = read_table(path)
     missing = [column for column in columns if not rows or column not in rows[0].cells]
     if missing:
         raise InputError(
@@ -113,4 +120,15 @@ def run_table(run: Path, name: str, columns: Sequence[str]) -> list[Row]:
             got="none" if path.is_file() else "no such file",
             remedy="give a run folder of train-agg, with all its files",
         )
+    lines: dict[str, int] = {}
+    for row in rows:
+        bag_id = row.cells["bag_id"]
+        if bag_id in lines:
+            raise InputError(
+                f"{path}:{row.line}",
+                expected="one row for each bag",
+                got=f"{bag_id!r} again (first at line {lines[bag_id]})",
+                remedy="remove one of them, or restore the file",
+            )
+        lines[bag_id] = row.line
     return rows

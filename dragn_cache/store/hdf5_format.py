@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from io import FileIO
 from pathlib import Path
 
 import h5py
 
-from dragn_cache.store.hdf5_links import open_part, own_dataset, read_whole
+from dragn_cache.store.hdf5_bytes import read_texts, read_values
+from dragn_cache.store.hdf5_links import own_dataset
+from dragn_cache.store.hdf5_trial import try_reading
+from dragn_cache.store.hdf5_writing import writing_hdf5
 from dragn_cache.store.part import (
     BagRows,
     PartIndex,
     Pieces,
     RowTable,
+    bag_rows,
     blocks,
     index_arrays,
     index_from_arrays,
@@ -35,7 +42,7 @@ class Hdf5Format:
         views: Sequence[str],
         rows: RowTable,
     ) -> None:
-        with h5py.File(path, "x") as file:
+        with writing_hdf5(path) as (file, check):
             for name, values in index_arrays(index).items():
                 dtype = h5py.string_dtype() if values.dtype.kind == "T" else values.dtype
                 file.create_dataset(name, shape=values.shape, dtype=dtype)
@@ -47,31 +54,46 @@ class Hdf5Format:
                         f"taps/{tap.name}/{view}", (index.rows, *tap.shape), tap.dtype
                     )
                     for start, stop in blocks(index.rows, tap.row_bytes):
+                        check()
                         dataset[start:stop] = rows[tap.name, view].read(start, stop)
 
+    def try_reading(self, path: Path) -> None:
+        try_reading(path, lock=False)
+
     def read_index(self, path: Path) -> PartIndex:
-        with open_part(path) as file:
-            return index_from_arrays(
-                lambda name, text: read_whole(own_dataset(file, name), text=text)
-            )
+        with _opened(path) as (file, raw):
+            return index_from_arrays(partial(_read, file, raw))
 
     def read_bags(self, path: Path) -> BagRows:
-        with open_part(path) as file:
-            return BagRows(
-                ids=tuple(str(v) for v in read_whole(own_dataset(file, "bags/id"), text=True)),
-                offsets=read_whole(own_dataset(file, "bags/offsets")),
-                rows=len(own_dataset(file, "instances/order")),
-            )
+        with _opened(path) as (file, raw):
+            return bag_rows(partial(_read, file, raw), len(own_dataset(file, "instances/order")))
 
     def read_rows(self, path: Path, tap: Tap, view: str, pieces: Pieces) -> None:
         pieces = [(start, out) for start, out in pieces if len(out)]
         if not pieces:  # an empty dataset has no bytes in the file
             return
-        with open_part(path) as file:
+        with _opened(path) as (file, raw):
             dataset = own_dataset(file, f"taps/{tap.name}/{view}")
             require_extent(dataset.shape, dataset.dtype, tap, pieces)
             offset = dataset.id.get_offset()
-        with path.open("rb", buffering=0) as raw:  # the file that was just opened
             for start, out in pieces:
                 raw.seek(offset + start * tap.row_bytes)
                 read_exactly(raw, out)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, FileIO]]:
+    """A part as an HDF5 file and as bytes. HDF5 reads it through the latter, so that it asks for no
+    lock, which some network file systems refuse: nobody writes to a part that exists."""
+    with path.open("rb", buffering=0) as raw, h5py.File(raw, "r") as file:
+        yield file, raw
+
+
+def _read(file: Any, raw: FileIO, name: str) -> Array | None:
+    """An array of the index; None if there is none."""
+    try:
+        dataset = own_dataset(file, name)
+    except KeyError:
+        return None
+    is_text = h5py.check_string_dtype(dataset.id.dtype) is not None
+    return np.array(read_texts(raw, dataset), object) if is_text else read_values(raw, dataset)

@@ -24,8 +24,17 @@ from dragn_cache.store.schema import Tap
 
 BLOCK_BYTES = 16 * 2**20
 FAILURE_COLUMNS = ("bag_id", "image", "box", "reason")
+GROUPS = {
+    "bags": ("id", "offsets", "digest", "plan"),
+    "instances": ("image", "box", "order", "digest"),
+    "failures": FAILURE_COLUMNS,
+}
+"""The arrays of a part's index, in writing order; each group has a seal beside them."""
+SEAL = "seal"
 
 Array = NDArray[Any]
+Seals = dict[str, bytes | None]
+"""The recorded `seal` of each group that was read; None in parts of older versions."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,7 @@ class PartIndex:
         order: (rows,) int64, position in the bag.
         image_digests: (rows, 32) uint8, sha256 of the image file's bytes.
         failures: inputs of this part's bags that could not be used.
+        seals: as read from a file; empty in an index that is still to be written.
     """
 
     ids: tuple[str, ...]
@@ -64,6 +74,7 @@ class PartIndex:
     order: NDArray[np.int64]
     image_digests: NDArray[np.uint8]
     failures: tuple[Failure, ...] = field(default=())
+    seals: Seals = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -78,11 +89,23 @@ class BagRows:
         ids: bag ids, b of them.
         offsets: (b+1,) int64; bag k has rows offsets[k]:offsets[k+1].
         rows: the number of rows in the part.
+        seals: that of the group ``bags``.
     """
 
     ids: tuple[str, ...]
     offsets: NDArray[np.int64]
     rows: int
+    seals: Seals
+
+
+def require_sealed(bags: BagRows | PartIndex) -> None:
+    """Raise ValueError unless every group that was read has a seal, as all new parts have.
+
+    That the seals are those of their groups was compared when they were read.
+    """
+    for group, recorded in bags.seals.items():
+        if recorded is None:
+            raise ValueError(f"no {group}/{SEAL}")
 
 
 def require_bags(bags: BagRows | PartIndex, planned: Sequence[str]) -> None:
@@ -146,6 +169,9 @@ class PartFormat(Protocol):
         rows: RowTable,
     ) -> None:
         """Write a whole part in one pass to a path that does not exist yet."""
+
+    def try_reading(self, path: Path) -> None:
+        """Raise ValueError if a library would not survive the part, which may come from others."""
 
     def read_index(self, path: Path) -> PartIndex:
         """Read everything but the features."""
@@ -221,6 +247,25 @@ def read_exactly(raw: FileIO, out: Array) -> None:
         view = view[count:]
 
 
+def seal(arrays: dict[str, Array]) -> bytes:
+    """sha256 over a group's arrays, in order.
+
+    For each array its name, its type (``utf-8``, ``int64`` or ``uint8``) and its sizes in decimal,
+    joined by commas, each with a zero byte behind it; then its numbers as little-endian bytes, or
+    each of its texts as UTF-8 and a zero byte.
+    """
+    digest = hashlib.sha256()
+    for name, values in arrays.items():
+        is_text = values.dtype.kind in "TOU"
+        kind = "utf-8" if is_text else values.dtype.name
+        digest.update(f"{name}\0{kind}\0{','.join(map(str, values.shape))}\0".encode())
+        if is_text:
+            digest.update("".join(f"{text}\0" for text in values.tolist()).encode())
+        else:
+            digest.update(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes())
+    return digest.digest()
+
+
 def index_arrays(index: PartIndex) -> dict[str, Array]:
     """A part's index as the named arrays that every format stores, in writing order."""
 
@@ -239,23 +284,62 @@ def index_arrays(index: PartIndex) -> dict[str, Array]:
     }
     for column in FAILURE_COLUMNS:
         arrays[f"failures/{column}"] = text([getattr(f, column) for f in index.failures])
+    for group, names in GROUPS.items():
+        sealed = seal({name: arrays[f"{group}/{name}"] for name in names})
+        arrays[f"{group}/{SEAL}"] = np.frombuffer(sealed, np.uint8)
     return arrays
 
 
-def index_from_arrays(read: Callable[[str, bool], Array]) -> PartIndex:
-    """Build a part's index from ``read(name, text)``."""
-    columns = [[str(v) for v in read(f"failures/{c}", True)] for c in FAILURE_COLUMNS]
+Read = Callable[[str], Array | None]
+"""Reads an array of an index by its name (texts as objects or StringDType); None if absent."""
+
+
+def read_group(read: Read, group: str) -> tuple[dict[str, Array], bytes | None]:
+    """The arrays of a group by name, and its seal, which older parts do not have.
+
+    Raises:
+        ValueError: an array is missing, or they are not those that were sealed.
+    """
+    arrays: dict[str, Array] = {}
+    for name in GROUPS[group]:
+        values = read(f"{group}/{name}")
+        if values is None:
+            raise ValueError(f"no {group}/{name}")
+        if values.dtype.kind in "TO" and any("\0" in text for text in values):
+            raise ValueError(f"{group}/{name} has a null character, which no part is written with")
+        arrays[name] = values
+    recorded = read(f"{group}/{SEAL}")
+    if recorded is None:
+        return arrays, None
+    if recorded.astype(np.uint8).tobytes() != seal(arrays):
+        raise ValueError(f"{group} are not as their seal has them")
+    return arrays, recorded.tobytes()
+
+
+def index_from_arrays(read: Read) -> PartIndex:
+    """Build a part's index from its arrays."""
+    groups = {group: read_group(read, group) for group in GROUPS}
+    bags, instances, failures = (arrays for arrays, _ in groups.values())
+    columns = [[str(v) for v in failures[c]] for c in FAILURE_COLUMNS]
     return PartIndex(
-        ids=tuple(str(v) for v in read("bags/id", True)),
-        offsets=read("bags/offsets", False),
-        digests=read("bags/digest", False),
-        plans=read("bags/plan", False),
-        images=tuple(str(v) for v in read("instances/image", True)),
-        boxes=read("instances/box", False),
-        order=read("instances/order", False),
-        image_digests=read("instances/digest", False),
+        ids=tuple(str(v) for v in bags["id"]),
+        offsets=bags["offsets"],
+        digests=bags["digest"],
+        plans=bags["plan"],
+        images=tuple(str(v) for v in instances["image"]),
+        boxes=instances["box"],
+        order=instances["order"],
+        image_digests=instances["digest"],
         failures=tuple(Failure(*row) for row in zip(*columns, strict=True)),
+        seals={group: recorded for group, (_, recorded) in groups.items()},
     )
+
+
+def bag_rows(read: Read, rows: int) -> BagRows:
+    """Build the rows of each bag from the arrays of the group ``bags``."""
+    arrays, recorded = read_group(read, "bags")
+    ids = tuple(str(v) for v in arrays["id"])
+    return BagRows(ids, arrays["offsets"], rows, {"bags": recorded})
 
 
 def corner_coords(index: PartIndex) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dragn_cache.manifest import Instance, Manifest
@@ -87,6 +87,13 @@ def bag_plan(manifest: Manifest, bag: int) -> bytes:
     plan = [[row.image, row.order, row.box] for row in instances_of(manifest, bag)]
     text = json.dumps(plan, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).digest()
+
+
+def bags_digest(part_of_bags: Iterable[tuple[str, int]]) -> str:
+    """sha256 (hex) over a table of bags, in order: for each its id as UTF-8, a zero byte, the
+    number of its part in decimal, a line feed."""
+    lines = (f"{bag_id}\0{part}\n" for bag_id, part in part_of_bags)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def manifest_digest(manifest: Manifest) -> str:

@@ -14,24 +14,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dragn_cache.errors import DamagedPartError, StoreError, UnknownNameError, foreign
-from dragn_cache.files import read_text
+from dragn_cache.checksums import CHECKSUMS
+from dragn_cache.errors import ManifestError, StoreError, UnknownNameError, foreign
 from dragn_cache.manifest import Bag, read_bags
+from dragn_cache.manifest.shared import image_keys
 from dragn_cache.store.formats import FORMATS
 from dragn_cache.store.part import (
     Array,
+    BagRows,
     Failure,
     PartIndex,
     Pieces,
-    bag_digests,
     empty_rows,
     reading_part,
     require_bags,
     require_index,
+    require_sealed,
 )
-from dragn_cache.store.plan import is_part_number
+from dragn_cache.store.plan import bags_digest, is_part_number
 from dragn_cache.store.schema import KINDS, StoreDescription, Tap, read_description
-from dragn_cache.types import CLEAN_VIEW
+from dragn_cache.store.tables import changed_tables
+from dragn_cache.types import CLEAN_VIEW, Warn
 
 # Threads that read: one alone spends most of its time on the first use of new memory pages.
 READERS = 4
@@ -48,21 +51,52 @@ class Store:
         task: ``multilabel`` or ``multiclass``.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, warn: Warn = lambda text: None) -> None:
         self.path = path
         self.description: StoreDescription = read_description(path)
         self._format = FORMATS[self.description.format]
+        faults = self.table_faults()
         toml = _read_label_order(path)
         self.name: str = toml.get("name", path.name)
-        self.bags, self.labels, self.task = read_bags(
-            path / "manifest" / "bags.csv", labels=toml.get("labels"), task=toml.get("task")
-        )
+        try:
+            self.bags, self.labels, self.task = read_bags(
+                path / "manifest" / "bags.csv", labels=toml.get("labels"), task=toml.get("task")
+            )
+        except ManifestError as error:
+            if not faults:
+                raise
+            raise _changed_table(faults[0], error) from error
         self._part_of = {bag.bag_id: _part_number(path, bag) for bag in self.bags}
+        self._require_planned()
+        for fault in faults:
+            warn(fault)
         self._planned: dict[int, list[str]] = {}
         for bag_id, part in self._part_of.items():
             self._planned.setdefault(part, []).append(bag_id)
         self._index: dict[int, PartIndex] = {}
         self._places: dict[str, tuple[int, int, int]] = {}
+
+    def _require_planned(self) -> None:
+        """Raise `StoreError` unless the table has the bags and parts that were planned."""
+        description = self.description
+        if description.is_sealed and bags_digest(self._part_of.items()) != description.bags:
+            raise StoreError(
+                str(self.path / "manifest" / "bags.csv"),
+                expected="the bags and parts that store.json has a digest of",
+                got="others",
+                remedy="restore it, or run the same extract or import command again (or extract "
+                "with `update=True`): it rewrites this table",
+            )
+
+    def table_faults(self) -> list[str]:
+        """A line for each table in ``manifest/`` whose labels or texts are not as written."""
+        folder = self.path / "manifest"
+        return [
+            f"{folder / name}: not as it was written; if you changed it on purpose, run "
+            f"sha256sum bags.csv dataset.toml > {CHECKSUMS} in that folder; else run the same "
+            "extract or import command again: it rewrites it"
+            for name in changed_tables(self.path) or ()
+        ]
 
     # --- contents ---
 
@@ -74,6 +108,10 @@ class Store:
     def parts(self) -> list[int]:
         """Numbers of all planned parts."""
         return sorted(self._planned)
+
+    def planned(self, number: int) -> list[str]:
+        """Ids of the bags that a part was planned to hold, in order."""
+        return self._planned[number]
 
     def part_path(self, number: int) -> Path:
         return self.path / "parts" / f"{number:05d}{self._format.suffix}"
@@ -108,11 +146,24 @@ class Store:
             self._index[number] = self._read_index(number)
         return self._index[number]
 
+    def try_reading(self, number: int) -> None:
+        """Raise `DamagedPartError` if a library would not survive a part, which may be of others.
+
+        Slower than reading it: for whoever looks at a store for the first time.
+        """
+        with reading_part(self.part_path(number)):
+            self._format.try_reading(self.part_path(number))
+
     def _read_index(self, number: int) -> PartIndex:
         with reading_part(self.part_path(number)):
             index = self._format.read_index(self.part_path(number))
+            self._require_sealed(index)
             require_index(index, self._planned[number])
         return index
+
+    def _require_sealed(self, bags: BagRows | PartIndex) -> None:
+        if self.description.is_sealed:
+            require_sealed(bags)
 
     def instances(self, bag_id: str) -> PartIndex:
         """Everything but the features of one bag: its piece of its part's index."""
@@ -152,6 +203,14 @@ class Store:
         places = [self._place(bag_id) for bag_id in bags]
         return np.array([last - first for _, first, last in places], np.int64)
 
+    def plans(self) -> list[bytes]:
+        """The digest of each bag's planned instances, in the order of bags; see `bag_plan`."""
+        of_bag: dict[str, bytes] = {}
+        for number in self.parts:
+            index, ids = self.index(number), set(self._planned[number])
+            of_bag |= {b: bytes(p) for b, p in zip(index.ids, index.plans, strict=True) if b in ids}
+        return [of_bag[bag_id] for bag_id in self.bag_ids]
+
     def digests(self, bags: Sequence[str]) -> NDArray[np.uint8]:
         """(B, 32): the digest of each bag's features, by their ids; see `bag_digests`."""
         places = [self._place(bag_id)[0] for bag_id in bags]
@@ -162,6 +221,28 @@ class Store:
             ids = set(self._planned[number])
             of_bag |= {b: d for b, d in zip(index.ids, index.digests, strict=True) if b in ids}
         return np.array([of_bag[bag_id] for bag_id in bags], np.uint8).reshape(-1, 32)
+
+    def image_keys(self, bags: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        """The instances of some bags: the number of each one's bag, and what it shows.
+
+        See `dragn_cache.manifest.shared.image_keys`. Those whose image is not known are left out:
+        features of other tools have the digest of the file of features in its place.
+        """
+        members, keys = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+        by_part: dict[int, list[tuple[int, int, int]]] = {}
+        if "source_layout" not in self.description.provenance["features"]:
+            for k, bag_id in enumerate(bags):
+                part, first, last = self._place(bag_id)
+                by_part.setdefault(part, []).append((k, first, last))
+        for number, places in sorted(by_part.items()):
+            index = self._index.get(number) or self._read_index(number)  # not kept, as above
+            of_row = np.full(index.rows, -1, np.int64)
+            for k, first, last in places:
+                of_row[first:last] = k
+            chosen = (of_row >= 0) & index.image_digests.any(axis=1)
+            members.append(of_row[chosen])
+            keys.append(image_keys(index.image_digests[chosen], index.boxes[chosen]))
+        return np.concatenate(members), np.concatenate(keys)
 
     def summary(self) -> dict[str, Any]:
         """Contents and provenance of the store, as JSON values."""
@@ -252,6 +333,7 @@ class Store:
         planned = self._planned[part]
         with reading_part(self.part_path(part)):
             bags = self._format.read_bags(self.part_path(part))
+            self._require_sealed(bags)
             require_bags(bags, planned)
         edges = bags.offsets.tolist()
         position = {bag_id: k for k, bag_id in enumerate(bags.ids)}
@@ -259,30 +341,9 @@ class Store:
             k = position[planned_id]
             self._places[planned_id] = (part, edges[k], edges[k + 1])
 
-    # --- checking ---
 
-    def verify_part(self, number: int) -> list[tuple[str, str]]:
-        """Compare every bag of a part with its digest.
-
-        Returns:
-            (bag id, what is wrong) for each damaged bag; every bag of a part that cannot be read.
-        """
-        planned = self._planned[number]
-        self._index.pop(number, None)
-        try:
-            index = self.index(number)
-            taps, views = self.description.taps, self.description.views
-            table = {(tap.name, v): _PartRows(self, number, tap, v) for tap in taps for v in views}
-            digests = bag_digests(index.offsets, taps, views, dict(table))
-        except DamagedPartError as error:
-            return [(bag_id, error.got) for bag_id in planned]
-        wrong = (digests != index.digests).any(axis=1)
-        damaged = {bag_id for bag_id, bad in zip(index.ids, wrong, strict=True) if bad}
-        return [(b, "features differ from their digest") for b in planned if b in damaged]
-
-
-class _PartRows:
-    """Rows of one tap and view of a part, for digests."""
+class PartRows:
+    """Rows of one tap and view of a part, read piece by piece."""
 
     def __init__(self, store: Store, part: int, tap: Tap, view: str) -> None:
         self.store, self.part, self.tap, self.view = store, part, tap, view
@@ -326,6 +387,12 @@ def _part_number(path: Path, bag: Bag) -> int:
     return int(text)
 
 
+def _changed_table(fault: str, error: ManifestError) -> StoreError:
+    """The error of tables that cannot be read because one of them has changed."""
+    where, _, remedy = fault.partition(": not as it was written; ")
+    return StoreError(where, expected="the file as it was written", got=str(error), remedy=remedy)
+
+
 def _read_label_order(path: Path) -> dict[str, Any]:
     toml = path / "manifest" / "dataset.toml"
     with foreign(
@@ -337,10 +404,14 @@ def _read_label_order(path: Path) -> dict[str, Any]:
         return tomllib.loads(read_text(toml))
 
 
-def open_store(path: str | Path) -> Store:
+def open_store(path: str | Path, *, warn: Warn = lambda text: None) -> Store:
     """Open a feature store for reading.
 
+    Args:
+        warn: called with one line for each table whose labels, splits, groups or texts are not
+            those that were written: they may be replaced, and may be damaged.
+
     Raises:
-        StoreError: there is none at ``path``, or its store.json is damaged.
+        StoreError: there is none at ``path``, or its store.json or plan is damaged.
     """
-    return Store(Path(path))
+    return Store(Path(path), warn)

@@ -1,15 +1,17 @@
-"""The description of a store: ``store.json``, its three digests, and their comparison.
+"""The description of a store: ``store.json``, its digests, and the comparison of settings.
 
 *features* is everything that decides what the numbers mean (backbone, weights, taps, grid,
 preprocessing); *numerics* everything else that can change their last bits (dtype, device, batch
 size, library versions); *plan* the manifest's images and boxes and the part limits, which decide
-the parts. Labels, splits, groups, the store's format, worker counts and paths are in none.
+the parts. Labels, splits, groups, the store's format, worker counts and paths are in none of the
+three. The digest *bags* is of the plan itself, the bags and their parts; *file* is of all the rest.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,8 +24,12 @@ from dragn_cache.files import read_text, write_text
 from dragn_cache.store.config import DType, Format
 from dragn_cache.types import CLEAN_VIEW
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+UNSEALED = 2
+"""The version whose parts and tables have no digests but those of the bags' features."""
 KINDS = ("features", "numerics", "plan")
+MOST_VALUES = 2**31
+"""Of one row: no array can be asked for that is larger by far."""
 _RESTORE = "restore the file, or extract into a new store"
 
 
@@ -50,6 +56,7 @@ class StoreDescription:
         provenance: for each of `KINDS`, the values that went into its digest.
         made_from: names, for people, of what a digest only identifies (data set, weights).
         revision: how often an update has changed the plan.
+        bags: `plan.bags_digest` of manifest/bags.csv, as hex; "" before it is planned.
     """
 
     format: Format
@@ -58,6 +65,7 @@ class StoreDescription:
     views: tuple[str, ...] = (CLEAN_VIEW,)
     made_from: Mapping[str, str] = field(default_factory=dict)
     revision: int = 0
+    bags: str = ""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -69,13 +77,22 @@ class StoreDescription:
         """Bytes of one instance over all taps and views."""
         return sum(tap.row_bytes for tap in self.taps) * len(self.views)
 
+    @property
+    def is_sealed(self) -> bool:
+        """Whether everything in the store is under a digest; older versions have fewer."""
+        return self.schema_version > UNSEALED
+
     def digest(self, kind: str) -> str:
         """sha256 of one kind of provenance, as hex."""
         return json_digest(self.provenance[kind])
 
     def to_json(self) -> str:
         record = asdict(self)
+        bags = record.pop("bags")
         record["digests"] = {kind: self.digest(kind) for kind in KINDS}
+        if self.is_sealed:
+            record["digests"]["bags"] = bags
+            record["digests"]["file"] = json_digest(record)
         return json.dumps(record, indent=2, sort_keys=True) + "\n"
 
 
@@ -99,9 +116,10 @@ def read_description(store: Path) -> StoreDescription:
     """
     path = store / "store.json"
     try:
-        text = read_text(path)
-    except FileNotFoundError as error:
-        got = "no such folder" if not store.exists() else "no store.json in it"
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        got = "no store.json in it" if store.is_dir() else "a file"
+        got = got if store.exists() else "no such folder"
         raise StoreError(
             str(store),
             expected="a feature store",
@@ -118,10 +136,10 @@ def parse_description(text: str, path: Path) -> StoreDescription:
     with foreign(path, expected="what dragn-cache wrote", remedy=_RESTORE, kind=StoreError):
         record = json.loads(text)
         version = record["schema_version"]
-        if version != SCHEMA_VERSION:
+        if version not in (UNSEALED, SCHEMA_VERSION):
             raise StoreError(
                 str(path),
-                expected=f"schema version {SCHEMA_VERSION}",
+                expected=f"schema version {UNSEALED} or {SCHEMA_VERSION}",
                 got=str(version),
                 remedy="use the version of dragn-cache that wrote it, or extract again",
             )
@@ -134,12 +152,15 @@ def parse_description(text: str, path: Path) -> StoreDescription:
             tuple(record["views"]),
             record["made_from"],
             record["revision"],
+            record["digests"]["bags"] if version > UNSEALED else "",
             version,
         )
-        recorded = record["digests"]
-        actual = {kind: description.digest(kind) for kind in KINDS}
+        # All that was read gives the text anew; keys that no version has, and other digests, not.
+        recorded, actual = record, json.loads(description.to_json())
     if recorded != actual:
-        raise _damaged(path, "provenance that does not give its digests")
+        wrong = [name for name in actual if recorded.get(name) != actual[name]]
+        got = "settings that do not give their digests" if wrong else "keys of no version"
+        raise _damaged(path, got)
     return description
 
 
@@ -161,7 +182,8 @@ def _require_types(record: Mapping[str, Any], taps: Sequence[Tap]) -> None:
         "taps": len(taps) > 0
         and all(is_step(tap.name) and tap.dtype in get_args(DType) for tap in taps)
         and len({tap.name for tap in taps}) == len(taps)
-        and all(type(size) is int and size > 0 for size in sizes),
+        and all(type(size) is int and size > 0 for size in sizes)
+        and all(math.prod(tap.shape) <= MOST_VALUES for tap in taps),
         "views": isinstance(views, list)
         and len(views) > 0
         and all(map(is_step, views))
@@ -207,7 +229,7 @@ def require_same_settings(store: Path, have: StoreDescription, want: StoreDescri
     elif (have.taps, have.views) != (want.taps, want.views):
         texts.append("store.json's taps or views are not those of its own settings")
     if texts:
-        remedy = "give the store's settings, or another `out`, or remove this store"
+        remedy = "give the store's settings, or another `out`"
         if all(text.startswith("plan.") for text in texts):
             remedy = "extract with `update=True` to bring it up to date, or give another `out`"
             if want.provenance["numerics"].get("imported"):
@@ -231,5 +253,5 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _short(value: object) -> str:
-    text = "absent" if value is None else json.dumps(value)
+    text = "absent" if value is None else json.dumps(value, default=str)
     return text if len(text) <= 40 else text[:18] + "…" + text[-6:]

@@ -14,7 +14,7 @@ from pathlib import Path
 from dragn_cache.manifest import Manifest
 from dragn_cache.store.claims import Claims
 from dragn_cache.store.formats import FORMATS
-from dragn_cache.store.part import PartIndex, reading_part
+from dragn_cache.store.part import PartIndex, reading_part, require_sealed
 from dragn_cache.store.plan import PartPlan, instances_of, is_part_number, plan_parts
 from dragn_cache.store.schema import (
     StoreDescription,
@@ -22,7 +22,14 @@ from dragn_cache.store.schema import (
     require_same_settings,
     write_description,
 )
-from dragn_cache.store.tables import TABLES, part_of_bags, remove_leftovers, write_tables
+from dragn_cache.store.tables import (
+    TABLES,
+    part_of_bags,
+    planned_bags,
+    remove_leftovers,
+    write_tables,
+)
+from dragn_cache.types import Say
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,7 @@ def replan(
     manifest: Manifest,
     is_current: IsCurrent,
     part_instances: int,
+    say: Say = lambda line: None,
 ) -> UpdateReport:
     """Change a store's plan to a manifest's present state; computes and writes no features.
 
@@ -81,13 +89,13 @@ def replan(
         DamagedPartError: a part's index cannot be read.
     """
     with Claims(path / "parts") as claims:
-        claims.wait(TABLES)
+        claims.wait(TABLES, say)
         remove_leftovers(path)
         have = read_description(path)
         planned = {**description.provenance, "plan": have.provenance["plan"]}
         require_same_settings(path, have, replace(description, provenance=planned))
         stored = stored_bags(path, have)
-        part_of = part_of_bags(path)
+        part_of = part_of_bags(path, have)
         # Where the table is lost, the parts tell which bags the store had.
         known = part_of or dict.fromkeys(stored, 0)
         by_state: dict[str, list[str]] = {"changed": [], "new": [], "waiting": []}
@@ -115,9 +123,11 @@ def replan(
         # store as one of another plan, and a second update makes both agree.
         write_tables(path, parts, manifest)
         plan = description.provenance["plan"]
-        if to_write or removed or plan != have.provenance["plan"]:
+        bags = planned_bags(parts, manifest) if have.is_sealed else ""
+        if to_write or removed or plan != have.provenance["plan"] or bags != have.bags:
             revised = {**have.provenance, "plan": plan}
-            write_description(replace(have, provenance=revised, revision=have.revision + 1), path)
+            have = replace(have, provenance=revised, bags=bags, revision=have.revision + 1)
+            write_description(have, path)
     return UpdateReport(
         changed=tuple(by_state["changed"]),
         new=tuple(by_state["new"]),
@@ -134,6 +144,8 @@ def stored_bags(path: Path, description: StoreDescription) -> dict[str, tuple[in
         part = _part_path(path, description, number)
         with reading_part(part):
             index = FORMATS[description.format].read_index(part)
+            if description.is_sealed:
+                require_sealed(index)
         for position, bag_id in enumerate(index.ids):
             bags[bag_id] = (number, StoredBag(index, position))
     return bags

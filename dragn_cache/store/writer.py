@@ -7,28 +7,19 @@ is written in one pass, fsynced and renamed.
 
 from __future__ import annotations
 
-import errno
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from dragn_cache.errors import InputError, StoreError
-from dragn_cache.files import (
-    MOST_TABLE_BYTES,
-    csv_text,
-    is_storable,
-    read_limited,
-    sync_folder,
-    sync_tree,
-    write_text,
-)
+from dragn_cache.files import is_storable, sync_folder, sync_tree, write_text
 from dragn_cache.manifest import Manifest
-from dragn_cache.store.claims import Claims, describe_holder
+from dragn_cache.store.claims import Claims, describe_holder, how_to_end
 from dragn_cache.store.formats import FORMATS
-from dragn_cache.store.part import FAILURE_COLUMNS, Failure, reading_part
+from dragn_cache.store.part import Failure, reading_part, require_sealed
 from dragn_cache.store.part_writer import PartWriter
 from dragn_cache.store.plan import PartPlan
 from dragn_cache.store.schema import (
@@ -40,10 +31,13 @@ from dragn_cache.store.schema import (
 from dragn_cache.store.tables import (
     HALF_WRITTEN,
     TABLES,
+    failures_text,
+    planned_bags,
     remove_leftovers,
     stored_parts,
     write_tables,
 )
+from dragn_cache.types import Say
 
 _INTACT = "intact"  # a file in every scratch folder
 _OURS = re.compile(rf"{HALF_WRITTEN.pattern}|parts")
@@ -63,9 +57,10 @@ class StoreWriter:
         description: StoreDescription,
         parts: Sequence[PartPlan],
         manifest: Manifest,
+        say: Say,
     ) -> None:
         self.path, self.description, self.parts = path, description, list(parts)
-        self.manifest = manifest
+        self.manifest, self.say = manifest, say
         self.format = FORMATS[description.format]
         self.claims = Claims(path / "parts")
 
@@ -91,7 +86,7 @@ class StoreWriter:
         held = {part.name: self.claims.path(part.name) for part in self.missing()}
         holders = {name: describe_holder(path) for name, path in held.items()}
         return [
-            f"part {name}: {holder}; if that has ended, remove {held[name]}"
+            f"part {name}: {how_to_end(holder, held[name])}"
             for name, holder in holders.items()
             if holder
         ]
@@ -102,7 +97,7 @@ class StoreWriter:
         folder = self.path / "parts" / f".{part.name}.{self.claims.token}"
         intact = folder / _INTACT
         if not self.claims.holds(part.name):
-            self.claims.wait(part.name)
+            self.claims.wait(part.name, self.say)
         try:
             folder.mkdir()
             intact.touch()
@@ -125,7 +120,6 @@ class StoreWriter:
     def _complete(self, part: PartPlan, writer: PartWriter, folder: Path) -> None:
         unfinished = folder / f"part{self.format.suffix}"
         index = writer.index()
-        self._require_space(index.rows)
         description = self.description
         self.format.write(unfinished, index, description.taps, description.views, writer.rows)
         sync_tree(unfinished)
@@ -139,13 +133,6 @@ class StoreWriter:
                     raise
             sync_folder(self.path / "parts")
 
-    def _require_space(self, rows: int) -> None:
-        """Raise OSError before writing what would not fit: HDF5 can crash on a full disk."""
-        disk = os.statvfs(self.path)
-        needed = rows * (self.description.row_bytes + 400) + 2**16
-        if disk.f_bavail * disk.f_frsize < needed:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-
     def failures(self) -> list[Failure]:
         """Inputs that could not be used, from the parts that exist (each stores its own)."""
         unused: list[Failure] = []
@@ -154,7 +141,10 @@ class StoreWriter:
             if path.exists():
                 ids = {self.manifest.bags[k].bag_id for k in part.bags}
                 with reading_part(path):
-                    unused += [f for f in self.format.read_index(path).failures if f.bag_id in ids]
+                    index = self.format.read_index(path)
+                    if self.description.is_sealed:
+                        require_sealed(index)
+                unused += [f for f in index.failures if f.bag_id in ids]
         return unused
 
     def finish(self) -> list[Failure]:
@@ -163,11 +153,11 @@ class StoreWriter:
         These are files of dead processes, and parts that an update has replaced entirely.
         """
         failures = self.failures()
-        self.claims.wait(TABLES)
+        self.claims.wait(TABLES, self.say)
         remove_leftovers(self.path)
         if self.description.revision and not self.missing():
             self._remove_replaced_parts()
-        text = csv_text(FAILURE_COLUMNS, ([f.bag_id, f.image, f.box, f.reason] for f in failures))
+        text = failures_text(failures)
         path = self.path / "failures.csv"
         if not path.is_file() or read_limited(path, MOST_TABLE_BYTES) != text.encode():
             write_text(path, text)
@@ -189,12 +179,17 @@ class StoreWriter:
 
 
 def open_writer(
-    path: Path, description: StoreDescription, parts: Sequence[PartPlan], manifest: Manifest
+    path: Path,
+    description: StoreDescription,
+    parts: Sequence[PartPlan],
+    manifest: Manifest,
+    say: Say = lambda line: None,
 ) -> StoreWriter:
     """Make a store, or continue one of the same settings; other processes may write to it too.
 
     Args:
         parts: the plan for a new store; a store that exists keeps its own.
+        say: called with whom a long wait is for.
 
     Raises:
         StoreMismatchError: the store there has other settings; the message names them.
@@ -204,18 +199,19 @@ def open_writer(
     _require_storable(manifest)
     (path / "parts").mkdir(parents=True, exist_ok=True)
     with Claims(path / "parts") as claims:
-        claims.wait(TABLES)
+        claims.wait(TABLES, say)
         if (path / "store.json").exists():
             have = read_description(path)
             require_same_settings(path, have, description)
             description = have
             if have.revision:
-                parts = stored_parts(path, manifest)
+                parts = stored_parts(path, have, manifest)
         else:
+            description = replace(description, bags=planned_bags(parts, manifest))
             write_description(description, path)
         remove_leftovers(path)
         write_tables(path, parts, manifest)
-    return StoreWriter(path, description, parts, manifest)
+    return StoreWriter(path, description, parts, manifest, say)
 
 
 def _require_storable(manifest: Manifest) -> None:

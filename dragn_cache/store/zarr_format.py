@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from dragn_cache.store.part import (
     PartIndex,
     Pieces,
     RowTable,
+    bag_rows,
     index_arrays,
     index_from_arrays,
     read_exactly,
@@ -71,16 +73,17 @@ class ZarrFormat:
                     stop = min(start + shard, index.rows)
                     array[start:stop] = rows[tap.name, view].read(start, stop)
 
+    def try_reading(self, path: Path) -> None:
+        """Nothing to try: uncompressed chunks are read by Python alone."""
+
     def read_index(self, path: Path) -> PartIndex:
         require_regular_below(path)
         group = zarr.open_group(path, mode="r")
-        return index_from_arrays(lambda name, text: _read(path, group, name))
+        return index_from_arrays(partial(_read, path, group))
 
     def read_bags(self, path: Path) -> BagRows:
         (rows,) = _metadata(path / "instances" / "order")["shape"]
-        ids, offsets = (_chunk(path / "bags" / name) for name in ("id", "offsets"))
-        texts = VLenUTF8().decode(ids) if ids else ()
-        return BagRows(tuple(texts), np.frombuffer(offsets, "<i8").astype(np.int64), rows)
+        return bag_rows(partial(_read_chunk, path), rows)
 
     def read_rows(self, path: Path, tap: Tap, view: str, pieces: Pieces) -> None:
         folder = path / "taps" / tap.name / view
@@ -136,19 +139,30 @@ def _metadata(array: Path) -> dict[str, Any]:
     return metadata
 
 
-def _chunk(array: Path) -> bytes:
-    """The bytes of a one-dimensional, uncompressed array of the index, which is one chunk.
+def _read_chunk(path: Path, name: str) -> Array | None:
+    """An array of the index, which is one uncompressed chunk; None if there is none.
 
     The library takes a millisecond for each array, which adds up over many small parts.
     """
+    array = path / name
+    if not array.exists():
+        return None
     metadata = _metadata(array)
-    if [codec["name"] for codec in metadata["codecs"]] not in (["bytes"], ["vlen-utf8"]):
-        raise ValueError(f"{array.name} is not stored uncompressed")
-    return read_limited(array / "c" / "0", MOST_TABLE_BYTES) if metadata["shape"][0] else b""
+    codecs, shape = [codec["name"] for codec in metadata["codecs"]], metadata["shape"]
+    if codecs not in (["bytes"], ["vlen-utf8"]):
+        raise ValueError(f"{name} is not stored uncompressed")
+    chunk = array.joinpath("c", *["0"] * len(shape)).read_bytes() if math.prod(shape) else b""
+    if codecs == ["vlen-utf8"]:
+        values: Array = VLenUTF8().decode(chunk) if chunk else np.empty(0, object)
+        return values
+    kind = np.dtype(metadata["data_type"]).newbyteorder("<")
+    return np.frombuffer(chunk, kind).reshape(shape).astype(kind.newbyteorder("="))
 
 
-def _read(path: Path, group: zarr.Group, name: str) -> Array:
+def _read(path: Path, group: zarr.Group, name: str) -> Array | None:
     """Read an array of the index, which is one chunk; the library gives zeros for a lost one."""
+    if name not in group:
+        return None
     array: Any = group[name]
     if array.size and not path.joinpath(name, "c", *["0"] * array.ndim).is_file():
         raise FileNotFoundError(f"{name} has lost its chunk")

@@ -57,3 +57,30 @@ def test_a_store_that_does_not_say_how_it_was_made_is_verified_all_the_same(
 def test_a_whole_store_tells_how_it_was_made_as_well(store: Path) -> None:
     command = json.loads(ok("verify", store, "--json"))["command"]
     assert command.startswith("dragn-cache extract --dataset ")
+
+
+def test_runs_and_cross_validations_are_verified(store: Path, tmp_path: Path) -> None:
+    train = ("--store", store, "--aggregator", "mean", "--epochs", 1, "--intervals", 0)
+    ok("train-agg", *train, "--out", tmp_path / "run")
+    ok("crossval", *train, "--out", tmp_path / "study", "--folds", 3, "--seeds", 1, "--jobs", 1)
+    assert ok("verify", tmp_path / "run") == f"{tmp_path / 'run'}: 0 damaged files\n"
+    assert json.loads(ok("verify", tmp_path / "study", "--json")) == {"faults": []}
+    for name, digit in (("run/metrics.json", "1"), ("study/trainings/mean/seed0-fold1.json", "3")):
+        path = tmp_path / name
+        text = path.read_text()
+        assert digit in text
+        path.write_text(text.replace(digit, "7", 1))
+        result = run("verify", path.parents[len(path.relative_to(tmp_path).parts) - 2])
+        assert result.exit_code == 1
+        assert f"damaged: {path}: " in result.stdout
+    for path in ("run/checkpoint.pt", "study/summary.csv"):
+        (tmp_path / path).unlink()
+    assert "run/checkpoint.pt: lost" in run("verify", tmp_path / "run").stdout
+    assert "study/summary.csv: lost" in run("verify", tmp_path / "study").stdout
+
+
+def test_what_is_none_of_these_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "expected a feature store, got a file" in refused("verify", tmp_path / "file")
+    assert "got no store.json in it" in refused("verify", tmp_path)
+    assert "got no such folder" in refused("verify", tmp_path / "none")

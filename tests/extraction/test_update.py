@@ -18,6 +18,7 @@ from dragn_cache.extraction.report import ExtractReport
 from dragn_cache.manifest import Manifest, read_manifest
 from dragn_cache.store import FORMATS, open_store
 from dragn_cache.store.update import UpdateReport
+from dragn_cache.store.verify import verify_part
 
 SIZES = [3, 1, 5, 2, 7, 1, 4]
 
@@ -61,7 +62,7 @@ def same_features(out: Path, folder: Path, fresh: Path, format: str) -> None:
         np.testing.assert_allclose(values, wanted, rtol=2e-3, atol=1e-6)  # other batch mates
     store = open_store(out)
     assert store.bag_ids == open_store(fresh).bag_ids
-    assert [store.verify_part(number) for number in store.parts] == [[]] * len(store.parts)
+    assert [verify_part(store, number).bags for number in store.parts] == [()] * len(store.parts)
 
 
 def test_nothing_changed_nothing_done(tmp_path: Path, format: str) -> None:

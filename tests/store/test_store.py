@@ -35,6 +35,7 @@ from dragn_cache.store import (
     tables,
 )
 from dragn_cache.store.claims import Claims, living_tokens
+from dragn_cache.store.verify import verify_part
 from dragn_cache.store.zarr_format import chunk_and_shard_rows
 
 SIZES = [3, 1, 5, 2, 7, 1]
@@ -345,10 +346,10 @@ def test_a_foreign_folder_is_refused(tmp_path: Path, format: str) -> None:
 def test_damage_is_found_and_named(tmp_path: Path, format: str) -> None:
     path = write(tmp_path / "s", format)
     store = open_store(path)
-    assert [store.verify_part(n) for n in store.parts] == [[]] * 5
+    assert [verify_part(store, n).bags for n in store.parts] == [()] * 5
     flip(path, format, features("b4", 6, TAPS[1]).tobytes())
-    assert store.verify_part(3) == [("b4", "features differ from their digest")]
-    assert store.verify_part(1) == []
+    assert verify_part(store, 3).bags == (("b4", "features differ from their digest"),)
+    assert verify_part(store, 1).bags == ()
 
 
 def flip(path: Path, format: str, known: bytes) -> None:
@@ -385,7 +386,7 @@ def test_a_truncated_part_is_an_error_never_zeros(
         DamagedPartError, match=r"parts/00001\.\w+: expected .*verify .* `repair=True`"
     ):
         store.load("gap")
-    assert [bag for bag, _ in store.verify_part(1)] == ["b2"]
+    assert [bag for bag, _ in verify_part(store, 1).bags] == ["b2"]
     assert store.bag("b0", "gap").shape == (3, 11)
 
 
@@ -409,11 +410,19 @@ def test_a_store_of_another_version_or_with_changed_provenance_is_refused(
 ) -> None:
     path = write(tmp_path / "s", format) / "store.json"
     original = path.read_text()
-    path.write_text(original.replace('"schema_version": 2', '"schema_version": 1'))
-    with pytest.raises(StoreError, match="expected schema version 2, got 1"):
-        open_store(path.parent)
-    path.write_text(original.replace('"backbone": "net"', '"backbone": "other"'))
-    with pytest.raises(StoreError, match="provenance that does not give its digests"):
+    for version in ("1", "4"):
+        path.write_text(original.replace('"schema_version": 3', f'"schema_version": {version}'))
+        with pytest.raises(StoreError, match=f"expected schema version 2 or 3, got {version}"):
+            open_store(path.parent)
+    others = [('"backbone": "net"', '"backbone": "other"'), ('"name": "gap"', '"name": "gaq"')]
+    others += [('"revision": 0', '"revision": 1'), ('"schema_version": 3', '"schema_version": 2')]
+    for old, new in others:
+        assert original.count(old) == 1
+        path.write_text(original.replace(old, new))
+        with pytest.raises(StoreError, match="settings that do not give their digests"):
+            open_store(path.parent)
+    path.write_text(original.replace("{", '{"more": 1,', 1))
+    with pytest.raises(StoreError, match="keys of no version"):
         open_store(path.parent)
     path.write_text(original[:-9])
     with pytest.raises(StoreError, match=r"store\.json: expected what dragn-cache wrote"):
@@ -483,7 +492,7 @@ def test_an_index_that_cannot_be_right_is_damage(
     FORMATS[format].write(part, bent, TAPS, ("0",), whole)  # type: ignore[arg-type]
     with pytest.raises(DamagedPartError, match=r"00000\.\w+: .*bags/offsets"):
         open_store(path).load("gap")
-    assert [bag for bag, _ in open_store(path).verify_part(0)] == ["b0", "b1"]
+    assert [bag for bag, _ in verify_part(open_store(path), 0).bags] == ["b0", "b1"]
 
 
 class _Rows:

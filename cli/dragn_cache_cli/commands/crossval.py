@@ -64,7 +64,12 @@ def crossval(
     study = CrossvalConfig(**division.to_dict(), train=config, aggregators=tuple(methods))
     with screen.progress_bar("cross-validating", "trainings") as progress:
         result = crossval(
-            open_store(store), study, out, bags_csv=bags, progress=progress, warn=screen.warn
+            open_store(store, warn=screen.warn),
+            study,
+            out,
+            bags_csv=bags,
+            progress=progress,
+            warn=screen.warn,
         )
     if as_json:
         tables = {"summary": result.summary, "comparison": result.comparison}

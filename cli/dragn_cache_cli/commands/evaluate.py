@@ -42,7 +42,7 @@ def evaluate(
         run,
         out,
         config,
-        store=None if store is None else open_store(store),
+        store=None if store is None else open_store(store, warn=screen.warn),
         bags_csv=bags_csv,
         warn=screen.warn,
     )

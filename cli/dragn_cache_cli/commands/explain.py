@@ -38,7 +38,7 @@ def explain(
     with screen.progress_bar("explaining", "instances") as progress:
         explained = explain_run(
             run,
-            open_store(store),
+            open_store(store, warn=screen.warn),
             out,
             config,
             bags=parsing.parse_bags(bags),

@@ -33,12 +33,12 @@ def export_features(
     from dragn_cache_cli import screen
 
     with screen.progress_bar("exporting", "bags") as progress:
-        report = run(open_store(store), out, layout, tap=tap, progress=progress)
+        report = run(open_store(store, warn=screen.warn), out, layout, tap=tap, progress=progress)
     if as_json:
         screen.print_json({"out": str(out), **asdict(report)})
         return
     taps = f"{_counted('tap', report.taps)}, {_counted('view', report.views)}"
-    screen.out.print(f"{out}: {report.bags} bags as {layout}, {taps}", markup=False, soft_wrap=True)
+    screen.say(f"{out}: {report.bags} bags as {layout}, {taps}")
     screen.note(f"to read it back: dragn-cache import {out} --out AGAIN.features")
 
 

@@ -49,7 +49,7 @@ def train_agg(
     run = out or Path("runs") / run_name(store, config)
     with screen.progress_bar("training", "epochs") as progress:
         metrics = train_run(
-            open_store(store),
+            open_store(store, warn=screen.warn),
             config,
             run,
             bags_csv=bags,
@@ -69,4 +69,4 @@ def train_agg(
         for split, scores in metrics.items()
     ]
     screen.print_table(["split", "bags", *names], rows, "scores with 95 % intervals")
-    screen.out.print(f"run: {run}", markup=False, soft_wrap=True)
+    screen.say(f"run: {run}")
