@@ -19,6 +19,7 @@ are read, `foreign` makes one of them of whatever the parser raises.
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -178,8 +179,9 @@ def reason(error: Exception, where: str = "") -> str:
     """The reason that an error of a library or of Python gives, in one line; ``where`` is known."""
     if isinstance(error, RecursionError):
         return "values nested too deeply to be read"
-    if isinstance(error, MemoryError):
-        return "contents that need more memory than there is"
+    if is_out_of_memory(error):
+        detail = f" ({str(error)[:100]})" if str(error) else ""
+        return f"contents that need more memory than there is{detail}"
     buried = re.search(r"error message = '([^']+)'", str(error))
     if buried:  # HDF5 has the system's own words in a long line of its own
         return buried[1]

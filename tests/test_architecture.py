@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "texts": set(),
     "errors": {"texts"},
-    "files": {"errors", "types"},
+    "files": {"errors", "types", "machine"},
     "checksums": {"errors", "types", "files"},
     "machine": {"errors", "types"},
     "options": {"errors", "types"},

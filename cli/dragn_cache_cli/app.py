@@ -24,7 +24,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from dragn_cache.errors import DragnCacheError, InputError
+from dragn_cache.errors import (
+    DragnCacheError,
+    InputError,
+    OutOfMemoryError,
+    is_out_of_memory,
+)
 from dragn_cache.files import is_storable
 from dragn_cache.texts import one_line, shown
 from dragn_cache_cli.own_classes import find_own_classes
@@ -169,6 +174,12 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except BrokenPipeError:
             raise  # the reader of stdout has gone: see `main`
         except Exception as error:
+            if is_out_of_memory(error):
+                raise fail(str(OutOfMemoryError(error))) from error
+            if isinstance(error, OSError):
+                reason = error.strerror or str(error)
+                text = f"{error.filename or 'system'}: {reason}; correct it and retry"
+                raise fail(text) from error
             if os.environ.get(DEBUG):
                 raise
             place = users_code(error)

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from dragn_cache.errors import InputError
-from dragn_cache.files import csv_text
+from dragn_cache.files import csv_text, read_text
 from dragn_cache.interop.bag_files import require_corners
 from dragn_cache.interop.source import (
     TAP,

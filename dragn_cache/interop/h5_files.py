@@ -23,7 +23,7 @@ from dragn_cache.interop.target import (
 from dragn_cache.interop.tensor_files import write_tensor
 from dragn_cache.manifest import Bag
 from dragn_cache.store import Store, Tap, json_digest
-from dragn_cache.store.hdf5_trial import open_alone
+from dragn_cache.store.hdf5_trial import open_alone, read_whole
 from dragn_cache.store.hdf5_writing import writing_hdf5
 from dragn_cache.store.part import Array
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dragn_cache.errors import InputError, foreign
-from dragn_cache.files import file_sha256, read_text
+from dragn_cache.files import file_sha256
 from dragn_cache.manifest import Bag, Manifest, read_bags
 from dragn_cache.manifest.dataset_toml import read_toml
 from dragn_cache.store import Failure, InstanceRecord

@@ -202,6 +202,7 @@ def _read_texts(path: Path, layout: str) -> tuple[list[str], str | None]:
             texts = [str(file[f"store/{name}"].asstr()[0]) for name in TEXTS]
             sums = f"store/{SUMS}"
             return texts, str(file[sums].asstr()[0]) if sums in file else None
+    require_regular_below(path)
     group: Any = zarr.open_group(path, mode="r")
     texts = [str(group[f"store/{name}"][0]) for name in TEXTS]
     return texts, str(group[f"store/{SUMS}"][0]) if f"store/{SUMS}" in group else None

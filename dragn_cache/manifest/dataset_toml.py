@@ -13,7 +13,11 @@ import tomli_w
 
 from dragn_cache.backbone_input import ExtractDefaults
 from dragn_cache.errors import InputError, ManifestError, SettingError, foreign
-from dragn_cache.files import is_storable, write_text
+from dragn_cache.files import (
+    is_storable,
+    read_text,
+    write_text,
+)
 from dragn_cache.manifest.records import Manifest
 from dragn_cache.manifest.shipped import data_folder
 from dragn_cache.options import declarations, require_known

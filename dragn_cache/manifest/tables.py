@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from dragn_cache.errors import ManifestError
-from dragn_cache.files import LONGEST_CELL, is_storable
+from dragn_cache.files import (
+    LONGEST_CELL,
+    MOST_TABLE_BYTES,
+    is_storable,
+    open_regular,
+)
 
 
 @dataclass(frozen=True)

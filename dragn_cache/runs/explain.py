@@ -133,6 +133,8 @@ def _explain(
     progress: Progress,
     warn: Warn,
 ) -> Explained:
+    on_device = features.device if isinstance(features, StoredBags) else features.values.device
+    require_room_for(model, features, on_device)
     scores = score_instances(model, features, labelling.task, method, progress)
     explained = Explained(
         method,

@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from dragn_cache.files import read_limited
 from dragn_cache.types import Say
 
 RENEW_SECONDS = 10.0

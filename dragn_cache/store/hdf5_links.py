@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import h5py
-import numpy as np
 
 
 def own_dataset(file: Any, name: str) -> Any:
@@ -34,13 +33,6 @@ def own_dataset(file: Any, name: str) -> Any:
     if fault is not None:
         raise ValueError(f"{name} is {fault}")
     return h5py.Dataset(inner)
-
-
-def read_whole(dataset: Any, *, text: bool = False) -> Array:
-    """All values of a dataset, if there is room: one without any chunk has no bytes in the file,
-    and as many of its fill value as its shape says."""
-    require_room(dataset.size * dataset.dtype.itemsize)
-    return np.asarray(dataset.asstr()[...] if text else dataset[...])
 
 
 def _require_hard(group: Any, step: str, name: str) -> None:

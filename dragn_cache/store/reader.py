@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dragn_cache.checksums import CHECKSUMS
 from dragn_cache.errors import ManifestError, StoreError, UnknownNameError, foreign
+from dragn_cache.files import read_text
 from dragn_cache.manifest import Bag, read_bags
 from dragn_cache.manifest.shared import image_keys
 from dragn_cache.store.formats import FORMATS

@@ -116,7 +116,7 @@ def read_description(store: Path) -> StoreDescription:
     """
     path = store / "store.json"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         got = "no store.json in it" if store.is_dir() else "a file"
         got = got if store.exists() else "no such folder"

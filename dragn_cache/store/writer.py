@@ -15,7 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from dragn_cache.errors import InputError, StoreError
-from dragn_cache.files import is_storable, sync_folder, sync_tree, write_text
+from dragn_cache.files import (
+    MOST_TABLE_BYTES,
+    is_storable,
+    read_limited,
+    sync_folder,
+    sync_tree,
+    write_text,
+)
 from dragn_cache.manifest import Manifest
 from dragn_cache.store.claims import Claims, describe_holder, how_to_end
 from dragn_cache.store.formats import FORMATS

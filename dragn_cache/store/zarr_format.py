@@ -151,7 +151,9 @@ def _read_chunk(path: Path, name: str) -> Array | None:
     codecs, shape = [codec["name"] for codec in metadata["codecs"]], metadata["shape"]
     if codecs not in (["bytes"], ["vlen-utf8"]):
         raise ValueError(f"{name} is not stored uncompressed")
-    chunk = array.joinpath("c", *["0"] * len(shape)).read_bytes() if math.prod(shape) else b""
+    chunk = b""
+    if math.prod(shape):
+        chunk = read_limited(array.joinpath("c", *["0"] * len(shape)), MOST_TABLE_BYTES)
     if codecs == ["vlen-utf8"]:
         values: Array = VLenUTF8().decode(chunk) if chunk else np.empty(0, object)
         return values

@@ -110,7 +110,7 @@ def plan_study(
     masked = config.train.stage_mask is not None
     possible = possible_in(store, labelling, config.train) if masked else None
     plan = StudyPlan(methods, features, labelling, sizes, truth, needed > budget, possible)
-    _require_methods(plan)
+    _require_methods(plan, config, min(needed, budget), warn)
     tests = [
         truth.targets[truth.folds[seed] == fold]
         for seed in range(config.seeds)
