@@ -37,7 +37,7 @@ from dragn_cache.training.config import TrainConfig
 from dragn_cache.training.data import LabelledBags, fit_aggregator, fit_scaling, present
 from dragn_cache.training.model import BagClassifier, build_model, probabilities
 from dragn_cache.training.objective import Objective, masked, positive_weights
-from dragn_cache.training.train import Trained, divergence
+from dragn_cache.training.train import Trained, divergence, require_room
 
 Epoch = dict[str, float]
 ManyProgress = Callable[[list[Epoch | None]], None]
@@ -142,6 +142,7 @@ class _StackedTraining:
             model.scaling = self.scaling
             fit_aggregator(model, self.bags, data)
             model.scaling = None
+        require_room(self.models[0], data, first, models=len(configs))
         self.stack = _Stack(self.models, states)
         self.pos_weight = self._pos_weights()
         self.histories: list[list[Epoch]] = [[] for _ in configs]
