@@ -92,12 +92,15 @@ def test_a_pipe_within_a_store_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "store.json")
     with pytest.raises(StoreError, match="a pipe, socket or device"):
         read_description(tmp_path)
-    array = tmp_path / "00000.zarr" / "instances" / "order"
-    array.mkdir(parents=True)
-    os.mkfifo(array / "zarr.json")
-    for read in (FORMATS["zarr"].read_index, FORMATS["zarr"].read_bags):
+    part = tmp_path / "00000.zarr"
+    for folder, read in (
+        (part / "instances" / "order", FORMATS["zarr"].read_bags),
+        (part, FORMATS["zarr"].read_index),
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(folder / "zarr.json")
         with pytest.raises(OSError, match="a pipe, socket or device"):
-            read(array.parents[1])
+            read(part)
     assert digest_files([tmp_path / "store.json"]) is None
 
 

@@ -25,6 +25,7 @@ from dragn_cache.files import (
     require_regular,
 )
 from dragn_cache.store.part import (
+    GROUPS,
     Array,
     BagRows,
     PartIndex,
@@ -76,6 +77,8 @@ class ZarrFormat:
         """Nothing to try: uncompressed chunks are read by Python alone."""
 
     def read_index(self, path: Path) -> PartIndex:
+        for group in (path, *(path / name for name in GROUPS)):
+            _require_group(group)
         return index_from_arrays(partial(_read, path))
 
     def read_bags(self, path: Path) -> BagRows:
@@ -134,6 +137,13 @@ def _create(
 def _metadata(array: Path) -> dict[str, Any]:
     metadata: dict[str, Any] = json.loads(read_text(array / "zarr.json"))
     return metadata
+
+
+def _require_group(path: Path) -> None:
+    """Raise ValueError for a folder that the library would not open as a group."""
+    metadata = _metadata(path)
+    if (metadata.get("zarr_format"), metadata.get("node_type")) != (3, "group"):
+        raise ValueError(f"{path.name} is no group of Zarr v3")
 
 
 def _read(path: Path, name: str) -> Array | None:
