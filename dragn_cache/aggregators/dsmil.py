@@ -58,6 +58,9 @@ class Dsmil(Aggregator, declared="dsmil"):
             self.value.append(nn.ReLU())
         self.out_dim = labels * width
 
+    def label_biases(self) -> Sequence[Tensor]:
+        return (self.instances.bias,)
+
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         return self._streams(bags)[0]
 

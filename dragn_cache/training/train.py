@@ -28,6 +28,7 @@ from dragn_cache.training.model import BagClassifier, build_model, logits_of, pr
 from dragn_cache.training.objective import Objective, masked, positive_weights
 from dragn_cache.training.optimisation import create_optimizer
 from dragn_cache.training.schedules import Monitor, create_schedule
+from dragn_cache.training.start import best_constant, start_at
 
 Progress = Callable[[dict[str, float]], None]
 """Called after every epoch with its row of the history."""
@@ -65,6 +66,8 @@ def train(data: LabelledBags, config: TrainConfig, *, progress: Progress | None 
         fit_scaling(model.scaling, bags, data)
         fit_aggregator(model, bags, data)
         weights = positive_weights(data, config, device)
+        rows = torch.from_numpy(data.rows("train"))
+        start_at(model, best_constant(objective.supervision(rows, weights, epoch=1)))
         fit = _Fit(model, feed, bags, data, config, objective, weights)
         best_epoch, history = fit.run(generator, progress)
     predicted = masked(_finite(predict(model, bags, data.task)), data, config)
