@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 
-.PHONY: help env check test fuzz demo clean
+.PHONY: help env check test fuzz faults demo clean
 
 help:
 	@echo "make demo    the whole way on simulated images (no download but the packages)"
 	@echo "make test    the whole test suite"
-	@echo "make fuzz    mutated bytes of every kind of file, a minute for each (13 minutes)"
+	@echo "make fuzz    mutated bytes of every kind of file, a minute for each (15 minutes)"
+	@echo "make faults  kills, full disks and read-only folders for every command (10 minutes)"
 	@echo "make check   formatting, lint and types"
 	@echo "make env     only the environment in $(VENV)/"
 	@echo "make clean   remove $(VENV)/ and what the demo wrote"
@@ -37,6 +38,9 @@ test: $(READY)
 
 fuzz: $(READY)
 	$(BIN)/python tests/fuzz.py
+
+faults: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults.py
 
 demo: $(READY)
 	$(BIN)/dragn-cache demo --out demo

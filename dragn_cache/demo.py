@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 import time
@@ -24,6 +25,7 @@ from dragn_cache.extraction.check import check_dataset
 from dragn_cache.extraction.config import ExtractConfig
 from dragn_cache.extraction.extract import extract
 from dragn_cache.figures.comparison import plot_comparison
+from dragn_cache.files import write_bytes, write_text
 from dragn_cache.manifest import Manifest, read_manifest
 from dragn_cache.runs.train import train_run
 from dragn_cache.store import open_store
@@ -106,14 +108,16 @@ def _train(
         histories[method] = rows
     figure = out / "demo.png"
     bag = next(b for b in manifest.bags if 6 <= len(manifest.instances[b.bag_id]) <= 9)
+    picture = io.BytesIO()
     plot_comparison(
-        figure,
+        picture,
         metrics=metrics,
         histories=histories,
         bag=[_merged(manifest, row.image) for row in manifest.instances[bag.bag_id]],
         bag_title=f"bag {bag.bag_id}: {', '.join(bag.labels or ())}",
     )
-    (out / "demo.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    write_bytes(figure, picture.getvalue())
+    write_text(out / "demo.json", json.dumps(metrics, indent=2) + "\n")
     return DemoResult(metrics, seconds, figure)
 
 

@@ -18,9 +18,12 @@ are read, `foreign` makes one of them of whatever the parser raises.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from dragn_cache.texts import difference, one_line, twin
 
 
 class DragnCacheError(Exception):
@@ -35,8 +38,7 @@ class DragnCacheError(Exception):
         super().__init__(where, expected, got, remedy)
 
     def __str__(self) -> str:
-        text = f"{self.where}: expected {self.expected}, got {self.got}; {self.remedy}"
-        return " ".join(text.split())
+        return one_line(f"{self.where}: expected {self.expected}, got {self.got}; {self.remedy}")
 
     def at(self, where: str) -> DragnCacheError:
         """The same error at another place: a file's key, a command line's option."""
@@ -97,15 +99,27 @@ class UnknownNameError(InputError):
         self, kind: str, name: str, known: Iterable[str], *, remedy: str | None = None
     ) -> None:
         names = sorted(known)
-        lowered = {n.lower(): n for n in names}
-        close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.4)
-        nearest = ", ".join(lowered[c] for c in close)
+        nearest = likely(name, names)
         if remedy is None:
             listed = ", ".join(names) if len(names) <= 20 else ""
             remedy = f"choose one of: {listed}" if listed else "correct it"
         if nearest:
             remedy = f"did you mean {nearest}? otherwise {remedy}"
         super().__init__(kind, expected=f"a known {kind}", got=repr(name), remedy=remedy)
+
+
+def likely(name: str, known: Iterable[str]) -> str:
+    """The name that was probably meant by an unknown one, or several; empty if none is near.
+
+    One that only looks the same is given with what tells the two apart.
+    """
+    names = list(known)
+    alike = twin(name, names)
+    if alike is not None:
+        return f"{alike!r} (they differ by {difference(name, alike)})"
+    lowered = {n.lower(): n for n in names}
+    close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.4)
+    return ", ".join(lowered[c] for c in close)
 
 
 class WeightsError(DragnCacheError):
@@ -122,6 +136,10 @@ class StoreMismatchError(StoreError):
 
 class DamagedPartError(StoreError):
     """A part of a store holds other bytes than those that were written."""
+
+
+LOCKED = "unable to lock file"
+"""The words of HDF5 where another program has locked a file, or where it cannot be locked."""
 
 
 @contextmanager
@@ -142,6 +160,14 @@ def foreign(
     except DragnCacheError:
         raise
     except Exception as error:
+        if LOCKED in str(error):
+            raise kind(
+                str(where),
+                expected="a file that no other program writes",
+                got=f"a lock on it ({reason(error)})",
+                remedy="let that program finish; where the file system refuses all locks, set "
+                "HDF5_USE_FILE_LOCKING=FALSE to read without one",
+            ) from error
         raise kind(
             str(where), expected=expected, got=reason(error, str(where)), remedy=remedy
         ) from error
@@ -153,6 +179,9 @@ def reason(error: Exception, where: str = "") -> str:
         return "values nested too deeply to be read"
     if isinstance(error, MemoryError):
         return "contents that need more memory than there is"
+    buried = re.search(r"error message = '([^']+)'", str(error))
+    if buried:  # HDF5 has the system's own words in a long line of its own
+        return buried[1]
     if isinstance(error, OSError) and error.strerror:
         other = error.filename is not None and str(error.filename) != where
         return f"{error.strerror}: {error.filename}" if other else error.strerror

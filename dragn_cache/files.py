@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import itertools
 import os
@@ -14,6 +15,7 @@ from typing import Any
 from dragn_cache.errors import InputError
 
 MAX_NAME_BYTES = 255
+LONGEST_CELL = 131_072  # characters: the csv module reads no longer ones
 LONGEST_SUFFIX = ".npy"
 
 
@@ -72,6 +74,22 @@ def require_new(out: Path) -> None:
         raise InputError(str(out), expected="a new folder", got=got, remedy="give another `out`")
 
 
+def is_full(error: OSError) -> bool:
+    """Whether an error is of a disk that is full, or of a limit to what may be written."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def unwritable(out: Path, error: OSError) -> InputError:
+    """The error to raise where ``out`` cannot be made."""
+    is_file = isinstance(error, FileExistsError | NotADirectoryError)
+    return InputError(
+        str(out),
+        expected="a path in a folder that can be written",
+        got="one in a file" if is_file else error.strerror or str(error),
+        remedy="free space or correct the rights and repeat the command, or give another `out`",
+    )
+
+
 def write_csv(path: Path, head: Sequence[str], rows: Any) -> None:
     """Write a table atomically."""
     write_text(path, csv_text(head, rows))
@@ -104,14 +122,16 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(path)
+    except OSError as error:  # of writing, which does not say where
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         scratch.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether a file is the scratch file of a killed `write_bytes`."""
-    return path.name.startswith(".") and path.name.endswith(".tmp")
+    """Whether a file is the scratch file of a killed `write_bytes`, or the claim of a process."""
+    return path.name.startswith(".") and path.name.endswith((".tmp", ".claim"))
 
 
 def sync_folder(folder: Path) -> None:

@@ -23,6 +23,9 @@ Progress = Callable[[int, int], None]
 Warn = Callable[[str], None]
 """Called with one line for each thing that a user should know."""
 
+Say = Callable[[str], None]
+"""Called with a line for people about something that takes a while."""
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 

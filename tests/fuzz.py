@@ -1,6 +1,7 @@
 """Fuzzing: mutated bytes of every kind of file, read by the commands in a child under limits.
 
-``make fuzz`` gives each boundary a minute. A case is a fault where a command ends in "internal", a
+``make fuzz`` gives each boundary a minute, the suite a second (tests/test_fuzz.py). One child tries
+them one after the other. A case is a fault where a command ends in "internal", a
 traceback or a signal, takes more than `CASE_SECONDS`, or leaves a temporary folder; memory above
 `CASE_BYTES` makes the command fail by itself, which must be in one line. Case k of a seed is always
 the same: ``python tests/fuzz.py pt --seed 0 --first 123 --seconds 1`` shows it again.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import os
 import resource
@@ -18,8 +20,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from typing import Any
 import numpy as np
 
 CASE_SECONDS = 30
+MOST_FAULTS = 5  # of a boundary: more are not shown, and a child that dies is not replaced
 CASE_BYTES = 2 * 2**30  # above the size that the child has after its imports
 TOKENS = (
     *(b"\0", b"\xff\xfe", b"\r", b'"', b"'", b",", b"\n", b"[" * 3000, b"{" * 3000, b"\xc2\xb2"),
@@ -112,6 +116,16 @@ def make_run(folder: Path) -> None:
     ok("train-agg", "--store", store, "--out", folder / "r", "--epochs", 1, "--aggregator", "mean")
 
 
+CROSSVAL = "crossval --aggregator mean --epochs 1 --folds 3 --seeds 1 --jobs 1"
+
+
+def make_crossval(folder: Path) -> None:
+    from command_line import ok
+
+    store = make_store(folder)
+    ok(*CROSSVAL.split(), "--store", store, "--out", folder / "c")
+
+
 BOUNDARIES = {
     "tables": Boundary(make_data, ["d/*.csv"], ["check {in}/d"]),
     "toml": Boundary(make_data, ["d/dataset.toml"], ["check {in}/d"]),
@@ -137,6 +151,11 @@ BOUNDARIES = {
         make_run,
         ["r/checkpoint.pt", "r/*.csv", "r/*.toml", "r/*.json"],
         ["evaluate {in}/r --out {out}", "predict {in}/r --store {in}/s --out {out}"],
+    ),
+    "crossval": Boundary(
+        make_crossval,
+        ["c/config.toml", "c/trainings/*/*"],
+        [f"{CROSSVAL} --store {{in}}/s --out {{in}}/c"],
     ),
 }
 
@@ -183,8 +202,9 @@ def _other_bytes(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _other_value(content: bytes, rng: np.random.Generator) -> bytes:
-    """One value, at any depth, is replaced or removed; digests of a store's settings follow."""
+    """One value, at any depth, is replaced or removed; the record's own digests follow."""
     from dragn_cache.store import json_digest
+    from dragn_cache.studies.folder import DIGEST
 
     record = json.loads(content)
     places: list[tuple[Any, Any]] = []
@@ -201,8 +221,13 @@ def _other_value(content: bytes, rng: np.random.Generator) -> bytes:
     else:
         holder[key] = ODD[rng.integers(len(ODD))]
     provenance = record.get("provenance") if isinstance(record, dict) else None
-    if isinstance(provenance, dict) and "digests" in record:
-        record["digests"] = {kind: json_digest(v) for kind, v in provenance.items()}
+    digests = record.get("digests") if isinstance(record, dict) else None
+    if isinstance(provenance, dict) and isinstance(digests, dict):
+        digests |= {kind: json_digest(v) for kind, v in provenance.items()}
+        digests.pop("file", None)
+        digests["file"] = json_digest(record)
+    elif isinstance(record, dict) and record.pop(DIGEST, None):
+        record[DIGEST] = json_digest(record)
     return json.dumps(record).encode()
 
 
@@ -221,49 +246,99 @@ def _other_member(content: bytes, rng: np.random.Generator) -> bytes:
 # --- the child ----------------------------------------------------------------------------------
 
 
-def run_child(name: str, folder: Path, seed: int, first: int) -> None:
-    """Try cases for ever; a line of JSON on the true stdout before each, and for each fault."""
-    import torch
-    from command_line import run
+@dataclass(frozen=True)
+class Tries:
+    """Cases of one boundary, whose sound files are in ``folder``."""
 
-    import dragn_cache.interop.importing
-    import dragn_cache.runs.evaluate
-    import dragn_cache.runs.predict  # noqa: F401
+    name: str
+    folder: Path
+    seed: int
 
-    torch.set_num_threads(1)
-    boundary, tell = BOUNDARIES[name], os.dup(1)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + CASE_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    sound, work, out = folder / "sound", folder / "work", folder / "out"
-    files = sorted({f for p in boundary.files for f in sound.glob(p) if f.is_file()})
-    scratch = folder / "tmp"
-    for case in range(first, sys.maxsize):
-        rng = np.random.default_rng([seed, case])
+    @property
+    def place(self) -> Path:
+        return self.folder / self.name
+
+    def chosen(self, case: int) -> tuple[Path, np.random.Generator]:
+        """The file to change, below the sound files, and the numbers that change it."""
+        rng = np.random.default_rng([self.seed, case])
+        sound = self.place / "sound"
+        found = {f for p in BOUNDARIES[self.name].files for f in sound.glob(p) if f.is_file()}
+        files = sorted(found)
+        return files[rng.integers(len(files))].relative_to(sound), rng
+
+    def faults(self, case: int) -> Iterator[str]:
+        """What is wrong with what the commands do; case 0 is the sound files, which all take."""
+        from command_line import run
+
+        work, out = self.place / "work", self.place / "out"
+        scratch = self.folder / "tmp"
         shutil.rmtree(work, ignore_errors=True)
-        shutil.copytree(sound, work)
-        chosen = files[rng.integers(len(files))].relative_to(sound)
-        os.write(tell, json.dumps({"case": case, "file": str(chosen)}).encode() + b"\n")
-        if case > 0:  # case 0 is the sound files, which every command takes
-            (work / chosen).write_bytes(mutated(chosen.name, (work / chosen).read_bytes(), rng))
-        for command in boundary.commands:
+        shutil.copytree(self.place / "sound", work)
+        if case > 0:
+            name, rng = self.chosen(case)
+            (work / name).write_bytes(mutated(name.name, (work / name).read_bytes(), rng))
+            if rng.random() < 0.7:  # else the digests beside the file tell
+                _renew_checksums(work / name)
+        for command in BOUNDARIES[self.name].commands:
             words = [w.format(**{"in": work, "out": out}) for w in command.split()]
             result = run(*words)
-            text = result.output
             shutil.rmtree(out, ignore_errors=True)
-            left = [p.name for p in [*scratch.iterdir(), *folder.glob(".out*")]]
-            crashed = result.exception is not None and not isinstance(result.exception, SystemExit)
-            loud = "internal:" in text or "Traceback" in text
-            if (
-                crashed
-                or loud
-                or left
-                or result.exit_code not in (0, 1, 2)
-                or (case == 0 and result.exit_code != 0)
-            ):
-                fault = {"fault": f"{command}: {text[-500:]} {result.exception!r} {left}"}
-                os.write(tell, json.dumps(fault).encode() + b"\n")
+            left = [p.name for p in [*scratch.iterdir(), *self.place.glob(".out*")]]
+            codes = (0, 1, 2) if case > 0 else (0,)
+            raised = result.exception
+            crashed = raised is not None and not isinstance(raised, SystemExit)
+            loud = "internal:" in result.output or "Traceback" in result.output
+            if crashed or loud or left or result.exit_code not in codes:
+                yield f"{command}: {result.output[-500:]} {raised!r} {left}"
+
+
+def _renew_checksums(path: Path) -> None:
+    from dragn_cache.checksums import CHECKSUMS, write_checksums
+
+    folder = path.parent
+    while not (folder / CHECKSUMS).is_file() and folder != folder.parent:
+        folder = folder.parent
+    if (folder / CHECKSUMS).is_file() and path.name != CHECKSUMS:
+        write_checksums(folder)
+
+
+def run_child(names: Sequence[str], folder: Path, seed: int, first: int, seconds: float) -> None:
+    """Try cases; a line of JSON on the true stdout before each, for each fault, and at the end.
+
+    Args:
+        first: number of the first boundary's first case behind the sound files.
+        seconds: for each boundary, behind the sound files.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    told = os.dup(1)
+
+    def tell(**line: object) -> None:
+        os.write(told, json.dumps(line).encode() + b"\n")
+
+    for name in names:
+        tries = Tries(name, folder, seed)
+        tell(name=name, case=0, file="")
+        for fault in tries.faults(0):
+            tell(fault=fault)
+        _limit_memory()  # what the commands import is there by now
+        end = time.monotonic() + seconds
+        for case in itertools.count(max(first, 1)):
+            tell(name=name, case=case, file=str(tries.chosen(case)[0]))
+            for fault in tries.faults(case):
+                tell(fault=fault)
+            if time.monotonic() > end:
+                break
+        first = 0
+    tell(name=None, case=0, file="")
+
+
+def _limit_memory() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + CASE_BYTES, most))
 
 
 # --- the parent ---------------------------------------------------------------------------------
@@ -277,53 +352,74 @@ class Report:
     faults: list[str] = field(default_factory=list)
 
 
-def fuzz(name: str, seconds: float, *, seed: int = 0, first: int = 0) -> Report:
-    """Try a boundary for some time; children that die are replaced."""
-    import time
+def fuzz(
+    names: Sequence[str], seconds: float, *, seed: int = 0, first: int = 0
+) -> dict[str, Report]:
+    """Try boundaries, each for some time; a child that dies is replaced.
 
-    report = Report()
+    Args:
+        first: number of the first case, where there is one boundary.
+    """
+    reports = {name: Report() for name in names}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        for inner in ("sound", "tmp"):
-            (folder / inner).mkdir()
-        BOUNDARIES[name].make(folder / "sound")
-        end: float | None = None
-        case, ending = {"case": first - 1, "file": ""}, ""
-        while end is None or time.monotonic() < end:
-            child = _start(name, folder, seed, case["case"] + 1)
-            with child, child.stdout as lines:  # type: ignore[union-attr]
-                while True:
-                    ready, _, _ = select.select([lines], [], [], CASE_SECONDS + 30 * (end is None))
-                    line = lines.readline() if ready else b""
-                    if not line:
-                        ending = "" if ready else f"more than {CASE_SECONDS} s"
-                        break
-                    told = json.loads(line)
-                    if "fault" in told:
-                        report.faults.append(
-                            f"case {case['case']}, {case['file']}: {told['fault']}"
-                        )
-                        continue
-                    end = end or time.monotonic() + seconds
-                    case, report.cases = told, report.cases + 1
-                    if time.monotonic() > end:
-                        break
-                alive = child.poll() is None and bool(line)
+        (folder / "tmp").mkdir()
+        for name in names:
+            (folder / name / "sound").mkdir(parents=True)
+            BOUNDARIES[name].make(folder / name / "sound")
+        left = list(names)
+        while left:
+            name, case, how = _follow(left, folder, seed, first, seconds, reports)
+            if name is None:
+                break
+            reports[name].faults.append(how)
+            # A boundary whose child has died goes on behind that case, unless that is no news.
+            is_over = case == 0 or len(reports[name].faults) >= MOST_FAULTS
+            left = left[left.index(name) + is_over :]
+            first = 0 if is_over else case + 1
+    return reports
+
+
+def _follow(
+    names: Sequence[str],
+    folder: Path,
+    seed: int,
+    first: int,
+    seconds: float,
+    reports: dict[str, Report],
+) -> tuple[str | None, int, str]:
+    """Note what a child tells; the boundary and the case at which it ended before its time."""
+    child = _start(names, folder, seed, first, seconds)
+    told: dict[str, Any] = {"name": names[0], "case": 0, "file": ""}
+    with child, child.stdout as lines:  # type: ignore[union-attr]
+        while told["name"] is not None:
+            # Case 0 takes as long as imports do.
+            limit = CASE_SECONDS if told["case"] else 3 * CASE_SECONDS
+            ready, _, _ = select.select([lines], [], [], limit)
+            line = lines.readline() if ready else b""
+            if not line:
                 child.kill()
-            if not alive:
-                how = ending or f"ended by {child.wait()}"
-                report.faults.append(f"case {case['case']}, {case['file']}: {how}")
-                if end is None:
-                    break
-    return report
+                how = f"ended by {child.wait()}" if ready else f"more than {limit} s"
+                return told["name"], told["case"], f"case {told['case']}, {told['file']}: {how}"
+            new = json.loads(line)
+            if "fault" in new:
+                where = f"case {told['case']}, {told['file']}"
+                reports[told["name"]].faults.append(f"{where}: {new['fault']}")
+                continue
+            told = new
+            if told["name"] is not None:
+                reports[told["name"]].cases += 1
+    return None, 0, ""
 
 
-def _start(name: str, folder: Path, seed: int, first: int) -> subprocess.Popen[bytes]:
+def _start(
+    names: Sequence[str], folder: Path, seed: int, first: int, seconds: float
+) -> subprocess.Popen[bytes]:
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TMPDIR": str(folder / "tmp")}
-    words = [sys.executable, __file__, name, "--child", str(folder), "--seed", str(seed)]
+    words = [sys.executable, __file__, *names, "--child", str(folder), "--seed", str(seed)]
     paths = os.pathsep.join(p for p in (str(Path(__file__).parent), *sys.path) if p)
     return subprocess.Popen(
-        [*words, "--first", str(first)],
+        [*words, "--first", str(first), "--seconds", str(seconds)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         bufsize=0,
@@ -340,12 +436,14 @@ def main() -> None:
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.child is not None:
-        run_child(asked.names[0], asked.child, asked.seed, asked.first)
+        run_child(asked.names, asked.child, asked.seed, asked.first, asked.seconds)
+        return
     failed = False
     for name in asked.names or BOUNDARIES:
-        report = fuzz(name, asked.seconds, seed=asked.seed, first=asked.first)
+        (report,) = fuzz([name], asked.seconds, seed=asked.seed, first=asked.first).values()
         failed = failed or bool(report.faults)
-        lines = [f"{name}: {report.cases} cases, {len(report.faults)} faults", *report.faults]
+        head = f"{name}: {report.cases} cases, {len(report.faults)} faults"
+        lines = [head, *report.faults[:MOST_FAULTS]]
         sys.stdout.write("\n  ".join(lines) + "\n")
         sys.stdout.flush()
     sys.exit(int(failed))

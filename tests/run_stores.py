@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,7 @@ def write_store(
     provenance: Mapping[str, Mapping[str, Any]] | None = None,
     parts_written: int | None = None,
     augmented: Sequence[Features] = (),
+    digests: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Store:
     """Write a store of two taps, ``layer4`` and its mean ``gap``.
 
@@ -83,6 +85,7 @@ def write_store(
         features: maps of each bag; a bag of no rows has one input that could not be used.
         provenance: settings that replace those of one kind.
         parts_written: how many parts to write; None is all.
+        digests: of the image of some bags' first instance, 32 bytes; the others have none.
         augmented: maps of each bag in the views "1", "2", …, as many rows as in ``features``.
     """
     kinds: dict[str, dict[str, Any]] = {
@@ -117,7 +120,12 @@ def write_store(
                     continue
                 rows = list(range(row, row + len(maps)))
                 records = [
-                    InstanceRecord(i.image, (0, 0, 53, 41), i.order, bytes(32))
+                    InstanceRecord(
+                        i.image,
+                        (0, 0, 53, 41),
+                        i.order,
+                        bytes(32) if i.order else digests.get(bag.bag_id, bytes(32)),
+                    )
                     for i in instances[bag.bag_id]
                 ]
                 for view, features_of in views.items():

@@ -15,7 +15,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -24,10 +24,11 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-import dragn_cache
 from dragn_cache.errors import DragnCacheError, InputError
 from dragn_cache.files import is_storable
+from dragn_cache.texts import one_line, shown
 from dragn_cache_cli.own_classes import find_own_classes
+from dragn_cache_cli.quiet import DEBUG, is_users, quiet_libraries
 
 # name → module of this package, with a function of its name, and the first line of its help. A
 # module is imported when its command is called: that halves the time of --help.
@@ -111,6 +112,14 @@ def load_command(name: str) -> Callable[..., None]:
 class Commands(TyperGroup):
     """A group whose commands are only names and lines of help until one of them is called."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _escaped_usage():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _escaped_usage():
+            return super().invoke(ctx)
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
         if command is not None and command.name in COMMANDS:
@@ -118,6 +127,18 @@ class Commands(TyperGroup):
             alone.command(command.name)(guarded(load_command(command.name)))
             command = typer.main.get_command(alone)
         return name, command, rest
+
+
+@contextmanager
+def _escaped_usage() -> Iterator[None]:
+    """Escape what does not show in Typer's errors, which repeat words of the command line."""
+    try:
+        yield
+    except Exception as error:
+        message = getattr(error, "message", None)
+        if hasattr(error, "format_message") and isinstance(message, str):
+            vars(error)["message"] = "\n".join(map(shown, message.split("\n")))
+        raise
 
 
 app = typer.Typer(
@@ -152,7 +173,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             reason = error.strerror or str(error)
             raise fail(f"{error.filename or 'system'}: {reason}; correct it and retry") from error
         except Exception as error:
-            if os.environ.get("DRAGN_CACHE_DEBUG"):
+            if os.environ.get(DEBUG):
                 raise
             if isinstance(error, MemoryError) or NO_MEMORY in str(error):
                 hint = "give it more, or a smaller batch, fewer workers or shorter bags"
@@ -161,7 +182,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             text = f"{place or 'internal'}: {type(error).__name__}: {error}"
             wish = "correct" if place else "please report"
             hint = f"{wish} it with the traceback that DRAGN_CACHE_DEBUG=1 shows"
-            raise fail(f"{' '.join(text.split())}; {hint}") from error
+            raise fail(f"{one_line(text)}; {hint}") from error
 
     return run
 
@@ -180,18 +201,15 @@ def _require_utf8(arguments: Mapping[str, object]) -> None:
 
 def users_code(error: Exception) -> str:
     """The file and line where an error left code of the user's, an own aggregator say; or ""."""
-    ours = [Path(__file__).parent, Path(dragn_cache.__file__).parent, Path(os.__file__).parent]
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        file = Path(frame.filename)
-        installed = {"site-packages", "dist-packages"} & set(file.parts)
-        if file.suffix == ".py" and not installed and not any(map(file.is_relative_to, ours)):
-            return f"{file}:{frame.lineno}"
+        if is_users(Path(frame.filename)):
+            return f"{frame.filename}:{frame.lineno}"
     return ""
 
 
 def fail(text: str) -> typer.Exit:
     """Print an error and give the exit to raise."""
-    typer.secho(f"error: {text}", fg="red", err=True)
+    typer.secho(f"error: {shown(text)}", fg="red", err=True)
     return typer.Exit(2)
 
 
@@ -235,6 +253,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _terminated)
     _open_streams()
+    quiet_libraries()
     try:
         app()
     except SystemExit as end:

@@ -1,8 +1,13 @@
-"""Output for people: tables on stdout; progress and notes on stderr."""
+"""Output for people: tables on stdout; progress and notes on stderr.
+
+Names of others are in nearly every line. Here they lose what would steer a terminal or not show
+(`shown`), and nothing in them is taken for markup or an emoji's name.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,24 +18,34 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from dragn_cache.texts import shown
 from dragn_cache_cli.options import shown_flags, spell_text
 
 PIPED_WIDTH = 160  # where stdout is no screen, so that tables need not fold
 
-out = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
-err = Console(stderr=True, highlight=False)
+_PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+
+_out = Console(**_PLAIN, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+_err = Console(**_PLAIN, stderr=True)
 
 
 def print_json(value: object) -> None:
-    """Print one JSON document on stdout."""
-    out.out(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print one JSON document on stdout; what does not show is escaped as JSON has it."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    _out.out("\n".join(re.sub(r"[^ -~]", _escaped, line) for line in text.split("\n")))
+
+
+def _escaped(match: re.Match[str]) -> str:
+    character = match[0]
+    return character if character.isprintable() else json.dumps(character)[1:-1]
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
     """Print a table on stdout; columns of numbers are aligned to the right."""
     table = Table(
-        title=title or None,
+        title=Text(shown(title), "table.title") if title else None,
         title_justify="left",
         box=box.SIMPLE_HEAD,
         collapse_padding=True,
@@ -38,26 +53,26 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[object]], title: st
     )
     for k, name in enumerate(head):
         numeric = all(isinstance(row[k], int | float) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(shown(name)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    out.print(table)
+        table.add_row(*(Text(shown(str(cell))) for cell in row))
+    _out.print(table)
 
 
 def say(text: str) -> None:
-    """Print a line on stdout, without markup."""
-    out.print(text, markup=False, soft_wrap=True)
+    """Print a line on stdout."""
+    _out.print(shown(text), soft_wrap=True)
 
 
 def note(text: str) -> None:
     """Print a line on stderr."""
-    err.print(text, markup=False, soft_wrap=True)
+    _err.print(shown(text), soft_wrap=True)
 
 
 def warn(text: str) -> None:
     """Print a warning on stderr, with settings named by their options."""
     text = spell_text(text, shown_flags.get({}))
-    err.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+    _err.print(f"warning: {shown(text)}", style="yellow", soft_wrap=True)
 
 
 @contextmanager
@@ -67,16 +82,16 @@ def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     Where stderr is no terminal (a log file, CI) nothing is drawn.
     """
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(f"{{task.fields[rate]}} {unit}/s"),
         TimeRemainingColumn(compact=True),
-        console=err,
-        disable=not err.is_terminal,
+        console=_err,
+        disable=not _err.is_terminal,
         transient=True,
     ) as bars:
-        task = bars.add_task(title, total=None, rate="–")
+        task = bars.add_task(shown(title), total=None, rate="–")
         start: list[Any] = []  # done and time at the first update
 
         def update(done: int, total: int) -> None:

@@ -17,11 +17,9 @@ set begins with the smaller one.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +31,7 @@ from dragn_cache.errors import InputError
 from dragn_cache.files import write_csv
 from dragn_cache.manifest import Bag, Instance, Manifest, write_manifest
 from dragn_cache.manifest.dataset_toml import dataset_text
+from dragn_cache.store.new_path import beside, claimed
 
 # Frequencies of the labels, between those of the Human Protein Atlas and equal ones: the labels are
 # uneven, and 200 bags still hold about twenty of the rarest.
@@ -196,19 +195,14 @@ def simulate(
     config = config or SimulateConfig()
     seed, size = config.seed, config.size
     plans = [plan_bag(seed, index) for index in range(config.bags)]
-    if _is_done(out, dataset_text(simulated_manifest(plans, seed, size, out), images=IMAGES)):
-        return out
-    target = out.resolve()
-    building = target.with_name(f".{target.name}.{uuid4().hex}")
-    building.mkdir(parents=True)
-    try:
-        _draw_images(building / IMAGES, plans, seed, size, progress)
-        write_manifest(simulated_manifest(plans, seed, size, building), building)
-        _write_truth(building / "truth.csv", plans)
-        building.rename(target)
-    except BaseException:
-        shutil.rmtree(building)
-        raise
+    description = dataset_text(simulated_manifest(plans, seed, size, out), images=IMAGES)
+    with claimed(out) as claims:
+        if _is_done(out, description):
+            return out
+        with beside(out, claims) as building:
+            _draw_images(building / IMAGES, plans, seed, size, progress)
+            write_manifest(simulated_manifest(plans, seed, size, building), building)
+            _write_truth(building / "truth.csv", plans)
     return out
 
 
@@ -223,7 +217,7 @@ def _is_done(out: Path, description: str) -> bool:
         str(out),
         expected="a new or empty folder, or this same simulation",
         got="another simulation" if toml_path.is_file() else "other files",
-        remedy="choose another folder or remove this one",
+        remedy="choose another folder",
     )
 
 

@@ -129,6 +129,7 @@ class Engine:
                 self._fail(writing, row, instance, decoded)
             return
         self.report.decode_seconds += decoded.seconds
+        self.report.add_levels(decoded.levels)
         k = 0
         for (row, instance), box in zip(image.instances, decoded.boxes, strict=True):
             if isinstance(box, str):

@@ -19,13 +19,14 @@ from typing import cast
 from dragn_cache.devices import find_device
 from dragn_cache.errors import DragnCacheError
 from dragn_cache.extraction.config import ExtractConfig
-from dragn_cache.extraction.one_device import Say, disk_error, extract_on_one_device
+from dragn_cache.extraction.one_device import extract_on_one_device
 from dragn_cache.extraction.plan import plan_extraction
 from dragn_cache.extraction.report import ExtractReport
 from dragn_cache.extraction.update import update_store
 from dragn_cache.manifest import Manifest
-from dragn_cache.parallel.local import follow_parent
-from dragn_cache.types import Progress
+from dragn_cache.parallel.local import follow_parent, silence_libraries
+from dragn_cache.store.disk import disk_error
+from dragn_cache.types import Progress, Say
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def extract_on_devices(
     if update and (out / "store.json").exists():  # the plan is changed once, by this process
         first = config.replace(device=config.devices[0])
         plan = plan_extraction(manifest, first, out, backbone_device="cpu")
-        changes = update_store(out, plan)
+        changes = update_store(out, plan, say)
     children = _start_processes(manifest, config, out)
     try:
         reports = _follow(children, progress, say)
@@ -112,6 +113,7 @@ def _start_processes(
 def _on_device(manifest: Manifest, config: ExtractConfig, out: Path, parent: Connection) -> None:
     """Extract in a process of its own."""
     follow_parent()
+    silence_libraries()
 
     def send(message: Message) -> None:
         parent.send(message)

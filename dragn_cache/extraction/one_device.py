@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from dragn_cache.errors import StoreError
 from dragn_cache.extraction.config import ExtractConfig
 from dragn_cache.extraction.engine import Engine
 from dragn_cache.extraction.forward import Forward
@@ -19,13 +17,10 @@ from dragn_cache.extraction.workers import Decoder
 from dragn_cache.machine import usable_cores
 from dragn_cache.manifest import Manifest
 from dragn_cache.store import StoreWriter, open_writer
-from dragn_cache.types import Progress
-
-Say = Callable[[str], None]
-"""Called with a line for people about something that takes a while."""
+from dragn_cache.store.claims import SILENT_SECONDS
+from dragn_cache.types import Progress, Say
 
 POLL_SECONDS = (0.02, 1.0)  # between looks at parts that other processes work on: first, longest
-SILENT_SECONDS = 10.0  # of waiting for them, before a line says whom for
 
 
 def extract_on_one_device(
@@ -50,9 +45,9 @@ def extract_on_one_device(
         batch_size=config.batch_size,
     )
     if update and (out / "store.json").exists():
-        report.update = update_store(out, plan)
+        report.update = update_store(out, plan, say)
     with (
-        open_writer(out, plan.description, plan.parts, manifest) as writer,
+        open_writer(out, plan.description, plan.parts, manifest, say) as writer,
         _open_decoder(plan) as decoder,
     ):
         report.parts_total = len(writer.parts)
@@ -116,16 +111,3 @@ class _Run:
     def advance(self, count: int) -> None:
         self._done += count
         self.progress(self._done, self.total)
-
-
-def disk_error(out: Path, error: OSError) -> StoreError:
-    """The error to raise where the system refused to write a store."""
-    # HDF5 buries the system's own words in a long line of its own.
-    buried = re.search(r"error message = '([^']+)'", str(error))
-    return StoreError(
-        str(out),
-        expected="a folder that can be written",
-        got=buried[1] if buried else error.strerror or str(error),
-        remedy="free space or correct the rights, then run the same command again; "
-        "finished parts are kept",
-    )

@@ -24,6 +24,8 @@ class ExtractReport:
             thread waiting for the network's results; ``stall_seconds``: the network waiting for
             the writing thread.
         write_seconds: scratch, digests and parts, in the writing thread.
+        levels: the lowest and the highest grey level of the images decoded by this call; (255, 0)
+            without any.
         start_seconds: reading the weights, planning, compiling.
         compute: ``eager`` or ``compiled``; ``device``: where the network ran.
         workers, cores, batch_size: as they were.
@@ -44,6 +46,7 @@ class ExtractReport:
     write_seconds: float = 0.0
     start_seconds: float = 0.0
     total_seconds: float = 0.0
+    levels: tuple[int, int] = (255, 0)
     bags_total: int = 0
     compute: str = "eager"
     device: str = "cpu"
@@ -83,6 +86,11 @@ class ExtractReport:
         """Add the work of another process on the same store."""
         for name in _SUMMED:
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.add_levels(other.levels)
+
+    def add_levels(self, levels: tuple[int, int]) -> None:
+        """Add the grey levels of more images."""
+        self.levels = min(self.levels[0], levels[0]), max(self.levels[1], levels[1])
 
 
 _SUMMED = (

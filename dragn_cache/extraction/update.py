@@ -17,9 +17,10 @@ from dragn_cache.extraction.workers import Decoded, attempt
 from dragn_cache.store import PartPlan
 from dragn_cache.store.plan import bag_plan
 from dragn_cache.store.update import StoredBag, UpdateReport, replan, stored_bags
+from dragn_cache.types import Say
 
 
-def update_store(out: Path, plan: ExtractionPlan) -> UpdateReport:
+def update_store(out: Path, plan: ExtractionPlan, say: Say) -> UpdateReport:
     """Change a store's plan to the manifest's and its images' present state."""
     stored = stored_bags(out, plan.description)
     chosen = [k for k, bag in enumerate(plan.manifest.bags) if bag.bag_id in stored]
@@ -34,6 +35,7 @@ def update_store(out: Path, plan: ExtractionPlan) -> UpdateReport:
         plan.manifest,
         lambda bag, _: bag in current,
         plan.config.part_instances,
+        say,
     )
 
 

@@ -22,7 +22,7 @@ from typing import Generic, TypeVar, final
 from dragn_cache.errors import DragnCacheError, ImageError
 from dragn_cache.images.crops import Crops, ImageRequest, read_crops
 from dragn_cache.machine import usable_cores
-from dragn_cache.parallel.local import follow_parent, light_main
+from dragn_cache.parallel.local import follow_parent, light_main, silence_libraries
 
 Decoded = Crops | ImageError
 Tag = TypeVar("Tag")
@@ -223,6 +223,7 @@ def _begin_worker(niceness: int) -> None:
     _keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     follow_parent()
+    silence_libraries()
 
 
 def _keep_memory() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ from dragn_cache.scoring.scores import MAIN_SCORES
 
 
 def plot_comparison(
-    path: Path,
+    path: Path | BinaryIO,
     *,
     metrics: Mapping[str, Mapping[str, Any]],
     histories: Mapping[str, Sequence[Mapping[str, float]]],
@@ -27,7 +27,7 @@ def plot_comparison(
     """Draw a comparison of methods: a bag's images, the test scores, the validation losses.
 
     Args:
-        path: the PNG to write.
+        path: the PNG to write, or an open file.
         metrics: by method, its metrics.json.
         histories: by method, the rows of its history.
         bag: the images (H, W, 3) of one bag, as an example of the data.

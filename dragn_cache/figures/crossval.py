@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,12 +16,12 @@ from dragn_cache.scoring.scores import ACCURACY, MAIN_SCORES
 
 
 def plot_crossval(
-    path: Path, summary: Sequence[Mapping[str, Any]], folds: Sequence[Mapping[str, Any]]
+    path: Path | BinaryIO, summary: Sequence[Mapping[str, Any]], folds: Sequence[Mapping[str, Any]]
 ) -> None:
     """Draw a cross-validation: each method's main scores, with intervals and the single tests.
 
     Args:
-        path: the PNG to write.
+        path: the PNG to write, or an open file.
         summary: the rows of summary.csv.
         folds: the rows of folds.csv.
     """

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from dragn_cache.images.augment import Augmentation, augmented
 from dragn_cache.images.decode import Picture, read_picture
 from dragn_cache.images.intensity import FULL, scale_planes
 from dragn_cache.types import Box
+
+_DIGESTED_ROWS = 16
 
 RESAMPLING = {name: Image.Resampling[name.upper()] for name in get_args(Interpolation)}
 
@@ -82,6 +85,7 @@ class Crops:
         boxes: for each requested box, the pixels' box in the image, or the reason (text) why it
             could not be cut.
         digest: sha256 of the file's bytes, or of the files' digests in order when several.
+        levels: the lowest and the highest of the image's scaled numbers.
         seconds: time of reading, decoding and resizing.
         cpu_seconds: processor time of the same.
     """
@@ -89,6 +93,7 @@ class Crops:
     pixels: NDArray[np.uint8]
     boxes: tuple[Box | str, ...]
     digest: bytes
+    levels: tuple[int, int]
     seconds: float
     cpu_seconds: float
 
@@ -118,8 +123,9 @@ def read_crops(request: ImageRequest) -> Crops:
         boxes.append(box)
     shape = (0, len(inputs), *request.geometry.size)
     pixels = np.stack(crops) if crops else np.empty(shape, np.uint8)
+    levels = int(min(p.min() for p in planes)), int(max(p.max() for p in planes))
     seconds, cpu_seconds = time.perf_counter() - started, time.thread_time() - cpu_started
-    return Crops(pixels, tuple(boxes), digest, seconds, cpu_seconds)
+    return Crops(pixels, tuple(boxes), digest, levels, seconds, cpu_seconds)
 
 
 def _views(
@@ -135,19 +141,69 @@ def _views(
             yield list(augmented(crop, augmentation, key))
 
 
-def decoded_size(image: str, files: Sequence[Path], channels: int = 0) -> tuple[int, int]:
-    """Decode an image fully and return its width and height, or raise `ImageError`.
+@dataclass(frozen=True)
+class Examined:
+    """Facts of a decoded image.
+
+    Attributes:
+        size: width and height.
+        digest: 8 bytes, the same for the same pixels however they are stored; None where every
+            pixel is the same, as in an empty field.
+        lowest, highest: of its pixels, in the file's own numbers.
+        full: the largest possible number; None for signed and floating-point pixels.
+        notes: what decoders remarked, while someone is `listening`.
+    """
+
+    size: tuple[int, int]
+    digest: bytes | None
+    lowest: float
+    highest: float
+    full: float | None
+    notes: tuple[str, ...] = ()
+
+
+def examine_image(image: str, files: Sequence[Path], channels: int = 0) -> Examined:
+    """Decode an image fully, or raise `ImageError`.
 
     Args:
         files: the file, or one for each channel.
         channels: how many channels the data set names.
     """
-    sizes = []
+    pictures = []
     for path in files:
-        picture = read_picture(_where(image, path), path)
-        _require_channels(_where(image, path), picture, 1 if _is_split(image) else channels)
-        sizes.append(picture.size)
-    return _one_size(image, files, sizes)
+        pictures.append(read_picture(_where(image, path), path))
+        _require_channels(_where(image, path), pictures[-1], 1 if _is_split(image) else channels)
+    # Colours last, as most decoders have them: else this is a copy.
+    pixels = [np.ascontiguousarray(picture.planes.transpose(1, 2, 0)) for picture in pictures]
+    empty = all(_holds(plane, plane[0, 0]) for plane in pixels)
+    digests = [_digest(p, picture.colour) for p, picture in zip(pixels, pictures, strict=True)]
+    full = [picture.full for picture in pictures]
+    return Examined(
+        _one_size(image, files, [picture.size for picture in pictures]),
+        None if empty else hashlib.sha256(b"".join(digests)).digest()[:8],
+        min(float(plane.min()) for plane in pixels),
+        max(float(plane.max()) for plane in pixels),
+        max((most for most in full if most is not None), default=None),
+        tuple(note for picture in pictures for note in picture.notes),
+    )
+
+
+def _digest(pixels: NDArray[np.generic], colour: bool) -> bytes:
+    """A digest of pixels (h, w, P): a checksum of all of them, and sha256 of every 16th row.
+
+    sha256 of all would take longer than decoding. Colours that are equal count as grey.
+    """
+    if colour and _holds(pixels, pixels[:, :, :1]):
+        pixels = np.ascontiguousarray(pixels[:, :, :1])
+    digest = hashlib.sha256(f"{pixels.shape} {pixels.dtype.str} {zlib.crc32(pixels.data)}".encode())
+    digest.update(np.ascontiguousarray(pixels[::_DIGESTED_ROWS]).data)
+    return digest.digest()
+
+
+def _holds(pixels: NDArray[np.generic], values: NDArray[np.generic]) -> bool:
+    """Whether pixels (h, w, P) equal values that broadcast to them; quick where they do not."""
+    few = values[:1] if values.ndim == 3 else values
+    return bool((pixels[:1] == few).all() and (pixels == values).all())
 
 
 def _read_planes(

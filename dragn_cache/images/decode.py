@@ -16,6 +16,7 @@ import io
 import stat
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from PIL.TiffImagePlugin import (
 
 from dragn_cache.errors import ImageError, foreign
 from dragn_cache.images.jpeg import read_frame, require_whole
+from dragn_cache.images.notes import noting
 from dragn_cache.images.tiff_parts import PICTURE_CODECS, require_sound_parts
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
@@ -47,6 +49,7 @@ Decoded = tuple[NDArray[np.generic], float | None, bool]
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GREY_MODES = ("1", "L", "LA", "I;16", "I")
 _COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+_PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 # Samples of a PNG's pixel without alpha, by its colour type.
 _PNG_SAMPLES = {0: 1, 2: 3, 4: 1, 6: 3}
 
@@ -60,12 +63,14 @@ class Picture:
         full: the largest possible number; None for signed and floating-point pixels.
         colour: the three planes are red, green and blue; else each is a channel of its own.
         digest: sha256 of the file's bytes.
+        notes: what the decoder remarked, while someone is `listening`.
     """
 
     planes: NDArray[np.generic]
     full: float | None
     colour: bool
     digest: bytes
+    notes: tuple[str, ...] = ()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -84,10 +89,11 @@ def read_picture(where: str, path: Path) -> Picture:
             whose pixels have no certain meaning.
     """
     data = _read_bytes(where, path)
-    with foreign(where, expected="a whole image", remedy="replace the file", kind=ImageError):
+    whole = foreign(where, expected="a whole image", remedy="replace the file", kind=ImageError)
+    with whole, noting() as notes:
         planes, full, colour = _decode(where, data)
     _require_finite(where, planes)
-    return Picture(planes, full, colour, hashlib.sha256(data).digest())
+    return Picture(planes, full, colour, hashlib.sha256(data).digest(), tuple(notes))
 
 
 def _read_bytes(where: str, path: Path) -> bytes:
@@ -180,15 +186,21 @@ def _require_sound_png(where: str, data: bytes, pixels: int) -> None:
     if data[24] == 16:  # Pillow reads it with 8 bits first
         samples = {0: 1, 2: 3, 4: 2, 6: 4}.get(data[25], 4)
         _require_at_most(where, pixels * (4 + 2 * samples), MAX_BYTES, "bytes of memory")
+    for kind, chunk in _png_chunks(data):
+        if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
+            raise ValueError(f"other bytes than were written in its chunk {kind.decode('latin-1')}")
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """The chunks of a PNG to its end: the kind, and the whole chunk with length and checksum."""
     view, at, kind = memoryview(data), 8, b""
     while kind != b"IEND":
         kind = data[at + 4 : at + 8]
-        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
-        if end + 4 > len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if end > len(data):
             raise ValueError(f"{len(data)} bytes, less than its chunks have (truncated?)")
-        if zlib.crc32(view[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            raise ValueError(f"other bytes than were written in its chunk {kind.decode('latin-1')}")
-        at = end + 4
+        yield kind, view[at:end]
+        at = end
 
 
 def _is_plain(image: TiffImageFile) -> bool:
@@ -238,7 +250,11 @@ def _converted(
 
 def _decode_deep_png(where: str, data: bytes) -> NDArray[np.generic]:
     """A 16-bit PNG with more than grey, which Pillow would narrow to 8 bits."""
-    samples: NDArray[np.generic] = _import(where, "imagecodecs").png_decode(data)
+    # libpng prints what it thinks of a profile, say: it gets the chunks that hold pixels.
+    chunks = [chunk for kind, chunk in _png_chunks(data) if kind in _PNG_PIXELS]
+    samples: NDArray[np.generic] = _import(where, "imagecodecs").png_decode(
+        b"".join([data[:8], *chunks])
+    )
     return samples[:, :, : _PNG_SAMPLES[data[25]]].transpose(2, 0, 1)
 
 

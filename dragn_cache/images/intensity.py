@@ -25,6 +25,12 @@ _BLOCK = 2**20  # pixels scaled at a time, so that double precision takes little
 
 
 FULL = Intensity()
+FEW_LEVELS = 64  # of 256
+
+
+def few_levels(levels: tuple[int, int]) -> bool:
+    """Whether scaled images, from the lowest to the highest level of all, fill few of the 256."""
+    return levels[1] - levels[0] < FEW_LEVELS
 
 
 def scale_planes(

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 
 from dragn_cache.errors import InputError
+from dragn_cache.files import csv_text
 from dragn_cache.interop.bag_files import require_corners
 from dragn_cache.interop.source import (
     TAP,
@@ -30,7 +31,8 @@ from dragn_cache.manifest.reading import BAG_COLUMNS, GROUP_COLUMNS, LABEL_COLUM
 from dragn_cache.manifest.records import BOX_COLUMNS
 from dragn_cache.manifest.writing import bags_text
 from dragn_cache.store import InstanceRecord, Store, Tap
-from dragn_cache.store.hdf5_links import open_alone
+from dragn_cache.store.hdf5_trial import open_alone
+from dragn_cache.store.hdf5_writing import writing_hdf5
 from dragn_cache.store.part import Array, corner_coords
 from dragn_cache.types import CLEAN_VIEW
 
@@ -71,7 +73,7 @@ class AnnDataSource(Source):
                 got=f"none in row {int(self._obs[column].isna().to_numpy().argmax())}",
                 remedy="fill it in, or leave the row out",
             )
-        bags = self._obs[column].astype(str).str.strip().to_numpy()
+        bags = self._obs[column].astype(str).to_numpy()
         with reading(path, "the tables of a data set in obs or uns"):
             self.manifest = self._read_manifest()
         self.ids = list(dict.fromkeys([*self._exported_ids(), *bags.tolist()]))
@@ -87,11 +89,12 @@ class AnnDataSource(Source):
         if self._export:
             return manifest_from_texts(self._export["bags_csv"], self._export["dataset_toml"], name)
         columns = dict.fromkeys((*BAG_COLUMNS, *LABEL_COLUMNS, "split", *GROUP_COLUMNS))
-        table = self._obs[[c for c in columns if c in self._obs]].assign(image="")
+        head = [c for c in columns if c in self._obs]
+        cells = ([*row, ""] for row in zip(*(_texts(self._obs[c]) for c in head), strict=True))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, f"{self.path.name}-obs.csv")
-            table.to_csv(path, index=False)
-            return manifest_from_tables(path, None, name)
+            path.write_text(csv_text([*head, "image"], cells), encoding="utf-8", newline="")
+            return manifest_from_tables(path, None, name, image_rows=True)
 
     def read(self, bag_id: str) -> BagFeatures:
         rows = self._rows.get(bag_id, np.empty(0, np.int64))
@@ -123,6 +126,13 @@ class AnnDataSource(Source):
             InstanceRecord(image or record.image, box, order, record.digest)
             for record, image, box, order in zip(records, images, boxes, orders, strict=True)
         ]
+
+
+def _texts(column: pd.Series[Any]) -> list[str]:
+    """A column's cells as a table has them; empty where a value is missing."""
+    missing = column.isna().tolist()
+    values = column.astype(object).tolist()
+    return ["" if empty else str(v) for empty, v in zip(missing, values, strict=True)]
 
 
 def _require_sound_matrix(path: Path, file: Any) -> None:
@@ -196,7 +206,8 @@ class AnnDataTarget(Target):
             "features_sha256": store.description.digest("features"),
         }
         data = anndata.AnnData(values, obs=obs, obsm={"spatial": spatial}, uns={EXPORT_KEY: export})
-        data.write_h5ad(path)
+        with writing_hdf5(path) as (file, _):
+            anndata.io.write_elem(file, "/", data)
 
 
 def _observations(store: Store, advance: Callable[[], None]) -> tuple[Any, Array]:

@@ -164,7 +164,7 @@ def require_corners(path: Path, corners: Array | None, count: int) -> Array | No
             str(path),
             expected=f"coords of shape {(count, 2)}, one row for each of the features",
             got=f"{corners.dtype} {corners.shape}",
-            remedy="make the file again, or remove its coords",
+            remedy="make the file again",
         )
     return np.rint(corners).astype(np.int64)
 

@@ -11,7 +11,7 @@ from dragn_cache.files import require_file_names
 from dragn_cache.interop.layouts import TARGETS
 from dragn_cache.interop.target import Target
 from dragn_cache.store import Store, Tap
-from dragn_cache.store.new_path import new_path
+from dragn_cache.store.new_path import beside, claimed
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,6 @@ def export_features(
     store.require_complete()
     if target.named_files:
         require_file_names(store.bag_ids)
-    _require_new_target(out, target)
     done = 0
 
     def advance() -> None:
@@ -58,8 +57,10 @@ def export_features(
         done += 1
         progress(done, len(store.bags))
 
-    with new_path(out) as path:
-        target.write(store, chosen, path, advance)
+    with claimed(out) as claims:
+        _require_new_target(out, target)
+        with beside(out, claims) as path:
+            target.write(store, chosen, path, advance)
     taps = [t.name for t in store.description.taps] if target.holds_all else [chosen.name]
     views = store.description.views if target.holds_all else store.description.views[:1]
     return ExportReport(layout, len(store.bags), tuple(taps), tuple(views))
@@ -98,5 +99,5 @@ def _require_new_target(out: Path, target: Target) -> None:
             str(out),
             expected="a path where nothing is",
             got="a folder" if out.is_dir() else "a file",
-            remedy="give another `out`, or remove it",
+            remedy="give another `out`",
         )

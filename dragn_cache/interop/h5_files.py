@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-import h5py
 import numpy as np
 
 from dragn_cache.errors import InputError
@@ -24,7 +23,8 @@ from dragn_cache.interop.target import (
 from dragn_cache.interop.tensor_files import write_tensor
 from dragn_cache.manifest import Bag
 from dragn_cache.store import Store, Tap, json_digest
-from dragn_cache.store.hdf5_links import open_alone
+from dragn_cache.store.hdf5_trial import open_alone
+from dragn_cache.store.hdf5_writing import writing_hdf5
 from dragn_cache.store.part import Array
 
 CHUNK_BYTES = 256 * 2**10
@@ -116,7 +116,7 @@ class ClamTarget(Target):
             path.joinpath(name).mkdir(parents=True)
         for exported in exported_bags(store, tap):
             bag_id = exported.bag.bag_id
-            with h5py.File(path / "h5_files" / f"{bag_id}.h5", "x") as file:
+            with writing_hdf5(path / "h5_files" / f"{bag_id}.h5") as (file, _):
                 write_arrays(file, exported)
             write_tensor(path / "pt_files" / f"{bag_id}.pt", exported.values)
             advance()
@@ -139,7 +139,7 @@ class TridentTarget(Target):
         folder = path / f"features_{re.sub(r'[^A-Za-z0-9_.-]+', '_', encoder)}"
         folder.mkdir(parents=True)
         for exported in exported_bags(store, tap):
-            with h5py.File(folder / f"{exported.bag.bag_id}.h5", "x") as file:
+            with writing_hdf5(folder / f"{exported.bag.bag_id}.h5") as (file, _):
                 write_arrays(file, exported)
                 file["features"].attrs.update(name=exported.bag.bag_id, encoder=encoder)
                 extent = square_extent(exported)

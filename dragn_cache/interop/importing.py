@@ -25,6 +25,8 @@ from dragn_cache.interop.source import (
     stored_values,
 )
 from dragn_cache.manifest import Bag, Instance, Manifest, read_bags
+from dragn_cache.manifest.doubts import warn_doubts
+from dragn_cache.manifest.writing import require_held_bags, require_held_labels
 from dragn_cache.store import (
     Failure,
     PartPlan,
@@ -33,14 +35,18 @@ from dragn_cache.store import (
     Tap,
     instances_of,
     manifest_digest,
+    open_store,
     open_writer,
     plan_parts,
 )
 from dragn_cache.store.config import DType
+from dragn_cache.store.disk import disk_error, require_writable
+from dragn_cache.store.leaks import warn_leaks
 from dragn_cache.store.part import Array
 from dragn_cache.store.plan import PART_BYTES
 from dragn_cache.store.schema import is_step
-from dragn_cache.types import Progress
+from dragn_cache.texts import by_look, difference, look
+from dragn_cache.types import Progress, Say, Warn
 
 
 @dataclass(frozen=True)
@@ -99,37 +105,60 @@ def import_features(
     *,
     bags_csv: Path | None = None,
     progress: Progress = lambda done, total: None,
+    say: Say = lambda line: None,
+    warn: Warn = lambda text: None,
 ) -> ImportReport:
     """Write features that another tool has made into a store.
 
     The same call continues after a kill, and does nothing when the store is complete.
 
+    Args:
+        progress: called with bags done, in both readings of the source, and twice their number.
+        say: called with whom a long wait is for.
+        warn: called with one line for bags that are left out or empty, and for what may mislead.
+
     Raises:
         InputError: the source, or the join with the table, cannot be used; it names the file.
         StoreMismatchError: there is a store of other settings or of other sources at ``out``.
+        StoreError: the disk is full or cannot be written. What was complete stays.
     """
     config = config or ImportConfig()
     layout = config.layout or find_layout(path)
     with reading(path, f"features in the layout {layout}"):
         source = SOURCES[layout](path)
+    require_writable(out)
+    _require_held(path, [Bag(bag_id) for bag_id in source.ids], source.manifest.labels)
     joined = join_table(source, bags_csv, config)
+    _require_held(path, joined.manifest.bags, joined.manifest.labels)
+    if joined.without_features or joined.without_row:
+        warn(f"left out: {_unmatched(joined.without_features, joined.without_row)}")
+    warn_doubts(joined.manifest.bags, joined.manifest.task, warn)
     survey = survey_source(source, joined.manifest.bags, config, progress)
+    counts = zip(joined.manifest.bags, survey.sizes, strict=True)
+    empty = [bag.bag_id for bag, size in counts if not size]
+    if empty:
+        warn(f"{len(empty)} bags have no instance, and training leaves them out: {_some(empty)}")
     manifest = with_instances(joined.manifest, layout, survey)
     made_from = {"source": path.name} | ({"bags": bags_csv.name} if bags_csv else {})
     description = describe(source, manifest, survey, config, made_from)
     sizes = [len(instances_of(manifest, k)) for k in range(len(manifest.bags))]
     parts = plan_parts(sizes, description.row_bytes, config.part_instances)
-    with open_writer(out, description, parts, manifest) as writer:
-        missing = writer.missing()
-        done = len(sizes) - sum(len(part.bags) for part in missing)
-        written = 0
-        for part in writer.claim_missing():
-            with writer.part(part) as target:
-                _fill(target, part, source, survey)
-            done, written = done + len(part.bags), written + 1
-            progress(len(sizes) + done, 2 * len(sizes))
-        writer.finish()
-        missing = writer.missing()
+    try:
+        with open_writer(out, description, parts, manifest, say) as writer:
+            missing = writer.missing()
+            done = len(sizes) - sum(len(part.bags) for part in missing)
+            written = 0
+            for part in writer.claim_missing():
+                with writer.part(part) as target:
+                    _fill(target, part, source, survey)
+                done, written = done + len(part.bags), written + 1
+                progress(len(sizes) + done, 2 * len(sizes))
+            writer.finish()
+            missing = writer.missing()
+    except OSError as error:
+        raise disk_error(out, error) from error
+    if not missing:
+        warn_leaks(open_store(out), manifest.bags, warn)
     return ImportReport(
         layout=layout,
         bags=len(sizes),
@@ -155,7 +184,7 @@ def join_table(source: Source, bags_csv: Path | None, config: ImportConfig) -> J
     """
     manifest, where = source.manifest, "the source's table"
     if bags_csv is not None:
-        bags, labels, task = read_bags(bags_csv)
+        bags, labels, task = read_bags(bags_csv, image_rows=True)
         manifest = replace(manifest, bags=bags, labels=labels, task=task)
         where = str(bags_csv)
     source_ids, table_ids = set(source.ids), {bag.bag_id for bag in manifest.bags}
@@ -167,21 +196,45 @@ def join_table(source: Source, bags_csv: Path | None, config: ImportConfig) -> J
     return Joined(replace(manifest, bags=kept), without_features, without_row)
 
 
+def _require_held(path: Path, bags: Sequence[Bag], labels: Sequence[str]) -> None:
+    """Raise `InputError` for what a source has and the store's tables could not hold."""
+    try:
+        require_held_bags(bags)
+        require_held_labels("the data set", labels)
+    except InputError as error:
+        raise error.at(f"{path}, {error.where}") from error
+
+
 def _require_matched(
     where: str, without_features: Sequence[str], without_row: Sequence[str]
 ) -> None:
+    if without_features or without_row:
+        raise InputError(
+            where,
+            expected="one row for each bag of features",
+            got=_unmatched(without_features, without_row),
+            remedy="correct the table, or give `unmatched=drop` to leave them out",
+        )
+
+
+def _unmatched(without_features: Sequence[str], without_row: Sequence[str]) -> str:
+    """Bags that only the table or only the source has, and how two of them differ that look alike.
+
+    A table and file names that disagree about leading zeros, say, have such pairs.
+    """
     texts = []
     if without_features:
         texts.append(f"{len(without_features)} rows without features ({_some(without_features)})")
     if without_row:
         texts.append(f"{len(without_row)} bags of features without a row ({_some(without_row)})")
-    if texts:
-        raise InputError(
-            where,
-            expected="one row for each bag of features",
-            got=" and ".join(texts),
-            remedy="correct the table, or give `unmatched=drop` to leave them out",
-        )
+    alike = by_look(without_row)
+    pairs = [(row, alike[look(row)]) for row in without_features if look(row) in alike]
+    hint = ""
+    if pairs:
+        (row, other), more = pairs[0], f", and {len(pairs) - 1} more such" * (len(pairs) > 1)
+        way = difference(row, other)
+        hint = f": row {row!r} and features {other!r} differ by {way} alone{more}"
+    return " and ".join(texts) + hint
 
 
 def _some(ids: Sequence[str]) -> str:

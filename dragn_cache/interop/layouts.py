@@ -20,7 +20,7 @@ from dragn_cache.interop.source import Source, reading
 from dragn_cache.interop.target import Target
 from dragn_cache.interop.tensor_files import TensorSource
 from dragn_cache.interop.whole_file import Hdf5Source, Hdf5Target, ZarrSource, ZarrTarget
-from dragn_cache.store.hdf5_links import open_alone
+from dragn_cache.store.hdf5_trial import open_alone
 
 SOURCES: dict[str, type[Source]] = {
     "clam": ClamSource,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -20,6 +19,7 @@ import numpy as np
 
 from dragn_cache.errors import InputError, foreign
 from dragn_cache.manifest import Bag, Manifest, read_bags
+from dragn_cache.manifest.dataset_toml import read_toml
 from dragn_cache.store import Failure, InstanceRecord
 from dragn_cache.store.config import DType
 from dragn_cache.store.part import Array
@@ -172,13 +172,20 @@ def bare_manifest(name: str, ids: Sequence[str]) -> Manifest:
     return Manifest(name, "multilabel", (), tuple(Bag(bag_id) for bag_id in ids), {}, Path())
 
 
-def manifest_from_tables(bags_csv: Path, dataset_toml: Path | None, name: str) -> Manifest:
-    """Bags with labels, splits and groups from a table, described by dataset.toml if any."""
+def manifest_from_tables(
+    bags_csv: Path, dataset_toml: Path | None, name: str, *, image_rows: bool = False
+) -> Manifest:
+    """Bags with labels, splits and groups from a table, described by dataset.toml if any.
+
+    Args:
+        image_rows: as `read_bags` takes it.
+    """
     toml: dict[str, Any] = {}
     if dataset_toml is not None and dataset_toml.is_file():
-        with reading(dataset_toml, "a data set's description"):
-            toml = tomllib.loads(dataset_toml.read_text(encoding="utf-8"))
-    bags, labels, task = read_bags(bags_csv, labels=toml.get("labels"), task=toml.get("task"))
+        toml = read_toml(dataset_toml)
+    bags, labels, task = read_bags(
+        bags_csv, labels=toml.get("labels"), task=toml.get("task"), image_rows=image_rows
+    )
     return Manifest(
         name=toml.get("name", name),
         task=task,
@@ -195,8 +202,8 @@ def manifest_from_texts(bags_csv: str, dataset_toml: str, name: str) -> Manifest
     """A manifest from the texts of bags.csv and dataset.toml; see `manifest_from_tables`."""
     with tempfile.TemporaryDirectory() as folder:
         table, toml = Path(folder, "bags.csv"), Path(folder, "dataset.toml")
-        table.write_text(bags_csv, encoding="utf-8")
-        toml.write_text(dataset_toml, encoding="utf-8")
+        table.write_text(bags_csv, encoding="utf-8", newline="")
+        toml.write_text(dataset_toml, encoding="utf-8", newline="")
         return manifest_from_tables(table, toml, name)
 
 
@@ -205,7 +212,7 @@ def manifest_from_texts(bags_csv: str, dataset_toml: str, name: str) -> Manifest
 
 def reading(path: Path, expected: str) -> AbstractContextManager[None]:
     """Turn the errors of reading a damaged, locked or missing file into one that names it."""
-    remedy = "mend or remove it and repeat the command; what is imported already is kept"
+    remedy = "make it again or leave it out, and repeat the command; what is imported is kept"
     return foreign(path, expected=expected, remedy=remedy)
 
 

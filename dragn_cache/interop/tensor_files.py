@@ -45,7 +45,8 @@ def write_tensor(path: Path, values: Array) -> None:
     """Write rows (n, C[, h, w]) as one tensor of the same dtype."""
     import torch
 
-    torch.save(torch.from_numpy(values), path)
+    with path.open("wb") as file:  # torch's own ends with a RuntimeError on a full disk
+        torch.save(torch.from_numpy(values), file)
 
 
 def _array(path: Path, tensor: Any) -> Array:

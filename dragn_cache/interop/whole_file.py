@@ -21,7 +21,8 @@ from dragn_cache.interop.source import BagFeatures, MadeBy, Source, manifest_fro
 from dragn_cache.interop.target import Target, bags_without_part
 from dragn_cache.manifest.writing import bags_text
 from dragn_cache.store import FORMATS, InstanceRecord, PartIndex, Store, StoreDescription, Tap
-from dragn_cache.store.hdf5_links import open_alone
+from dragn_cache.store.hdf5_trial import open_alone
+from dragn_cache.store.hdf5_writing import writing_hdf5
 from dragn_cache.store.part import Array, RowTable, bag_digests, require_index, require_sealed
 from dragn_cache.store.schema import parse_description
 
@@ -213,7 +214,7 @@ def _sums(texts: Sequence[str]) -> str:
 def _write_texts(path: Path, layout: str, texts: Sequence[str]) -> None:
     named = zip((*TEXTS, SUMS), (*texts, _sums(texts)), strict=True)
     if layout == "hdf5":
-        with h5py.File(path, "r+") as file:
+        with writing_hdf5(path, "r+") as (file, _):
             for name, text in named:
                 file.create_dataset(f"store/{name}", data=[text], dtype=h5py.string_dtype())
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from dragn_cache.errors import InputError, UnknownNameError
 from dragn_cache.loading.splits import make_split, require_split
 from dragn_cache.manifest import Bag, read_bags
+from dragn_cache.manifest.doubts import warn_doubts
 from dragn_cache.manifest.faults import check_bags
 from dragn_cache.manifest.reading import columns_given
 from dragn_cache.store import Store
+from dragn_cache.store.leaks import warn_leaks
+from dragn_cache.texts import by_look, difference, look
 from dragn_cache.types import Task, Warn
 
 
@@ -63,7 +66,7 @@ def read_labelling(
             Labelling(store.bags, tuple(labels or store.labels), task or store.task)
         )
     known = {bag.bag_id: bag for bag in store.bags}
-    listed, table_labels, table_task = read_bags(bags_csv)
+    listed, table_labels, table_task = read_bags(bags_csv, image_rows=True)
     for bag in listed:
         if bag.bag_id not in known:
             raise UnknownNameError(
@@ -129,30 +132,40 @@ def choose_splits(labelling: Labelling, seed: int) -> list[str]:
     return splits
 
 
-def warn_same_features(
-    labelling: Labelling, digests: Sequence[str], warn: Warn, splits: Sequence[str] | None = None
+def warn_misleading(
+    store: Store, labelling: Labelling, warn: Warn, splits: Sequence[str] | None = None
 ) -> None:
-    """Report bags with the same features that need not stay on one side of a split.
+    """Report what may make results better or worse than they are: names, and leaks.
 
     Args:
-        digests: of the bags' features.
-        splits: their sides, where they are known.
+        splits: the bags' sides, where they are known.
     """
-    sides = splits or ["any"] * len(labelling.bags)
-    first: dict[str, tuple[Bag, str]] = {}
-    pairs = []
-    for bag, side, digest in zip(labelling.bags, sides, digests, strict=True):
-        other, its_side = first.setdefault(digest, (bag, side))
-        together = side == its_side if splits else bool(bag.group) and bag.group == other.group
-        if other is not bag and not together:
-            pairs.append(f"{other.bag_id!r} and {bag.bag_id!r}")
-    if pairs:
-        where = "on two sides of the split" if splits else "perhaps on two sides of a fold"
+    warn_doubts(labelling.bags, labelling.task, warn)
+    warn_leaks(store, labelling.bags, warn, splits)
+
+
+def warn_seen(store: Store, labelling: Labelling, seen: Mapping[str, str], warn: Warn) -> None:
+    """Report bags to be scored that share features or images with others that a run has seen, or
+    whose ids look like theirs.
+
+    Args:
+        seen: digests by the ids of the run's training and validation bags.
+    """
+    scored = set(labelling.ids)
+    alike = by_look(seen)
+    twins = [b for b in labelling.ids if b not in seen and look(b) in alike]
+    if twins:
+        other = alike[look(twins[0])]
+        more = f", and {len(twins) - 1} more such" if len(twins) > 1 else ""
         warn(
-            f"bags with the same features {where}: {pairs[0]}"
-            + (f", and {len(pairs) - 1} more such" if len(pairs) > 1 else "")
-            + "; give them one group"
+            f"the run has seen a bag {other!r}, and {twins[0]!r} is scored as new: they differ by "
+            f"{difference(twins[0], other)}{more}"
         )
+    others = [bag for bag in store.bags if bag.bag_id in seen and bag.bag_id not in scored]
+    own = hex_digests(store, [bag.bag_id for bag in others])
+    others = [b for b, digest in zip(others, own, strict=True) if digest == seen[b.bag_id]]
+    sides = ["seen"] * len(others) + ["scored"] * len(labelling.bags)
+    warn_leaks(store, [*others, *labelling.bags], warn, sides)
 
 
 def hex_digests(store: Store, ids: Sequence[str]) -> list[str]:

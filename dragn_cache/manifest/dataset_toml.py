@@ -13,6 +13,7 @@ import tomli_w
 
 from dragn_cache.backbone_input import ExtractDefaults
 from dragn_cache.errors import InputError, ManifestError, SettingError, foreign
+from dragn_cache.files import is_storable, write_text
 from dragn_cache.manifest.records import Manifest
 from dragn_cache.manifest.shipped import data_folder
 from dragn_cache.options import declarations, require_known
@@ -20,7 +21,7 @@ from dragn_cache.options import declarations, require_known
 
 def write_dataset_toml(manifest: Manifest, path: Path, *, images: str | None = None) -> None:
     """Write the description of a data set; ``images`` None leaves the image root out."""
-    path.write_text(dataset_text(manifest, images=images), encoding="utf-8")
+    write_text(path, dataset_text(manifest, images=images))
 
 
 def dataset_text(manifest: Manifest, *, images: str | None = None) -> str:
@@ -82,14 +83,19 @@ def _require_toml_values(path: Path, toml: Mapping[str, Any]) -> None:
         )
     for key in ("labels", "channels"):
         names = toml.get(key, [])
-        if not all(isinstance(n, str) and n for n in names) or len(set(names)) != len(names):
+        if not all(map(_is_name, names)) or len(set(names)) != len(names):
             raise ManifestError(
                 f"{path}: {key}",
                 expected="distinct non-empty names",
                 got=repr(names),
-                remedy="remove repetitions and blanks",
+                remedy="remove repetitions, blanks and space around them",
             )
     _require_defaults(f"{path}: [extract]", toml.get("extract", {}))
+
+
+def _is_name(value: object) -> bool:
+    """Whether a value is a text that tables hold as it is."""
+    return isinstance(value, str) and value.strip() == value != "" and is_storable(value)
 
 
 def _require_defaults(where: str, table: Mapping[str, Any]) -> None:

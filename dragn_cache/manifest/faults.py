@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dragn_cache.errors import UnknownNameError
+from dragn_cache.errors import UnknownNameError, likely
 from dragn_cache.files import is_storable
 from dragn_cache.manifest.records import Bag, Instance, Manifest
 from dragn_cache.manifest.tables import Fault
+from dragn_cache.texts import by_look, difference, look
 from dragn_cache.types import SPLITS, Task
 
 LABEL_REMEDY = "correct it, or add it to the labels of dataset.toml"
@@ -42,12 +43,14 @@ def check_bags(bags: Sequence[Bag], labels: Sequence[str], task: Task) -> list[F
                 )
             )
         if bag.split not in ("", *SPLITS):
+            meant = likely(bag.split, SPLITS)
+            hint = f"did you mean {meant}? otherwise " if meant else ""
             faults.append(
                 fault(
                     "unknown-split",
                     "train, validation or test",
                     repr(bag.split),
-                    "correct it or leave it empty",
+                    f"{hint}correct it or leave it empty",
                 )
             )
     return faults
@@ -80,14 +83,18 @@ def check_images_have_bags(
 ) -> list[Fault]:
     """One fault for each bag that has images but no row in the table of bags."""
     faults = {}
+    alike: dict[str, str] = {}
     for row in instances:
         if row.bag_id not in known and row.bag_id not in faults:
+            alike = alike or by_look(known)
+            other = alike.get(look(row.bag_id))
+            but = f", while {other!r} is one: {difference(row.bag_id, other)}" if other else ""
             faults[row.bag_id] = Fault(
                 "image-without-bag",
                 row.file,
                 row.line,
                 f"a bag of {table}",
-                repr(row.bag_id),
+                f"{row.bag_id!r}{but}",
                 f"add a row for it to {table}, or remove its images",
             )
     return list(faults.values())

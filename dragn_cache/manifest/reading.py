@@ -93,7 +93,11 @@ def read_with_faults(
 
 
 def read_bags(
-    path: Path, *, labels: Sequence[str] | None = None, task: Task | None = None
+    path: Path,
+    *,
+    labels: Sequence[str] | None = None,
+    task: Task | None = None,
+    image_rows: bool = False,
 ) -> tuple[tuple[Bag, ...], tuple[str, ...], Task]:
     """Read a table of bags alone: labels, splits and groups for features that exist already.
 
@@ -101,6 +105,8 @@ def read_bags(
         path: a CSV with ``bag_id`` and any of ``labels, split, group``.
         labels: the label order; read from the table when None.
         task: inferred from the table when None.
+        image_rows: whether a column of images means one row for each image, as in tables of others;
+            else such columns are kept like any other, and every bag has one row.
 
     Returns:
         the bags, the label order and the task.
@@ -109,7 +115,7 @@ def read_bags(
         ManifestError: for the first fault of the table.
     """
     faults: list[Fault] = []
-    bags = _read_bag_table(path, faults)
+    bags = _read_bag_table(path, faults, images_elsewhere=not image_rows)
     order = tuple(labels) if labels else _labels_in_use(bags)
     chosen: Task = task or infer_task(bags)
     faults += check_bags(bags, order, chosen)
@@ -135,9 +141,7 @@ def infer_task(bags: Sequence[Bag]) -> Task:
 # --- the tables --------------------------------------------------------------------------------
 
 
-def _read_bag_table(
-    path: Path, faults: list[Fault], *, images_elsewhere: bool = False
-) -> list[Bag]:
+def _read_bag_table(path: Path, faults: list[Fault], *, images_elsewhere: bool) -> list[Bag]:
     """Bags in order of first appearance; a table with one row per image repeats its bags."""
     rows = read_table(path)
     if not rows:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dragn_cache.errors import ManifestError
+from dragn_cache.files import LONGEST_CELL, is_storable
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,11 @@ def read_table(path: Path) -> list[Row]:
             str(path), expected="UTF-8 text", got=str(error), remedy="save it as UTF-8"
         ) from error
     head = [cell.strip() for cell in lines[0][1]] if lines else []
-    if not any(head) or len(set(head)) != len(head):
+    if not any(head) or len(set(head)) != len(head) or not all(map(is_storable, head)):
         raise ManifestError(
             f"{path}:1",
             expected="a header of distinct column names",
-            got=delimiter.join(head) or "an empty line",
+            got=delimiter.join(head).replace("\0", "\\0") or "an empty line",
             remedy="correct the first line",
         )
     name = path.name  # once, not for each row: pathlib computes it each time
@@ -98,7 +99,7 @@ def _read_lines(path: Path, reader: Any) -> list[tuple[int, list[str]]]:
     except csv.Error as error:
         raise ManifestError(
             f"{path}:{start}",
-            expected="cells with balanced quotes",
+            expected=f"cells with balanced quotes, of {LONGEST_CELL} characters at most",
             got=str(error),
             remedy="correct the row that starts there",
         ) from error
@@ -122,7 +123,7 @@ def split_cell(cell: str) -> tuple[str, ...]:
     Items are stripped; empty ones and repetitions are dropped, the order is kept.
     """
     items = _list_literal(cell) if cell.startswith("[") and cell.endswith("]") else None
-    stripped = (str(item).strip() for item in (cell.split(";") if items is None else items))
+    stripped = (item.strip() for item in (cell.split(";") if items is None else items))
     return tuple(dict.fromkeys(item for item in stripped if item))
 
 
@@ -132,12 +133,12 @@ def join_cell(items: Sequence[str]) -> str:
     return cell if split_cell(cell) == tuple(items) else repr(list(items))
 
 
-def _list_literal(cell: str) -> list[Any] | None:
+def _list_literal(cell: str) -> list[str] | None:
     try:
         with warnings.catch_warnings():  # of backslashes, in paths from another system
             warnings.simplefilter("ignore", SyntaxWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
             items = ast.literal_eval(cell)
+            return list(map(str, items)) if isinstance(items, list) else None
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # as ast documents
         return None
-    return items if isinstance(items, list) else None

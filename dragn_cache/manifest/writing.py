@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dragn_cache.errors import InputError
-from dragn_cache.files import csv_text, is_storable
+from dragn_cache.files import LONGEST_CELL, csv_text, is_storable, write_text
 from dragn_cache.manifest.dataset_toml import write_dataset_toml
 from dragn_cache.manifest.records import BOX_COLUMNS, Bag, Manifest
 from dragn_cache.manifest.tables import join_cell, split_cell
@@ -19,24 +19,27 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 
     The image root is written relative to ``folder`` if it lies within, else absolute.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     root, base = manifest.image_root.resolve(), folder.resolve()
     images = root.relative_to(base) if root.is_relative_to(base) else root
-    write_dataset_toml(manifest, folder / "dataset.toml", images=images.as_posix())
-    write_bags(manifest.bags, folder / "bags.csv")
+    bags = bags_text(manifest.bags)  # all that may be refused comes before anything is written
     rows = [row for bag in manifest.bags for row in manifest.instances.get(bag.bag_id, ())]
+    for row in rows:
+        require_held(f"bag {row.bag_id[:60]!r}", "image", row.image)
     cells = (
         [row.bag_id, join_cell([row.image]), row.order, *(row.box or ("",) * 4)] for row in rows
     )
     text = csv_text(["bag_id", "image", "order", *BOX_COLUMNS], cells)
-    (folder / "instances.csv").write_text(text, encoding="utf-8", newline="")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_dataset_toml(manifest, folder / "dataset.toml", images=images.as_posix())
+    write_text(folder / "bags.csv", bags)
+    write_text(folder / "instances.csv", text)
 
 
 def write_bags(
     bags: Sequence[Bag], path: Path, *, added: Mapping[str, Sequence[object]] | None = None
 ) -> None:
     """Write a table of bags with all its columns; ``added`` maps further columns to values."""
-    path.write_text(bags_text(bags, added=added), encoding="utf-8", newline="")
+    write_text(path, bags_text(bags, added=added))
 
 
 def bags_text(bags: Sequence[Bag], *, added: Mapping[str, Sequence[object]] | None = None) -> str:
@@ -76,22 +79,31 @@ def require_held_bags(bags: Sequence[Bag]) -> None:
         cells = {"bag_id": bag.bag_id, "split": bag.split, "group": bag.group, **bag.extra}
         for column, cell in cells.items():
             require_held(where, column, cell)
-        if bag.labels is not None and split_cell(join_cell(bag.labels)) != tuple(bag.labels):
-            raise InputError(
-                f"{where}, labels",
-                expected="labels without space around them, none empty and none twice",
-                got=repr(bag.labels),
-                remedy=_REMEDY,
-            )
-        for label in bag.labels or ():
-            require_held(where, "labels", label)
+        require_held_labels(where, bag.labels or ())
+
+
+def require_held_labels(where: str, labels: Sequence[str]) -> None:
+    """Raise `InputError` for labels that a table's cell would give back as others."""
+    if split_cell(join_cell(labels)) != tuple(labels):
+        raise InputError(
+            f"{where}, labels",
+            expected="labels without space around them, none empty and none twice",
+            got=repr(labels),
+            remedy=_REMEDY,
+        )
+    require_held(where, "labels", join_cell(labels))
 
 
 def require_held(where: str, column: str, cell: str) -> None:
     """Raise `InputError` for a text that a table's cell would give back as another one."""
-    if cell == cell.strip() and is_storable(cell):
+    if not is_storable(cell):
+        fault = "a null character or no UTF-8"
+    elif cell != cell.strip():
+        fault = "space around it"
+    elif len(cell) > LONGEST_CELL:
+        fault = f"{len(cell)} characters, more than {LONGEST_CELL}"
+    else:
         return
-    fault = "space around it" if is_storable(cell) else "a null character or no UTF-8"
     raise InputError(
         f"{where}, {column}",
         expected="a text that a table can hold",

@@ -8,12 +8,14 @@
 
 from __future__ import annotations
 
+import logging
 import mmap
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -112,6 +114,7 @@ def _talking_about(task: object) -> Iterator[None]:
 def _serve(connection: Connection, work: Callable[[State, Task], Result], state: State) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
     follow_parent()
+    silence_libraries()
     while True:
         try:
             task = connection.recv()
@@ -132,6 +135,13 @@ def light_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+def silence_libraries() -> None:
+    """Keep libraries' warnings and logs from a process that has no one to read them."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    logging.getLogger().addHandler(logging.NullHandler())  # else Python prints what no one handles
 
 
 def follow_parent() -> None:

@@ -27,9 +27,16 @@ from dragn_cache.checksums import write_checksums
 from dragn_cache.devices import find_device
 from dragn_cache.errors import InputError, SettingError, StoreMismatchError
 from dragn_cache.figures.reliability import plot_reliability
-from dragn_cache.files import require_new, write_csv, write_text
-from dragn_cache.loading.labelling import Labelling, hex_digests, read_labelling, require_labels
+from dragn_cache.files import write_csv, write_text
+from dragn_cache.loading.labelling import (
+    Labelling,
+    hex_digests,
+    read_labelling,
+    require_labels,
+    warn_seen,
+)
 from dragn_cache.manifest import Bag
+from dragn_cache.manifest.doubts import warn_doubts
 from dragn_cache.manifest.tables import Row
 from dragn_cache.runs.checkpoint import Checkpoint, load_checkpoint, require_same_features
 from dragn_cache.runs.config import EvaluateConfig, Split
@@ -43,9 +50,11 @@ from dragn_cache.scoring.decisions import (
     warn_kept_thresholds,
 )
 from dragn_cache.scoring.metrics import evaluate
+from dragn_cache.scoring.one_class import warn_one_class
 from dragn_cache.scoring.rules import require_rule_for
 from dragn_cache.store import Store
 from dragn_cache.store.new_path import new_path
+from dragn_cache.texts import difference, twin
 from dragn_cache.types import SPLITS, Warn
 
 DEFAULTS = EvaluateConfig()
@@ -93,7 +102,6 @@ def evaluate_run(
             with ``split``, it is not the run's own store.
         StoreError: the store is incomplete or damaged.
     """
-    require_new(out)
     target, split = find_device(config.device), config.split
     model, checkpoint = load_checkpoint(run, config.allow_class)
     decision = _decision(run, checkpoint, config.decision, warn)
@@ -104,18 +112,23 @@ def evaluate_run(
         require_same_features(run, checkpoint, store, warn)
         store.require_complete()
         labelling = _labelled_bags(run, checkpoint, store, bags_csv, split, warn)
-        labelling, p = apply_model(model, checkpoint, store, labelling, target, warn)
-    scores = evaluate(
-        labelling.targets(),
-        p,
-        task=labelling.task,
-        decision=decision,
-        intervals=checkpoint.config.intervals,
-        seed=checkpoint.config.seed,
-    )
     name = split or ("test" if store is None else "new")
-    evaluation = Evaluation(name, checkpoint.labels, scores)
     with new_path(out) as folder:
+        if store is not None:
+            labelling, p = apply_model(model, checkpoint, store, labelling, target, warn)
+            warn_seen(store, labelling, checkpoint.seen or {}, warn)
+        warn_doubts(labelling.bags, None, warn)
+        who = "bags" if name == "all" else f"{name} bags"
+        warn_one_class(labelling.targets(), labelling.labels, who, warn)
+        scores = evaluate(
+            labelling.targets(),
+            p,
+            task=labelling.task,
+            decision=decision,
+            intervals=checkpoint.config.intervals,
+            seed=checkpoint.config.seed,
+        )
+        evaluation = Evaluation(name, checkpoint.labels, scores)
         _write(folder, evaluation, labelling, p, decision, f"{run.name} on {name} bags")
     return evaluation
 
@@ -260,7 +273,11 @@ def _require_own(
     """Raise unless a store holds all bags of a run, with the same features."""
     known = set(store.bag_ids)
     missing = [bag_id for bag_id in split_rows if bag_id not in known]
-    got = f"none named {missing[0]!r}" if missing else ""
+    got = ""
+    if missing:
+        alike = twin(missing[0], sorted(known))
+        but = f" but {alike!r}, differing by {difference(missing[0], alike)}" if alike else ""
+        got = f"none named {missing[0]!r}{but}"
     if not missing:
         ids = list(digests)
         stored = zip(ids, hex_digests(store, ids), strict=True)

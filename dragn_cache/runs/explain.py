@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -35,7 +34,7 @@ from numpy.typing import NDArray
 from dragn_cache.checksums import write_checksums
 from dragn_cache.devices import find_device, memory_for_features
 from dragn_cache.errors import InputError, SettingError, UnknownNameError
-from dragn_cache.files import require_file_names, require_new, write_csv
+from dragn_cache.files import require_file_names, write_csv
 from dragn_cache.loading.labelling import Labelling
 from dragn_cache.loading.stored import StoredBags, load_bags
 from dragn_cache.manifest import Bag, read_bags
@@ -45,6 +44,7 @@ from dragn_cache.runs.config import ExplainConfig
 from dragn_cache.runs.folder import run_table
 from dragn_cache.runs.instance_scores import Scores, score_instances
 from dragn_cache.store import Store
+from dragn_cache.store.hdf5_writing import writing_hdf5
 from dragn_cache.store.new_path import new_path
 from dragn_cache.store.part import corner_coords
 from dragn_cache.training.fit import Model
@@ -104,7 +104,6 @@ def explain_run(
         StoreMismatchError: the store's features are not those that the model was trained on.
         StoreError: the store is incomplete or damaged.
     """
-    require_new(out)
     device = find_device(config.device)
     model, checkpoint = load_checkpoint(run, config.allow_class)
     require_same_features(run, checkpoint, store, warn)
@@ -115,7 +114,25 @@ def explain_run(
         require_file_names(
             [bag.bag_id for bag in chosen], remedy="leave out the .h5 with `h5=False`"
         )
-    labelling, features = _load_features(checkpoint, store, chosen, device, warn)
+    with new_path(out) as folder:
+        labelling, features = _load_features(checkpoint, store, chosen, device, warn)
+        explained = _explain(model, labelling, features, method, progress, warn)
+        folder.mkdir()
+        if config.h5:
+            write_h5_files(folder / "h5_files", store, explained)
+        write_instances(folder / "instances.csv", store, explained)
+        write_checksums(folder)
+    return explained
+
+
+def _explain(
+    model: Model,
+    labelling: Labelling,
+    features: RaggedBags | StoredBags,
+    method: str,
+    progress: Progress,
+    warn: Warn,
+) -> Explained:
     scores = score_instances(model, features, labelling.task, method, progress)
     explained = Explained(
         method,
@@ -127,12 +144,6 @@ def explain_run(
     alone = int((features.offsets.diff() == 1).sum())
     if method == "leave-one-out" and alone:
         warn(f"{alone} bags have one instance only, so none to leave out: their scores are empty")
-    with new_path(out) as folder:
-        folder.mkdir()
-        if config.h5:
-            write_h5_files(folder / "h5_files", store, explained)
-        write_instances(folder / "instances.csv", store, explained)
-        write_checksums(folder)
     return explained
 
 
@@ -198,7 +209,9 @@ def choose_bags(
     if bags is None:
         sources = dict.fromkeys(known, "")
     elif isinstance(bags, Path):
-        sources = {bag.bag_id: f"{bag.file}:{bag.line}" for bag in read_bags(bags)[0]}
+        sources = {
+            bag.bag_id: f"{bag.file}:{bag.line}" for bag in read_bags(bags, image_rows=True)[0]
+        }
     else:
         sources = dict.fromkeys(bags, "`bags`")
     for bag_id, where in sources.items():
@@ -241,7 +254,7 @@ def write_h5_files(folder: Path, store: Store, explained: Explained) -> None:
     """Write one .h5 per bag."""
     folder.mkdir()
     for k, bag_id in enumerate(explained.bags):
-        with h5py.File(folder / f"{bag_id}.h5", "x") as file:
+        with writing_hdf5(folder / f"{bag_id}.h5") as (file, _):
             file.create_dataset("attention_scores", data=explained.of_bag(k))
             file.create_dataset("coords", data=corner_coords(store.instances(bag_id)))
             file.attrs["method"] = explained.method

@@ -103,7 +103,10 @@ def config_toml(config: TrainConfig, labelling: Labelling, store: Store) -> str:
 
 
 def run_table(run: Path, name: str, columns: Sequence[str]) -> list[Row]:
-    """The rows of one of a run's tables, which has these columns and a row at least."""
+    """The rows of one of a run's tables, which has these columns and a row at least.
+
+    Each bag has one row: a second one would count twice, or replace the first.
+    """
     path = run / name
     rows = []
     if path.is_file():
@@ -117,4 +120,15 @@ def run_table(run: Path, name: str, columns: Sequence[str]) -> list[Row]:
             got="none" if path.is_file() else "no such file",
             remedy="give a run folder of train-agg, with all its files",
         )
+    lines: dict[str, int] = {}
+    for row in rows:
+        bag_id = row.cells["bag_id"]
+        if bag_id in lines:
+            raise InputError(
+                f"{path}:{row.line}",
+                expected="one row for each bag",
+                got=f"{bag_id!r} again (first at line {lines[bag_id]})",
+                remedy="remove one of them, or restore the file",
+            )
+        lines[bag_id] = row.line
     return rows

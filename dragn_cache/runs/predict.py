@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 
 from dragn_cache.checksums import write_checksums
 from dragn_cache.devices import find_device, memory_for_features
-from dragn_cache.files import require_new, write_text
-from dragn_cache.loading.labelling import Labelling, hex_digests, read_labelling
+from dragn_cache.errors import likely
+from dragn_cache.files import write_text
+from dragn_cache.loading.labelling import Labelling, hex_digests, read_labelling, warn_seen
 from dragn_cache.loading.stored import load_bags
+from dragn_cache.manifest.doubts import warn_doubts
 from dragn_cache.runs.checkpoint import Checkpoint, load_checkpoint, require_same_features
 from dragn_cache.runs.config import ApplyConfig
 from dragn_cache.runs.folder import score_split, write_predictions
+from dragn_cache.scoring.one_class import warn_one_class
 from dragn_cache.store import Store
 from dragn_cache.store.new_path import new_path
 from dragn_cache.training.data import possible_in
@@ -47,23 +50,35 @@ def predict_run(
         StoreMismatchError: the store's features are not those that the model was trained on.
         StoreError: the store is incomplete or damaged.
     """
-    require_new(out)
     target = find_device(config.device)
     model, checkpoint = load_checkpoint(run, config.allow_class)
     require_same_features(run, checkpoint, store, warn)
     store.require_complete()
     labelling = _labelling_for(checkpoint, store, bags_csv, warn)
-    labelling, probabilities = apply_model(model, checkpoint, store, labelling, target, warn)
-    decision = checkpoint.decision
-    splits = [bag.split for bag in labelling.bags]
-    if any(bag.labels is None for bag in labelling.bags):
-        with new_path(out) as folder:
-            folder.mkdir()
-            write_predictions(
-                folder / "predictions.csv", labelling, splits, probabilities, decision
-            )
-            write_checksums(folder)
-        return None
+    with new_path(out) as folder:
+        labelling, p = apply_model(model, checkpoint, store, labelling, target, warn)
+        warn_doubts(labelling.bags, None, warn)
+        warn_seen(store, labelling, checkpoint.seen or {}, warn)
+        folder.mkdir()
+        splits = [bag.split for bag in labelling.bags]
+        write_predictions(folder / "predictions.csv", labelling, splits, p, checkpoint.decision)
+        scores = None
+        if all(bag.labels is not None for bag in labelling.bags):
+            scores = _score(run, checkpoint, store, labelling, p, warn)
+            write_text(folder / "metrics.json", json.dumps({"all": scores}, indent=2) + "\n")
+        write_checksums(folder)
+    return scores
+
+
+def _score(
+    run: Path,
+    checkpoint: Checkpoint,
+    store: Store,
+    labelling: Labelling,
+    probabilities: NDArray[np.float64],
+    warn: Warn,
+) -> dict[str, Any]:
+    """Scores over all bags, with a warning where the run has seen some of them."""
     known = set((checkpoint.seen or {}).values())
     trained = sum(digest in known for digest in hex_digests(store, labelling.ids))
     if trained:
@@ -71,16 +86,16 @@ def predict_run(
             f"{trained} of these {len(labelling.bags)} bags were in the run's training or "
             f"validation: score new ones, or dragn-cache evaluate {run}"
         )
+    warn_one_class(labelling.targets(), labelling.labels, "labelled bags", warn)
     rows = np.arange(len(labelling.bags))
-    scores = score_split(
-        labelling.targets(), probabilities, rows, labelling.task, decision, checkpoint.config
+    return score_split(
+        labelling.targets(),
+        probabilities,
+        rows,
+        labelling.task,
+        checkpoint.decision,
+        checkpoint.config,
     )
-    with new_path(out) as folder:
-        folder.mkdir()
-        write_predictions(folder / "predictions.csv", labelling, splits, probabilities, decision)
-        write_text(folder / "metrics.json", json.dumps({"all": scores}, indent=2) + "\n")
-        write_checksums(folder)
-    return scores
 
 
 def apply_model(
@@ -110,8 +125,14 @@ def _labelling_for(
     """The bags to predict, with the run's labels; without any, where they carry other labels."""
     if bags_csv is None:
         used = {label for bag in store.bags for label in bag.labels or ()}
-        if not used <= set(checkpoint.labels):
-            warn("the store's labels are not the run's: predictions without scores")
+        unknown = sorted(used - set(checkpoint.labels))
+        if unknown:
+            meant = likely(unknown[0], checkpoint.labels)
+            hint = f", perhaps {meant}" if meant else ""
+            warn(
+                f"the run does not know the store's label {unknown[0]!r}{hint}: predictions "
+                "without scores"
+            )
             bags = tuple(replace(bag, labels=None) for bag in store.bags)
             return Labelling(bags, checkpoint.labels, checkpoint.task)
     return read_labelling(store, bags_csv, labels=checkpoint.labels, task=checkpoint.task)

@@ -56,7 +56,8 @@ def evaluate(
         ``sensitivity`` (micro recall), ``specificity`` (micro TN / (TN + FP)),
         ``f1_samples`` (mean over bags; None when L = 1, where it says nothing),
         ``auc_samples`` (mean over the bags that have both classes among their labels),
-        ``map`` (mean average precision over the labels that have a positive),
+        ``map`` (mean average precision over the labels that have both classes: where all bags have
+        a label, every ranking has 1),
         ``accuracy`` (share of bags whose whole label set is right), and
         ``precision_macro_reference``, DRAGN's convention (TP + ε) / (TP + FP + ε), by which a
         label that is never predicted scores 1;

@@ -133,8 +133,8 @@ def _rank_scores(targets: Floats, scores: Floats, weights: Floats) -> tuple[Floa
         weights: (R, n) counts.
 
     Returns:
-        AUC (R, L), NaN where a column has one class only; average precision (R, L), NaN where it
-        has no positive.
+        AUC and average precision, each (R, L), NaN where a column has one class only: where all
+        are positive, every ranking has an average precision of 1.
     """
     shape = (len(weights), targets.shape[1])
     auc, average_precision = np.full(shape, np.nan), np.full(shape, np.nan)
@@ -154,7 +154,8 @@ def _rank_scores(targets: Floats, scores: Floats, weights: Floats) -> tuple[Floa
         auc[:, label] = _ratio(concordant, true_positives[-1] * false_positives[-1])
         precisions = _ratio(true_positives, true_positives + false_positives, undefined=0.0)
         precision_gain = np.einsum("tr,tr->r", positive, precisions)
-        average_precision[:, label] = _ratio(precision_gain, true_positives[-1])
+        both = true_positives[-1] * np.sign(false_positives[-1])
+        average_precision[:, label] = _ratio(precision_gain, both)
     return auc, average_precision
 
 

@@ -24,8 +24,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from dragn_cache.types import Say
+
 RENEW_SECONDS = 10.0
 EXPIRE_SECONDS = 120.0
+SILENT_SECONDS = 10.0  # of waiting, before a line says whom for
 SUFFIX = ".claim"
 OPEN_TOKENS: set[str] = set()
 """Tokens of this process's `Claims` that are not closed. A claim file that could not be removed
@@ -67,22 +70,27 @@ class Claims:
             if is_alive(path):
                 return False
             path.unlink(missing_ok=True)
+        content = json.dumps({**myself(), "token": self.token}).encode()
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            if not _link_new(path, content):
+                _write_new(path, content)
         except FileExistsError:
             return False
-        try:
-            os.write(descriptor, json.dumps({**myself(), "token": self.token}).encode())
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(descriptor)
         return True
 
-    def wait(self, name: str) -> None:
-        """Claim a name, as soon as nobody else holds it."""
+    def wait(self, name: str, say: Say) -> None:
+        """Claim a name, as soon as nobody else holds it.
+
+        Args:
+            say: called once, after `SILENT_SECONDS`, with whom the wait is for and how to end it.
+        """
+        started_waiting, said = time.monotonic(), False
         while not self.acquire(name):
+            if not said and time.monotonic() - started_waiting > SILENT_SECONDS:
+                holder = describe_holder(self.path(name))
+                if holder:
+                    say(f"waiting for {name}: {how_to_end(holder, self.path(name))}")
+                    said = True
             time.sleep(0.02)
 
     def release(self, name: str) -> None:
@@ -118,6 +126,41 @@ class Claims:
                     if (read_claim(path) or {}).get("token") == self.token:
                         with suppress(OSError):  # the next write reports the disk's error
                             os.utime(path)
+
+
+def _link_new(path: Path, content: bytes) -> bool:
+    """Make a file with its content in one step; False where the file system cannot.
+
+    A process that is killed between two steps would leave a claim without or with half of its
+    content, which does not say who it was, and counts as held until it expires.
+    """
+    try:
+        descriptor = os.open(path.parent, os.O_WRONLY | os.O_TMPFILE, 0o666)
+    except (AttributeError, OSError):  # not Linux, or a network file system
+        return False
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        try:
+            # With a folder's descriptor Python calls linkat, which follows the link in /proc.
+            own = f"/proc/self/fd/{descriptor}"
+            os.link(own, path, src_dir_fd=descriptor, follow_symlinks=True)
+        except FileExistsError:
+            raise
+        except OSError:
+            return False
+    return True
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    """Make a file, then write its content."""
+    with path.open("xb") as file:
+        try:
+            file.write(content)
+            file.flush()
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
@@ -173,6 +216,11 @@ def describe_holder(path: Path) -> str:
             who = f"process {claim.get('pid', 'unknown')} on {claim.get('host', 'unknown host')}"
             return f"{who}, renewed {max(0.0, _seconds_since_renewal(path)):.0f} s ago"
     return ""
+
+
+def how_to_end(holder: str, path: Path) -> str:
+    """A holder as `describe_holder` gives it, and what to do if it has ended."""
+    return f"{holder}; if that has ended, remove {path}"
 
 
 def _seconds_since_renewal(path: Path) -> float:

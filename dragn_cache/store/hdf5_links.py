@@ -2,44 +2,16 @@
 
 A link, a virtual dataset or a dataset with external storage can make an HDF5 file show bytes of any
 other file that its reader may open; a virtual dataset whose source is missing reads as zeros. Files
-of others are therefore opened by `open_alone`, and a part's datasets by `own_dataset`.
+of others are therefore looked through by `leading_out`, and a part's datasets are opened by
+`own_dataset`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import h5py
-
-from dragn_cache.errors import InputError
-
-
-@contextmanager
-def open_alone(path: Path) -> Iterator[Any]:
-    """An HDF5 file, opened to be read, all of whose data lie in itself.
-
-    Raises:
-        InputError: a link or a dataset in it leads to other files.
-    """
-    with h5py.File(path, "r") as file:
-        require_alone(path, file)
-        yield file
-
-
-def require_alone(path: Path, file: Any) -> None:
-    """Raise `InputError` for a link or a dataset that leads out of its file."""
-    # Soft links need no look: their way is by links that are all looked at here.
-    found = next((f"{name}, {fault}" for name, fault in _outside(file)), None)
-    if found is not None:
-        raise InputError(
-            str(path),
-            expected="a file that holds all of its data",
-            got=found,
-            remedy="copy the data into the file, as h5repack and h5copy do",
-        )
 
 
 def own_dataset(file: Any, name: str) -> Any:
@@ -49,20 +21,18 @@ def own_dataset(file: Any, name: str) -> Any:
         KeyError: there is none of that name.
         ValueError: it leads to other files, or is no dataset.
     """
-    group, *steps = file.id, *name.split("/")
-    for step in steps[:-1]:
-        _require_hard(group, step, name)
-        group = h5py.h5o.open(group, step.encode())
-        if not isinstance(group, h5py.h5g.GroupID):
+    inner = file.id
+    for step in name.split("/"):
+        if not isinstance(inner, h5py.h5g.GroupID | h5py.h5f.FileID):
             raise ValueError(f"{name} is no dataset")
-    _require_hard(group, steps[-1], name)
-    dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset):
+        _require_hard(inner, step, name)
+        inner = h5py.h5o.open(inner, step.encode())
+    if not isinstance(inner, h5py.h5d.DatasetID):
         raise ValueError(f"{name} is no dataset")
-    fault = _dataset_fault(dataset.id)
+    fault = _dataset_fault(inner)
     if fault is not None:
         raise ValueError(f"{name} is {fault}")
-    return dataset
+    return h5py.Dataset(inner)
 
 
 def _require_hard(group: Any, step: str, name: str) -> None:
@@ -72,10 +42,20 @@ def _require_hard(group: Any, step: str, name: str) -> None:
         raise ValueError(f"{name} is behind a link")
 
 
-def _outside(file: Any) -> Iterator[tuple[str, str]]:
-    """The name and kind of everything that leads out of a file; without recursion."""
-    known: set[object] = set()
-    groups = [("", file.id)]
+def leading_out(
+    file: Any, visit: Callable[[Any], object] = lambda inner: None
+) -> Iterator[tuple[str, str]]:
+    """The name and kind of everything that leads out of a file; without recursion.
+
+    Soft links need no look: their way is by links that are all looked at here.
+
+    Args:
+        visit: called with each object of the file that holds its own data.
+    """
+    root = h5py.h5o.open(file.id, b"/")
+    visit(root)
+    known = {h5py.h5o.get_info(root).addr}
+    groups = [("", root)]
     while groups:
         path, group = groups.pop()
         names: list[bytes] = []
@@ -88,15 +68,17 @@ def _outside(file: Any) -> Iterator[tuple[str, str]]:
                 yield at, f"a link to the file {target}"
             elif kind == h5py.h5l.TYPE_HARD:
                 inner = h5py.h5o.open(group, name)
-                if isinstance(inner, h5py.h5d.DatasetID):
-                    fault = _dataset_fault(inner)
-                    if fault is not None:
-                        yield at, fault
-                elif isinstance(inner, h5py.h5g.GroupID):
-                    place = h5py.h5o.get_info(inner).addr
-                    if place not in known:  # hard links can go in circles
-                        known.add(place)
-                        groups.append((at, inner))
+                place = h5py.h5o.get_info(inner).addr
+                if place in known:  # hard links can go in circles
+                    continue
+                known.add(place)
+                fault = _dataset_fault(inner) if isinstance(inner, h5py.h5d.DatasetID) else None
+                if fault is not None:
+                    yield at, fault
+                    continue
+                visit(inner)
+                if isinstance(inner, h5py.h5g.GroupID):
+                    groups.append((at, inner))
             elif kind != h5py.h5l.TYPE_SOFT:
                 yield at, "a link of a kind that HDF5 does not define"
 

@@ -170,6 +170,9 @@ class PartFormat(Protocol):
     ) -> None:
         """Write a whole part in one pass to a path that does not exist yet."""
 
+    def try_reading(self, path: Path) -> None:
+        """Raise ValueError if a library would not survive the part, which may come from others."""
+
     def read_index(self, path: Path) -> PartIndex:
         """Read everything but the features."""
 
@@ -302,6 +305,8 @@ def read_group(read: Read, group: str) -> tuple[dict[str, Array], bytes | None]:
         values = read(f"{group}/{name}")
         if values is None:
             raise ValueError(f"no {group}/{name}")
+        if values.dtype.kind in "TO" and any("\0" in text for text in values):
+            raise ValueError(f"{group}/{name} has a null character, which no part is written with")
         arrays[name] = values
     recorded = read(f"{group}/{SEAL}")
     if recorded is None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dragn_cache.checksums import CHECKSUMS
 from dragn_cache.errors import ManifestError, StoreError, UnknownNameError, foreign
 from dragn_cache.manifest import Bag, read_bags
+from dragn_cache.manifest.shared import image_keys
 from dragn_cache.store.formats import FORMATS
 from dragn_cache.store.part import (
     Array,
@@ -145,6 +146,14 @@ class Store:
             self._index[number] = self._read_index(number)
         return self._index[number]
 
+    def try_reading(self, number: int) -> None:
+        """Raise `DamagedPartError` if a library would not survive a part, which may be of others.
+
+        Slower than reading it: for whoever looks at a store for the first time.
+        """
+        with reading_part(self.part_path(number)):
+            self._format.try_reading(self.part_path(number))
+
     def _read_index(self, number: int) -> PartIndex:
         with reading_part(self.part_path(number)):
             index = self._format.read_index(self.part_path(number))
@@ -212,6 +221,28 @@ class Store:
             ids = set(self._planned[number])
             of_bag |= {b: d for b, d in zip(index.ids, index.digests, strict=True) if b in ids}
         return np.array([of_bag[bag_id] for bag_id in bags], np.uint8).reshape(-1, 32)
+
+    def image_keys(self, bags: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        """The instances of some bags: the number of each one's bag, and what it shows.
+
+        See `dragn_cache.manifest.shared.image_keys`. Those whose image is not known are left out:
+        features of other tools have the digest of the file of features in its place.
+        """
+        members, keys = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+        by_part: dict[int, list[tuple[int, int, int]]] = {}
+        if "source_layout" not in self.description.provenance["features"]:
+            for k, bag_id in enumerate(bags):
+                part, first, last = self._place(bag_id)
+                by_part.setdefault(part, []).append((k, first, last))
+        for number, places in sorted(by_part.items()):
+            index = self._index.get(number) or self._read_index(number)  # not kept, as above
+            of_row = np.full(index.rows, -1, np.int64)
+            for k, first, last in places:
+                of_row[first:last] = k
+            chosen = (of_row >= 0) & index.image_digests.any(axis=1)
+            members.append(of_row[chosen])
+            keys.append(image_keys(index.image_digests[chosen], index.boxes[chosen]))
+        return np.concatenate(members), np.concatenate(keys)
 
     def summary(self) -> dict[str, Any]:
         """Contents and provenance of the store, as JSON values."""

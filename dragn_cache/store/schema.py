@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +28,8 @@ SCHEMA_VERSION = 3
 UNSEALED = 2
 """The version whose parts and tables have no digests but those of the bags' features."""
 KINDS = ("features", "numerics", "plan")
+MOST_VALUES = 2**31
+"""Of one row: no array can be asked for that is larger by far."""
 _RESTORE = "restore the file, or extract into a new store"
 
 
@@ -179,7 +182,8 @@ def _require_types(record: Mapping[str, Any], taps: Sequence[Tap]) -> None:
         "taps": len(taps) > 0
         and all(is_step(tap.name) and tap.dtype in get_args(DType) for tap in taps)
         and len({tap.name for tap in taps}) == len(taps)
-        and all(type(size) is int and size > 0 for size in sizes),
+        and all(type(size) is int and size > 0 for size in sizes)
+        and all(math.prod(tap.shape) <= MOST_VALUES for tap in taps),
         "views": isinstance(views, list)
         and len(views) > 0
         and all(map(is_step, views))
@@ -225,7 +229,7 @@ def require_same_settings(store: Path, have: StoreDescription, want: StoreDescri
     elif (have.taps, have.views) != (want.taps, want.views):
         texts.append("store.json's taps or views are not those of its own settings")
     if texts:
-        remedy = "give the store's settings, or another `out`, or remove this store"
+        remedy = "give the store's settings, or another `out`"
         if all(text.startswith("plan.") for text in texts):
             remedy = "extract with `update=True` to bring it up to date, or give another `out`"
             if want.provenance["numerics"].get("imported"):
@@ -249,5 +253,5 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _short(value: object) -> str:
-    text = "absent" if value is None else json.dumps(value)
+    text = "absent" if value is None else json.dumps(value, default=str)
     return text if len(text) <= 40 else text[:18] + "…" + text[-6:]

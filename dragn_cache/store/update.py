@@ -29,6 +29,7 @@ from dragn_cache.store.tables import (
     remove_leftovers,
     write_tables,
 )
+from dragn_cache.types import Say
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def replan(
     manifest: Manifest,
     is_current: IsCurrent,
     part_instances: int,
+    say: Say = lambda line: None,
 ) -> UpdateReport:
     """Change a store's plan to a manifest's present state; computes and writes no features.
 
@@ -87,7 +89,7 @@ def replan(
         DamagedPartError: a part's index cannot be read.
     """
     with Claims(path / "parts") as claims:
-        claims.wait(TABLES)
+        claims.wait(TABLES, say)
         remove_leftovers(path)
         have = read_description(path)
         planned = {**description.provenance, "plan": have.provenance["plan"]}

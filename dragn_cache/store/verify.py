@@ -16,7 +16,7 @@ from dragn_cache.store.claims import Claims
 from dragn_cache.store.part import bag_digests
 from dragn_cache.store.reader import PartRows, Store, open_store
 from dragn_cache.store.tables import TABLES, changed_tables, failures_text
-from dragn_cache.types import Progress
+from dragn_cache.types import Progress, Say
 
 ASIDE = "damaged"
 PLAN_KEYS = ("manifest_sha256", "sources_sha256")
@@ -90,6 +90,7 @@ def verify_part(store: Store, number: int) -> PartFaults:
     """Compare a part's index with its seals, and every bag of it with its digest."""
     planned = store.planned(number)
     try:
+        store.try_reading(number)
         index = store.index(number)
         taps, views = store.description.taps, store.description.views
         table = {(tap.name, v): PartRows(store, number, tap, v) for tap in taps for v in views}
@@ -144,12 +145,12 @@ def _unchecked(store: Store) -> str:
     )
 
 
-def move_aside(store: Store, parts: Sequence[int]) -> list[Path]:
+def move_aside(store: Store, parts: Sequence[int], say: Say = lambda line: None) -> list[Path]:
     """Move parts into ``STORE/damaged/``, where nothing reads them; returns their new paths."""
     folder = store.path / ASIDE
     moved = []
     with Claims(store.path / "parts") as claims:
-        claims.wait(TABLES)
+        claims.wait(TABLES, say)
         for number in parts:
             source = store.part_path(number)
             folder.mkdir(exist_ok=True)

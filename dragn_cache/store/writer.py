@@ -7,8 +7,6 @@ is written in one pass, fsynced and renamed.
 
 from __future__ import annotations
 
-import errno
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,7 +17,7 @@ from pathlib import Path
 from dragn_cache.errors import InputError, StoreError
 from dragn_cache.files import is_storable, sync_folder, sync_tree, write_text
 from dragn_cache.manifest import Manifest
-from dragn_cache.store.claims import Claims, describe_holder
+from dragn_cache.store.claims import Claims, describe_holder, how_to_end
 from dragn_cache.store.formats import FORMATS
 from dragn_cache.store.part import Failure, reading_part, require_sealed
 from dragn_cache.store.part_writer import PartWriter
@@ -39,6 +37,7 @@ from dragn_cache.store.tables import (
     stored_parts,
     write_tables,
 )
+from dragn_cache.types import Say
 
 _INTACT = "intact"  # a file in every scratch folder
 _OURS = re.compile(rf"{HALF_WRITTEN.pattern}|parts")
@@ -58,9 +57,10 @@ class StoreWriter:
         description: StoreDescription,
         parts: Sequence[PartPlan],
         manifest: Manifest,
+        say: Say,
     ) -> None:
         self.path, self.description, self.parts = path, description, list(parts)
-        self.manifest = manifest
+        self.manifest, self.say = manifest, say
         self.format = FORMATS[description.format]
         self.claims = Claims(path / "parts")
 
@@ -86,7 +86,7 @@ class StoreWriter:
         held = {part.name: self.claims.path(part.name) for part in self.missing()}
         holders = {name: describe_holder(path) for name, path in held.items()}
         return [
-            f"part {name}: {holder}; if that has ended, remove {held[name]}"
+            f"part {name}: {how_to_end(holder, held[name])}"
             for name, holder in holders.items()
             if holder
         ]
@@ -97,7 +97,7 @@ class StoreWriter:
         folder = self.path / "parts" / f".{part.name}.{self.claims.token}"
         intact = folder / _INTACT
         if not self.claims.holds(part.name):
-            self.claims.wait(part.name)
+            self.claims.wait(part.name, self.say)
         try:
             folder.mkdir()
             intact.touch()
@@ -120,7 +120,6 @@ class StoreWriter:
     def _complete(self, part: PartPlan, writer: PartWriter, folder: Path) -> None:
         unfinished = folder / f"part{self.format.suffix}"
         index = writer.index()
-        self._require_space(index.rows)
         description = self.description
         self.format.write(unfinished, index, description.taps, description.views, writer.rows)
         sync_tree(unfinished)
@@ -133,13 +132,6 @@ class StoreWriter:
                 if not self.part_path(part).exists():
                     raise
             sync_folder(self.path / "parts")
-
-    def _require_space(self, rows: int) -> None:
-        """Raise OSError before writing what would not fit: HDF5 can crash on a full disk."""
-        disk = os.statvfs(self.path)
-        needed = rows * (self.description.row_bytes + 400) + 2**16
-        if disk.f_bavail * disk.f_frsize < needed:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def failures(self) -> list[Failure]:
         """Inputs that could not be used, from the parts that exist (each stores its own)."""
@@ -161,7 +153,7 @@ class StoreWriter:
         These are files of dead processes, and parts that an update has replaced entirely.
         """
         failures = self.failures()
-        self.claims.wait(TABLES)
+        self.claims.wait(TABLES, self.say)
         remove_leftovers(self.path)
         if self.description.revision and not self.missing():
             self._remove_replaced_parts()
@@ -187,12 +179,17 @@ class StoreWriter:
 
 
 def open_writer(
-    path: Path, description: StoreDescription, parts: Sequence[PartPlan], manifest: Manifest
+    path: Path,
+    description: StoreDescription,
+    parts: Sequence[PartPlan],
+    manifest: Manifest,
+    say: Say = lambda line: None,
 ) -> StoreWriter:
     """Make a store, or continue one of the same settings; other processes may write to it too.
 
     Args:
         parts: the plan for a new store; a store that exists keeps its own.
+        say: called with whom a long wait is for.
 
     Raises:
         StoreMismatchError: the store there has other settings; the message names them.
@@ -202,7 +199,7 @@ def open_writer(
     _require_storable(manifest)
     (path / "parts").mkdir(parents=True, exist_ok=True)
     with Claims(path / "parts") as claims:
-        claims.wait(TABLES)
+        claims.wait(TABLES, say)
         if (path / "store.json").exists():
             have = read_description(path)
             require_same_settings(path, have, description)
@@ -214,7 +211,7 @@ def open_writer(
             write_description(description, path)
         remove_leftovers(path)
         write_tables(path, parts, manifest)
-    return StoreWriter(path, description, parts, manifest)
+    return StoreWriter(path, description, parts, manifest, say)
 
 
 def _require_storable(manifest: Manifest) -> None:

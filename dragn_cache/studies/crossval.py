@@ -20,6 +20,7 @@ OUT/
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -27,11 +28,11 @@ from pathlib import Path
 from typing import Any
 
 from dragn_cache.checksums import write_checksums
-from dragn_cache.files import write_csv
+from dragn_cache.files import write_bytes, write_csv
 from dragn_cache.scoring.decisions import decide
 from dragn_cache.store import Store
 from dragn_cache.studies.config import CrossvalConfig
-from dragn_cache.studies.folder import read_training, write_training
+from dragn_cache.studies.folder import claimed_folder, read_training, write_training
 from dragn_cache.studies.plan import StudyPlan, count_jobs, plan_study
 from dragn_cache.studies.tables import (
     COMPARISON,
@@ -75,22 +76,23 @@ def crossval(
         warn: called with one line for everything that was left out.
 
     Raises:
-        InputError: the labels, an option or the number of groups cannot be used, or ``out`` holds
-            something else.
+        InputError: the labels, an option or the number of groups cannot be used, ``out`` holds
+            something else or cannot be written, or another process works in it.
         StoreMismatchError: ``out`` was begun with other settings, features or bags.
         StoreError: the store is incomplete or damaged.
     """
-    plan = plan_study(store, config, bags_csv, out, warn)
-    tasks = plan.tasks()
-    done = {task: old for task in tasks if (old := read_training(out, task)) is not None}
-    waiting = [task for task in tasks if task not in done]
-    progress(len(done), len(tasks))
-    with closing(train_all(plan, waiting, count_jobs(config, plan))) as finished:
-        for training in finished:
-            write_training(out, training)
-            done[training.task] = training
-            progress(len(done), len(tasks))
-    return _report(out, plan, [done[task] for task in tasks], config.train.intervals)
+    with claimed_folder(out):
+        plan = plan_study(store, config, bags_csv, out, warn)
+        tasks = plan.tasks()
+        done = {task: old for task in tasks if (old := read_training(out, task, plan.truth))}
+        waiting = [task for task in tasks if task not in done]
+        progress(len(done), len(tasks))
+        with closing(train_all(plan, waiting, count_jobs(config, plan))) as finished:
+            for training in finished:
+                write_training(out, training)
+                done[training.task] = training
+                progress(len(done), len(tasks))
+        return _report(out, plan, [done[task] for task in tasks], config.train.intervals)
 
 
 def _report(
@@ -116,7 +118,9 @@ def _report(
     _write_predictions(out / "predictions.csv", plan, by_method)
     write_csv(out / "folds.csv", list(fold_rows[0]), (row.values() for row in fold_rows))
     write_csv(out / "comparison.csv", COMPARISON, (row.values() for row in comparison))
-    plot_crossval(out / "crossval.png", summary, fold_rows)
+    picture = io.BytesIO()
+    plot_crossval(picture, summary, fold_rows)
+    write_bytes(out / "crossval.png", picture.getvalue())
     write_csv(out / "summary.csv", list(summary[0]), (row.values() for row in summary))
     write_checksums(out)
     failed = tuple(training for training in trainings if training.error)

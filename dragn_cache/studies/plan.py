@@ -17,7 +17,7 @@ from dragn_cache.loading.labelling import (
     hex_digests,
     read_labelling,
     require_labels,
-    warn_same_features,
+    warn_misleading,
 )
 from dragn_cache.loading.splits import make_folds, require_split
 from dragn_cache.loading.stored import StoredBags, usable_bags
@@ -25,6 +25,7 @@ from dragn_cache.machine import usable_cores
 from dragn_cache.parallel.local import SharedArray
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import offsets_of
+from dragn_cache.scoring.one_class import warn_one_class_tests
 from dragn_cache.scoring.rules import require_rule_for
 from dragn_cache.store import Store, json_digest
 from dragn_cache.store.schema import KINDS
@@ -96,7 +97,7 @@ def plan_study(
     for label, method in methods.items():
         warn_vectors(taps[label], method, warn)
     digests = hex_digests(store, labelling.ids)
-    warn_same_features(labelling, digests, warn)
+    warn_misleading(store, labelling, warn)
     before = read_config(out)
     used = {tap.name: tap for tap in taps.values()}
     needed = int(sizes.sum()) * sum(tap.row_bytes for tap in used.values())
@@ -110,13 +111,19 @@ def plan_study(
     possible = possible_in(store, labelling, config.train) if masked else None
     plan = StudyPlan(methods, features, labelling, sizes, truth, needed > budget, possible)
     _require_methods(plan)
+    tests = [
+        truth.targets[truth.folds[seed] == fold]
+        for seed in range(config.seeds)
+        for fold in range(config.folds)
+    ]
+    warn_one_class_tests(tests, labelling.labels, warn)
     if plan.streamed:
         warn(
             f"the features of {', '.join(used)} ({needed / 1e9:.3g} GB) are more than the "
             f"{budget / 1e9:.3g} GB of memory for them: they are streamed from the store, "
             "one training at a time"
         )
-    begin(out, before, _record(plan, config, store, digests, budget), plan.tasks())
+    begin(out, before, _record(plan, config, store, digests, budget), plan.tasks(), truth)
     return plan
 
 

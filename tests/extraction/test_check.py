@@ -125,7 +125,7 @@ def test_a_clean_data_set_has_no_fault(tmp_path: Path) -> None:
     image(tmp_path / "b.png", 7, 5)
     seen: list[tuple[int, int]] = []
     report = check_dataset(tmp_path, progress=lambda done, total: seen.append((done, total)))
-    assert report.faults == ()
+    assert report.faults == report.doubts == ()
     assert report.images == 2
     assert report.manifest.n_instances == 3
     assert seen == [(1, 2), (2, 2)]
@@ -187,3 +187,117 @@ def test_a_table_that_cannot_be_read_ends_the_check(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("bag_id,image\n1\n")
     with pytest.raises(ManifestError, match=r"t\.csv:2: expected 2 cells, as in the header, got 1"):
         check_dataset(tmp_path / "t.csv")
+
+
+# --- doubts ------------------------------------------------------------------------------------
+
+
+def tables(folder: Path, bags: str, instances: str) -> Path:
+    (folder / "bags.csv").write_text("bag_id,labels,split,group\n" + bags, encoding="utf-8")
+    (folder / "instances.csv").write_text("bag_id,image,x0,y0,x1,y1\n" + instances)
+    (folder / "dataset.toml").write_text('images = "."\n')
+    return folder
+
+
+def shared(folder: Path) -> list[tuple[str, str]]:
+    report = check_dataset(folder)
+    assert report.faults == ()
+    return [(d.where, d.got) for d in report.doubts if d.kind == "shared-image"]
+
+
+def test_the_same_pixels_in_bags_of_two_groups_are_told(tmp_path: Path) -> None:
+    """As PNG, BMP and TIFF; a copy; and grey saved as colours."""
+    image(tmp_path / "a.png")
+    pixels = np.asarray(Image.open(tmp_path / "a.png"))
+    Image.fromarray(pixels).save(tmp_path / "b.bmp")
+    Image.fromarray(pixels).save(tmp_path / "c.tif")
+    (tmp_path / "d.png").write_bytes((tmp_path / "a.png").read_bytes())
+    grey = pixels[:, :, 0]
+    Image.fromarray(grey).save(tmp_path / "e.png")
+    Image.fromarray(np.stack([grey] * 3, -1)).save(tmp_path / "f.png")
+    changed = pixels.copy()
+    changed[7, 5, 1] ^= 1
+    Image.fromarray(changed).save(tmp_path / "g.png")
+    bags = "".join(f"{k},x;y,,{'one' if k == 3 else f'group{k}'}\n" for k in range(1, 8))
+    names = ["a.png", "b.bmp", "c.tif", "d.png", "e.png", "f.png", "g.png"]
+    rows = "".join(f"{k},{name},,,,\n" for k, name in enumerate(names, start=1))
+    text = "the pixels of {!r} of bag {!r} in {!r} of bag {!r}"
+    assert shared(tables(tmp_path, bags, rows)) == [
+        ("instances.csv:3", text.format("a.png", "1", "b.bmp", "2")),
+        ("instances.csv:4", text.format("a.png", "1", "c.tif", "3")),
+        ("instances.csv:5", text.format("a.png", "1", "d.png", "4")),
+        ("instances.csv:7", text.format("e.png", "5", "f.png", "6")),
+    ]
+
+
+def test_images_are_shared_where_bags_may_come_apart(tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
+    image(tmp_path / "b.png", H, W + 2)
+    Image.fromarray(np.full((H, W, 3), (9, 8, 7), np.uint8)).save(tmp_path / "empty.png")
+    both = "1,a.png,,,,\n1,b.png,,,,\n2,a.png,,,,\n2,b.png,,,,\n"
+    (pair,) = shared(tables(tmp_path, "1,x;y,,\n2,y;x,,\n", both))
+    assert pair[1].endswith(" of bag '2' (and 1 more)")
+    apart = "1,x;y,train,\n2,y;x,test,\n"
+    assert len(shared(tables(tmp_path, apart, both))) == 1
+    assert shared(tables(tmp_path, "1,x;y,,g\n2,y;x,,g\n", both)) == []
+    assert shared(tables(tmp_path, "1,x;y,test,g\n2,y;x,test,h\n", both)) == []
+    whole = f"1,a.png,0,0,{W},{H}\n2,a.png,,,,\n"
+    assert len(shared(tables(tmp_path, apart, whole))) == 1
+    crops = "1,a.png,0,0,4,4\n2,a.png,4,0,8,4\n"
+    assert shared(tables(tmp_path, apart, crops)) == []
+    empty = "1,empty.png,,,,\n2,empty.png,,,,\n"
+    assert shared(tables(tmp_path, apart, empty)) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "most", "toml", "levels", "remedy"),
+    [
+        (np.uint16, 4095, "", "16", "give `intensity=0:4095` if they are of 12 bits"),
+        (np.uint16, 4095, 'intensity = "0:4095"', "", ""),
+        (np.uint16, 4095, 'intensity = "percentile:1:99"', "", ""),
+        (np.uint16, 40000, "", "", ""),
+        (np.uint8, 15, "", "15", "give `intensity=0:15` if they are of 4 bits"),
+        (np.uint8, 255, 'intensity = "0:65535"', "1", "give `intensity=percentile:0.1:99.9`"),
+        (np.uint8, 255, "", "", ""),
+    ],
+)
+def test_pixels_that_fill_few_grey_levels_are_told(
+    tmp_path: Path, kind: type, most: int, toml: str, levels: str, remedy: str
+) -> None:
+    rng = np.random.default_rng(0)
+    for k, high in enumerate((most // 3, most)):
+        pixels = rng.integers(0, high + 1, (H, W)).astype(kind)
+        pixels[0, :2] = 0, high
+        Image.fromarray(pixels).save(tmp_path / f"{k}.png")
+    folder = tables(tmp_path, "1,x;y,,\n2,y;x,,\n", "1,0.png,,,,\n2,1.png,,,,\n")
+    (folder / "dataset.toml").write_text(f'images = "."\n[extract]\n{toml}\n')
+    report = check_dataset(folder)
+    assert report.faults == ()
+    assert [doubt.kind for doubt in report.doubts] == (["few-grey-levels"] if levels else [])
+    for doubt in report.doubts:
+        expected = f"numbers from 0 to {most} in all images, which become levels 0 to {levels}"
+        assert doubt.got == expected
+        assert doubt.where == "instances.csv:2"
+        assert doubt.remedy.startswith(remedy)
+
+
+def test_names_that_mislead_are_doubts_and_no_faults(tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
+    report = check_dataset(tables(tmp_path, "1,0,,\n2,1.0,,\n3,,,\n", "1,a.png,,,,\n"))
+    assert [d.kind for d in report.doubts] == ["mixed-number-label", "empty-labels"]
+    assert {fault.kind for fault in report.faults} == {"bag-without-images"}
+
+
+def test_what_is_missing_is_offered_by_what_looks_like_it(tmp_path: Path) -> None:
+    image(tmp_path / "caf\u00e9.png")
+    image(tmp_path / "B.PNG")
+    rows = "1,cafe\u0301.png,,,,\n1,b.png,,,,\n01,caf\u00e9.png,,,,\n1,none.png,,,,\n"
+    faults = check_dataset(tables(tmp_path, "1,x,,\n", rows)).faults
+    stray, *missing = faults
+    assert stray.got == "'01', while '1' is one: leading zeros"
+    assert [fault.remedy for fault in missing] == [
+        "did you mean 'caf\u00e9.png' (they differ by U+0065 U+0301 against U+00E9)? otherwise "
+        "add it or correct the path",
+        "did you mean 'B.PNG' (they differ by case)? otherwise add it or correct the path",
+        "add it or correct the path",
+    ]

@@ -602,3 +602,26 @@ def test_waiting_for_another_host_says_whom_for_and_how_to_end_it(
     (line,) = lines
     assert line.startswith("waiting for part 00001: process 7 on elsewhere, renewed 0 s ago; ")
     assert line.endswith(f"remove {claim}")
+
+
+def test_what_misleads_is_told(tmp_path: Path) -> None:
+    """Twelve bits in sixteen, images that bags share, and ids that look alike."""
+    folder = write_dataset(tmp_path / "d", [2, 1, 1])
+    bags = (folder / "bags.csv").read_text()
+    for name in ("bags.csv", "instances.csv"):
+        (folder / name).write_text((folder / name).read_text().replace("\n002,", "\n1,"))
+    rng = np.random.default_rng(0)
+    for path in sorted((folder / "img").iterdir()):
+        Image.fromarray(rng.integers(0, 4096, (41, 53)).astype(np.uint16)).save(path)
+    (folder / "img" / "001_0.png").write_bytes((folder / "img" / "000_1.png").read_bytes())
+    assert bags.count("\n") == 4
+    said: list[str] = []
+    report = extract(read_manifest(folder), CONFIG, tmp_path / "s", warn=said.append)
+    names, levels, images = said
+    assert names.startswith("bags.csv:4: look-alike-bag: ")
+    assert levels.startswith("all images lie between the grey levels 0 and 16 of 0 to 255: ")
+    assert report.levels == (0, 16)
+    assert images == (
+        "bags with the same images perhaps on two sides of a fold: '000' and '001'; give them one "
+        "group"
+    )

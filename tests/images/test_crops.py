@@ -25,7 +25,7 @@ from dragn_cache.images.crops import (
     Crops,
     Geometry,
     ImageRequest,
-    decoded_size,
+    examine_image,
     read_crops,
 )
 from dragn_cache.types import Box
@@ -155,7 +155,7 @@ def test_channels_of_other_sizes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=message):
         read(*files, files[0], image="x_{channel}.png")
     with pytest.raises(ImageError, match=message):
-        decoded_size("x_{channel}.png", files)
+        examine_image("x_{channel}.png", files)
 
 
 # --- which channels ----------------------------------------------------------------------------
@@ -380,7 +380,7 @@ UNUSABLE: dict[str, tuple[bytes | None, str]] = {
 
 
 @pytest.mark.parametrize("name", list(UNUSABLE))
-@pytest.mark.parametrize("look", [read, lambda path: decoded_size("img/x.png", [path])])
+@pytest.mark.parametrize("look", [read, lambda path: examine_image("img/x.png", [path])])
 def test_what_cannot_be_used_is_refused_in_one_line_without_the_machines_path(
     tmp_path: Path, name: str, look: Callable[[Path], object]
 ) -> None:
@@ -417,7 +417,7 @@ def test_an_image_too_large_is_refused_before_it_is_decoded(tmp_path: Path) -> N
 
 def test_checking_an_image_gives_its_width_and_height(tmp_path: Path) -> None:
     files = [save(tmp_path / f"{k}.png", pixels(H, W)) for k in range(2)]
-    assert decoded_size("x", files) == (W, H)
+    assert examine_image("x", files).size == (W, H)
 
 
 @given(data=st.data(), format=st.sampled_from(["PNG", "JPEG", "BMP", "TIFF"]))

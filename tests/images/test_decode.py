@@ -19,7 +19,7 @@ from PIL import Image
 from dragn_cache.backbone_input import Intensity
 from dragn_cache.errors import ImageError
 from dragn_cache.images import decode
-from dragn_cache.images.crops import Crops, Geometry, ImageRequest, decoded_size, read_crops
+from dragn_cache.images.crops import Crops, Geometry, ImageRequest, examine_image, read_crops
 from dragn_cache.images.decode import read_picture
 
 H, W = 23, 31
@@ -195,7 +195,7 @@ def test_a_picture_is_taken_as_it_is_displayed(tmp_path: Path, orientation: int,
         values = values[4::8, 4::8]
     scale = 257 if kind.startswith("deep") else 1
     np.testing.assert_allclose(values / 40 / scale, DISPLAYED[orientation], atol=0.03)
-    size = decoded_size("x", [path])
+    size = examine_image("x", [path]).size
     side = 8 if kind == "jpg" else 1
     height, width = np.shape(DISPLAYED[orientation])
     assert size == (width * side, height * side)
@@ -217,7 +217,7 @@ def test_pages_are_the_data_sets_channels(tmp_path: Path, kind: str, dtype: str)
     array = numbers(5, H, W, dtype=dtype)
     path = tiff(tmp_path / ("x.ome.tif" if kind == "ome" else "x.tif"), array, **PAGES[kind])
     np.testing.assert_array_equal(read_picture("x", path).planes, array)
-    assert decoded_size("x", [path], 5) == (W, H)
+    assert examine_image("x", [path], 5).size == (W, H)
     intensity = "full" if dtype == "u1" else "channel-percentile:0:100"
     crops = read(path, planes=(4, 0, 4, 2, 1, 3, 3), channels=5, intensity=intensity)
     assert crops.pixels.shape == (1, 7, H, W)
@@ -230,7 +230,7 @@ def test_pages_are_the_data_sets_channels(tmp_path: Path, kind: str, dtype: str)
         with pytest.raises(ImageError, match=r"^x: expected .*, got 5 pages or samples; name"):
             read(path, channels=channels, intensity=intensity)
         with pytest.raises(ImageError, match=r"^x: expected .*, got 5 pages or samples; name"):
-            decoded_size("x", [path], channels)
+            examine_image("x", [path], channels)
 
 
 def test_samples_of_a_pixel_are_channels(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_stacks_are_refused(tmp_path: Path, axes: str, message: str) -> None:
     array = numbers(5, H, W)
     path = tiff(tmp_path / "x.ome.tif", array, ome=True, metadata={"axes": axes})
     with pytest.raises(ImageError, match=rf"expected one picture, .* got {message}.*; project"):
-        decoded_size("x", [path], 5)
+        examine_image("x", [path], 5)
 
 
 def test_pages_of_several_sizes_are_refused(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_pages_of_several_sizes_are_refused(tmp_path: Path) -> None:
         file.write(numbers(H, W))
         file.write(numbers(H, W - 2))
     with pytest.raises(ImageError, match="its pages of one size, got 2 pictures"):
-        decoded_size("x", [tmp_path / "x"])
+        examine_image("x", [tmp_path / "x"])
 
 
 def test_an_overview_beside_the_picture_is_none(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_files_that_metadata_names_are_never_opened(
     path = tiff(tmp_path / "x.ome.tif", array, description=xml, metadata=None)
     np.testing.assert_array_equal(read_picture("x", path).planes, [array])
     with pytest.raises(ImageError, match=r"^x: expected 2 channels, got 1 pages or samples; name"):
-        decoded_size("x", [path], 2)
+        examine_image("x", [path], 2)
 
 
 def test_a_grey_file_is_red_green_and_blue_but_no_fourth_channel(tmp_path: Path) -> None:
@@ -361,14 +361,14 @@ def test_what_would_fill_the_memory_is_refused_by_its_header(
     path = tiff(tmp_path / "x", numbers(5, H, W), photometric="minisblack")
     monkeypatch.setattr(decode, "MAX_BYTES", path.stat().st_size - 1)
     with pytest.raises(ImageError, match=r"expected at most \d+ bytes in the file, got \d+; cut"):
-        decoded_size("x", [path], 5)
+        examine_image("x", [path], 5)
     tiff(path, np.zeros((5, H, W), "u2"), photometric="minisblack", compression="zlib")
     monkeypatch.setattr(decode, "MAX_BYTES", 10 * H * W - 1)
     with pytest.raises(ImageError, match=r"expected at most 7129 bytes of pixels, got 7130; cut"):
-        decoded_size("x", [path], 5)
+        examine_image("x", [path], 5)
     monkeypatch.setattr(decode, "MAX_PIXELS", H * W - 1)
     with pytest.raises(ImageError, match=r"expected at most 712 pixels, got 31×23; cut"):
-        decoded_size("x", [path], 5)
+        examine_image("x", [path], 5)
 
 
 def test_without_tifffile_the_error_says_how_to_install_it(
@@ -377,7 +377,7 @@ def test_without_tifffile_the_error_says_how_to_install_it(
     path = tiff(tmp_path / "x", numbers(H, W))
     monkeypatch.setitem(sys.modules, "tifffile", None)
     with pytest.raises(ImageError, match=r"got none; install it: pip install tifffile imagecodecs"):
-        decoded_size("x", [path])
+        examine_image("x", [path])
 
 
 def test_plain_files_need_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

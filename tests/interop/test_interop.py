@@ -358,6 +358,40 @@ def test_a_foreign_anndata_of_mixed_rows(tmp_path: Path) -> None:
         import_features(tmp_path / "z.h5ad", tmp_path / "b")
 
 
+def test_an_anndata_keeps_ids_and_cells_as_they_are_or_refuses_them(tmp_path: Path) -> None:
+    anndata = pytest.importorskip("anndata", reason="anndata is not installed")
+    import pandas as pd
+
+    values = np.arange(15, dtype=np.float32).reshape(3, 5)
+    obs = pd.DataFrame({"bag_id": ["p", "p\rq", "p"], "group": ["g\rh", "", "g\rh"]})
+    obs.index = obs.index.astype(str)
+    anndata.AnnData(values, obs=obs).write_h5ad(tmp_path / "x.h5ad")
+    import_features(tmp_path / "x.h5ad", tmp_path / "a")
+    store = open_store(tmp_path / "a")
+    assert [(bag.bag_id, bag.group) for bag in store.bags] == [("p", "g\rh"), ("p\rq", "")]
+    assert store.bag("p")[:, 0].tolist() == [0, 10]
+    obs = obs.assign(
+        bag_id=["p", "p ", "p"], group="g"
+    )  # two bags: read as one, their rows would be mixed
+    anndata.AnnData(values, obs=obs).write_h5ad(tmp_path / "y.h5ad")
+    with pytest.raises(InputError, match=r"y.h5ad, bag 'p ', bag_id: .*'p ': space around it"):
+        import_features(tmp_path / "y.h5ad", tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_padded_label_in_an_exports_description_is_refused(tmp_path: Path) -> None:
+    export_features(
+        make_store(tmp_path / "a", ids_for("clam")), tmp_path / "x", "clam", tap="head.1"
+    )
+    toml = tmp_path / "x" / "dataset.toml"
+    text = toml.read_text()
+    label = open_store(tmp_path / "a").labels[0]
+    toml.write_text(text.replace(f'"{label}"', f'"{label} "'))
+    assert toml.read_text() != text
+    with pytest.raises(InputError, match=r"dataset.toml: labels: expected distinct non-empty"):
+        import_features(tmp_path / "x", tmp_path / "b")
+
+
 def test_without_anndata_the_install_line_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -520,6 +554,25 @@ def write_npz(path: Path, **changes: Any) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bag_ids": ["x", "x ", "y"]}, "bag 'x ', bag_id: .* got 'x ': space around it"),
+        ({"bag_ids": ["x", "", "y"]}, "expected ids that tell bags apart, got an empty id"),
+        ({"bag_ids": ["x", "y" * 131_073, "z"]}, "131073 characters, more than 131072"),
+        ({"labels": ["p", " q"]}, "labels: expected labels without space around them"),
+        ({"labels": ["p", ""]}, "labels: expected labels without space around them, none empty"),
+    ],
+)
+def test_an_npz_of_texts_that_no_table_holds_is_refused_before_anything_is_written(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = write_npz(tmp_path / "x.npz", **changes)
+    with pytest.raises(InputError, match=f"x.npz, .*{message}"):
+        import_features(path, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
 def test_an_npz_brings_its_labels(tmp_path: Path) -> None:
     import_features(write_npz(tmp_path / "x.npz"), tmp_path / "s")
     store = open_store(tmp_path / "s")
@@ -600,6 +653,37 @@ def test_a_table_of_other_bags_is_refused_or_joined(tmp_path: Path) -> None:
     table.write_text("bag_id,labels\ns9,y\n")
     with pytest.raises(InputError, match="1 rows without features"):
         import_features(source, tmp_path / "b", ImportConfig(unmatched="drop"), bags_csv=table)
+
+
+def test_an_import_tells_what_misleads(tmp_path: Path) -> None:
+    """An empty bag, ids and labels that look alike, and two bags of the same features."""
+    source = write_rows(tmp_path / "n", {"07": 2, "7": 0, "c": 2, "d": 3})
+    table = tmp_path / "t.csv"
+    table.write_text("bag_id,labels\n07,x;y\n7,X\nc,y\nd,\n")
+    said: list[str] = []
+    import_features(source, tmp_path / "s", bags_csv=table, warn=said.append)
+    labels, ids, empty, same = said
+    assert "'X' here and 'x' at line 2, which differ by case" in labels
+    assert "'7' here and '07' at line 2, which differ by leading zeros" in ids
+    assert empty == "1 bags have no instance, and training leaves them out: 7"
+    assert same.startswith("bags with the same features perhaps on two sides of a fold: '07' and")
+    said.clear()
+    import_features(write_npz(tmp_path / "x.npz"), tmp_path / "t", warn=said.append)
+    assert said == ["1 bags have no instance, and training leaves them out: NA"]
+
+
+def test_bags_that_do_not_match_are_told_by_what_they_differ_in(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "n", {"007": 2, "008": 3, "a": 5})
+    table = tmp_path / "t.csv"
+    table.write_text("bag_id,labels\n7,x\n8,y\na,y\n")
+    hint = ": row '7' and features '007' differ by leading zeros alone, and 1 more such"
+    with pytest.raises(InputError, match=hint):
+        import_features(source, tmp_path / "a", bags_csv=table)
+    said: list[str] = []
+    drop = ImportConfig(unmatched="drop")
+    import_features(source, tmp_path / "a", drop, bags_csv=table, warn=said.append)
+    assert said[0].startswith("left out: 2 rows without features (7, 8) and 2 bags of features ")
+    assert said[0].endswith(hint)
 
 
 # --- refusals ----------------------------------------------------------------------------------

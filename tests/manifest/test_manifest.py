@@ -627,3 +627,14 @@ def test_faults_of_the_extract_table_name_dataset_toml(
     (tmp_path / "bags.csv").write_text("bag_id,labels\nb,x\n")
     with pytest.raises(ManifestError, match=r"dataset\.toml: " + message):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x ", "", " ", "x\\u0000"])
+@pytest.mark.parametrize("key", ["labels", "channels"])
+def test_names_in_dataset_toml_that_no_table_holds_are_refused(
+    tmp_path: Path, key: str, name: str
+) -> None:
+    (tmp_path / "dataset.toml").write_text(f'{key} = ["{name}"]\n')
+    (tmp_path / "bags.csv").write_text("bag_id,labels\nb,x\n")
+    with pytest.raises(ManifestError, match=rf"dataset.toml: {key}: expected distinct non-empty"):
+        read_manifest(tmp_path)

@@ -60,6 +60,11 @@ def test_a_tsv_is_separated_by_tabs(tmp_path: Path) -> None:
         ("a,b\n1,2\n1,2,3\n", r"bags\.csv:3: expected 2 cells, as in the header, got 3"),
         ("a,b\n1,2\n\n1\n", r"bags\.csv:4: expected 2 cells, as in the header, got 1"),
         ('a,b\n1,2\n"x,3\ny,4\n', r"bags\.csv:3: expected cells with balanced quotes"),
+        (
+            "a,b\nx,1\n" + "y" * 131_073 + ",2\n",
+            r"bags\.csv:3: .*of 131072 characters at most, got fi",
+        ),
+        ("a,b\0\n1,2\n", r"bags\.csv:1: expected a header .*, got a,b\\0;"),
         (b"a,b\n\xff,2\n", r"bags\.csv: expected UTF-8 text.*save it as UTF-8"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -401,6 +402,40 @@ def test_a_damaged_number_is_refused(run: Path, tmp_path: Path) -> None:
         (broken / "predictions.csv").write_text("\n".join(lines))
         with pytest.raises(InputError, match=rf"csv:3: .* 0 to 1 in p_actin, got '{wrong}'; rest"):
             evaluate_run(broken, tmp_path / "o")
+
+
+@pytest.mark.parametrize("table", ["predictions.csv", "splits.csv"])
+def test_a_bag_twice_in_a_runs_table_is_refused(
+    run: Path, store: Store, tmp_path: Path, table: str
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    lines = (copy / table).read_text().splitlines(keepends=True)
+    (copy / table).write_text("".join([*lines, lines[4]]))
+    (copy / "SHA256SUMS").unlink()  # as in runs of before there were any
+    message = rf"{table}:55: expected one row for each bag, got '003' again \(first at line 5\)"
+    with pytest.raises(InputError, match=message):
+        evaluate_run(copy, tmp_path / "out", OWN, store=store if table == "splits.csv" else None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_new_bags_that_share_images_or_look_like_trained_ones_are_told(tmp_path: Path) -> None:
+    bags = with_splits(make_bags(31))
+    added = [replace(b, bag_id=f"new{b.bag_id}", split="") for b in make_bags(5, seed=3)]
+    added[1] = replace(added[1], bag_id="2")
+    features = make_features(bags) | make_features(added, seed=3)
+    digests = {"new000": b"x" * 32, "new004": b"y" * 32, "000": b"x" * 32, "001": b"y" * 32}
+    old = write_store(tmp_path / "old", bags, features, digests=digests)
+    train_run(old, CONFIG, tmp_path / "run")
+    all_bags = write_store(tmp_path / "all", [*bags, *added], features, digests=digests)
+    table = tmp_path / "new.csv"
+    table.write_text("bag_id\n" + "".join(f"{b.bag_id}\n" for b in added))
+    told: list[str] = []
+    evaluate_run(tmp_path / "run", tmp_path / "e", store=all_bags, bags_csv=table, warn=told.append)
+    assert told == [
+        "the run has seen a bag '002', and '2' is scored as new: they differ by leading zeros",
+        "bags with the same images on two sides of the split: '000' and 'new000'; give them one "
+        "group",
+    ]
 
 
 def test_a_folder_with_files_is_refused(run: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from dragn_cache_cli.app import app
+from file_limit import file_limit
 from numpy.typing import NDArray
 from run_stores import CHANNELS, LABELS, make_bags, make_features, with_splits, write_store
 from typer.testing import CliRunner
@@ -282,6 +283,16 @@ def test_leaving_out_works_for_classical_methods(
     np.testing.assert_allclose(explained.scores[1], whole - less, atol=1e-9)
 
 
+def test_h5_files_on_a_disk_that_refuses_are_an_error(
+    store: Store, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    for limit in (0, 900, 2100):
+        with file_limit(limit), pytest.raises(InputError, match="File too large"):
+            explain_run(runs["mean"], store, tmp_path / "out", ExplainConfig(h5=True))
+        assert list(tmp_path.iterdir()) == []
+    explain_run(runs["mean"], store, tmp_path / "out", ExplainConfig(h5=True))
+
+
 def test_h5_files_are_named_as_clams(store: Store, runs: dict[str, Path], tmp_path: Path) -> None:
     for name, method, shape in (("abmil", "auto", ()), ("mean", "leave-one-out", (3,))):
         out = tmp_path / name
@@ -356,7 +367,7 @@ def test_bags_that_are_not_there_are_named(
         explain_run(runs["mean"], store, tmp_path / "out", ExplainConfig(split=split), **given)
 
     with pytest.raises(
-        UnknownNameError, match=r"got '0004'; did you mean 004.* or see .*bags\.csv"
+        UnknownNameError, match=r"got '0004'; did you mean '004' .* or see .*bags\.csv"
     ):
         explained(bags=("0004",))
     table = tmp_path / "t.csv"

@@ -30,6 +30,7 @@ from dragn_cache.loading.labelling import read_labelling
 from dragn_cache.manifest import Bag, write_bags
 from dragn_cache.runs.checkpoint import load_checkpoint, read_checkpoint, write_checkpoint
 from dragn_cache.runs.config import ApplyConfig
+from dragn_cache.runs.evaluate import evaluate_run
 from dragn_cache.runs.folder import run_name
 from dragn_cache.runs.predict import predict_run
 from dragn_cache.runs.train import train_run
@@ -516,6 +517,55 @@ def test_bags_with_the_same_features_on_two_sides_are_told(tmp_path: Path) -> No
     ]
 
 
+def test_bags_with_the_same_images_on_two_sides_are_told(tmp_path: Path) -> None:
+    """000 is trained on, 001 and 003 are tested, 002 is on the side of 000."""
+    bags = with_splits(make_bags(31))
+    digests = dict.fromkeys(("000", "001", "002", "003"), b"x" * 32) | {"005": b"y" * 32}
+    told: list[str] = []
+    store = write_store(tmp_path / "s", bags, make_features(bags), digests=digests)
+    train_run(store, CONFIG, tmp_path / "r", warn=told.append)
+    line = (
+        "bags with the same images on two sides of the split: '000' and '001', and 1 more such; "
+        "give them one group"
+    )
+    assert told == [line]
+    test_bags = bags_csv(tmp_path / "t.csv", "bag_id\n001\n006\n008\n")
+    told.clear()
+    predict_run(tmp_path / "r", store, tmp_path / "p", bags_csv=test_bags, warn=told.append)
+    assert told[0] == line.replace(", and 1 more such", "")
+
+
+def test_names_that_mislead_are_told_before_training(tmp_path: Path) -> None:
+    bags = [replace(bag, bag_id=f"{k:03d}") for k, bag in enumerate(with_splits(make_bags(31)))]
+    bags[7] = replace(bags[7], bag_id="3")
+    told: list[str] = []
+    store = write_store(tmp_path / "s", bags, make_features(bags))
+    train_run(store, CONFIG, tmp_path / "r", warn=told.append)
+    (line,) = told
+    assert line.startswith("bags.csv:9: look-alike-bag: ")
+    assert "got '3' here and '003' at line 5, which differ by leading zeros" in line
+
+
+def test_test_bags_of_one_class_are_told(tmp_path: Path) -> None:
+    bags = with_splits(make_bags(53))
+    bags = [replace(b, labels=("golgi",)) if b.split == "test" else b for b in bags]
+    told: list[str] = []
+    metrics = train_run(
+        write_store(tmp_path / "s", bags, make_features(bags)),
+        CONFIG.replace(intervals=100),
+        tmp_path / "r",
+        warn=told.append,
+    )
+    line = (
+        "the 21 test bags have one class only of every label: AUC and mAP are undefined, accuracy "
+        "and F1 tell nothing"
+    )
+    assert told == [line]
+    assert metrics["test"]["map"] is metrics["test"]["intervals"]["map"] is None
+    evaluate_run(tmp_path / "r", tmp_path / "e", warn=told.append)
+    assert told == [line, line]
+
+
 # --- a run on another store --------------------------------------------------------------------
 
 
@@ -560,6 +610,19 @@ def test_bags_without_labels_are_predicted_and_not_scored(
     assert [row["split"] for row in rows] == ["test"] * 11
     for got, first in zip(rows, rows_of(run / "predictions.csv"), strict=False):
         assert float(got["p_actin"]) == pytest.approx(float(first["p_actin"]), rel=1e-6)
+
+
+def test_a_label_that_looks_like_one_of_the_runs_is_told(run: Path, tmp_path: Path) -> None:
+    bags = make_bags(7)
+    written = write_store(tmp_path / "new", bags, make_features(bags))
+    for table in (written.path / "manifest").iterdir():
+        table.write_text(table.read_text().replace("golgi", "Golgi"))
+    told: list[str] = []
+    assert predict_run(run, Store(written.path), tmp_path / "out", warn=told.append) is None
+    assert (
+        "the run does not know the store's label 'Golgi', perhaps 'golgi' (they differ by case): "
+        "predictions without scores"
+    ) in told
 
 
 def test_a_subset_with_other_labels_is_scored_by_them(

@@ -14,6 +14,7 @@ from dragn_cache.errors import InputError
 from dragn_cache.scoring import intervals, metrics
 from dragn_cache.scoring.decisions import DEFAULT, Decision
 from dragn_cache.scoring.metrics import evaluate
+from dragn_cache.scoring.one_class import warn_one_class, warn_one_class_tests
 from dragn_cache.scoring.score_table import ScoreTable
 from dragn_cache.scoring.scores import BY_NAME, SCORES
 
@@ -235,8 +236,52 @@ def test_labels_with_one_class_are_counted_not_scored() -> None:
     assert result["labels_undefined"] == 2
     assert result["auc"][3:] == [None, None]
     assert result["auc_macro"] == pytest.approx(sk.roc_auc_score(y, p))
-    assert result["average_precision"][3:] == [1.0, None]
-    assert result["map"] == pytest.approx((3 * sk.average_precision_score(y, p) + 1) / 4)
+    assert result["average_precision"][3:] == [None, None]
+    assert result["map"] == pytest.approx(sk.average_precision_score(y, p))
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_bags_of_one_class_have_no_rank_scores_and_no_intervals_of_them(share: int) -> None:
+    y, p = np.full((11, 1), share), random_problem(3, bags=11, labels=1)[1]
+    result = evaluate(y, p, task="multilabel", intervals=100)
+    classes = evaluate(np.eye(3)[np.zeros(11, int)], np.full((11, 3), 1 / 3), task="multiclass")
+    for scores, labels in ((result, 1), (classes, 3)):
+        assert scores["auc"] == scores["average_precision"] == [None] * labels
+        for name in ("map", "auc_macro"):
+            assert scores[name] is None
+            assert scores["intervals"][name] is None
+        assert scores["accuracy"] is not None
+        assert scores["labels_undefined"] == labels
+    tests = [metrics.ScoredBags(np.arange(k, 11, 2), y[k::2], p[k::2]) for k in (0, 1)]
+    assert metrics.mean_intervals(tests, 11, task="multilabel")["map"] is None
+
+
+def test_labels_of_one_class_are_named() -> None:
+    told: list[str] = []
+    labels = ("a", "b", "c")
+    warn_one_class(TARGETS, labels, "new bags", told.append)
+    warn_one_class(TARGETS[:, 2:], ("c",), "test bags", told.append)
+    warn_one_class(TARGETS[:, :2], labels[:2], "test bags", told.append)
+    many = tuple("abcdefgh")
+    warn_one_class(np.hstack([TARGETS[:, :1], np.ones((5, 7))]), many, "test bags", told.append)
+    assert told == [
+        "the 5 new bags have one class only of c: AUC and mAP leave such labels out",
+        "the 5 test bags have one class only of every label: AUC and mAP are undefined, accuracy "
+        "and F1 tell nothing",
+        "the 5 test bags have one class only of b, c, d, e, f and 2 more: AUC and mAP leave such "
+        "labels out",
+    ]
+    told.clear()
+    halves = [TARGETS[:2].astype(np.int8), TARGETS[2:].astype(np.int8)]
+    warn_one_class_tests(halves, labels, told.append)
+    one = TARGETS[[0, 2]].astype(np.int8)  # a always, c never
+    warn_one_class_tests([one[:, ::2], halves[0][:, ::2]], ("a", "c"), told.append)
+    assert told == [
+        "in every test fold the bags have one class only of c: AUC and mAP leave such labels out",
+        "in 1 of 2 test folds the bags have one class only of every label: AUC and mAP are "
+        "undefined there, accuracy and F1 tell nothing",
+        "in every test fold the bags have one class only of c: AUC and mAP leave such labels out",
+    ]
 
 
 def test_no_bags_no_scores() -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +43,29 @@ def test_a_claim_says_who_holds_it(tmp_path: Path) -> None:
         assert claim["token"] == claims.token
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         assert claim["start"] == fields[22 - 3]  # starttime is field 22, counted from 1
+
+
+@pytest.mark.parametrize("tmpfile", [True, False])
+def test_a_claim_is_there_with_its_content_in_one_step_where_that_is_possible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmpfile: bool
+) -> None:
+    linked: list[bool] = []
+    link = os.link
+
+    def look(source: str, path: Path, **options: Any) -> None:
+        assert not path.exists()
+        link(source, path, **options)
+        linked.append(path.read_bytes().endswith(b"}"))
+
+    monkeypatch.setattr(os, "link", look)
+    if not tmpfile:
+        monkeypatch.delattr(os, "O_TMPFILE")
+    with Claims(tmp_path) as claims, Claims(tmp_path) as others:
+        assert claims.acquire("00003")
+        assert not others.acquire("00003")
+        assert (read_claim(claims.path("00003")) or {})["token"] == claims.token
+    assert linked == [True] * tmpfile
+    assert list(tmp_path.iterdir()) == []
 
 
 def claim_by_another(folder: Path, then: str) -> None:
@@ -168,3 +192,32 @@ def test_clocks_are_compared_through_the_file_system(
     assert is_alive(path)
     assert describe_holder(path).startswith("process 7 on elsewhere, renewed ")
     assert describe_holder(tmp_path / ".00004.claim") == ""
+
+
+def test_waiting_says_whom_for_since_when_and_how_to_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SILENT_SECONDS", 0.0)
+    path = tmp_path / ".tables.claim"
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 7, "start": "5", "token": "t"}))
+    lines: list[str] = []
+
+    def end_it(line: str) -> None:
+        lines.append(line)
+        path.unlink()
+
+    with Claims(tmp_path) as claims:
+        claims.wait("tables", end_it)
+        assert claims.holds("tables")
+    (line,) = lines
+    assert line.startswith("waiting for tables: process 7 on elsewhere, renewed 0 s ago; ")
+    assert line.endswith(f"if that has ended, remove {path}")
+
+
+def test_a_wait_that_is_short_says_nothing(tmp_path: Path) -> None:
+    lines: list[str] = []
+    with Claims(tmp_path) as mine, Claims(tmp_path) as yours:
+        mine.acquire("tables")
+        threading.Timer(0.1, mine.release, ["tables"]).start()
+        yours.wait("tables", lines.append)
+    assert lines == []

@@ -29,9 +29,10 @@ from dragn_cache.ragged import RaggedBags
 from dragn_cache.scoring.comparison import corrected_t_test
 from dragn_cache.scoring.decisions import GRID, decide
 from dragn_cache.scoring.scores import SCORES
-from dragn_cache.store import Store
+from dragn_cache.store import Store, json_digest
 from dragn_cache.studies.config import CrossvalConfig
 from dragn_cache.studies.crossval import CrossvalResult, crossval
+from dragn_cache.studies.folder import DIGEST
 from dragn_cache.studies.trainings import training_seed
 from dragn_cache.training.config import TrainConfig
 
@@ -269,6 +270,26 @@ def test_a_folder_left_by_an_early_kill_is_taken_up(store: Store, tmp_path: Path
     assert not crossval(store, config, tmp_path / "cv").failed
 
 
+def test_one_process_at_a_time_cross_validates_in_a_folder(store: Store, tmp_path: Path) -> None:
+    config = CONFIG.replace(aggregators=METHODS[:1], seeds=1)
+
+    def another(done: int, total: int) -> None:
+        with pytest.raises(InputError, match=r"nobody else cross-validates in, got process \d+ on"):
+            crossval(store, config, tmp_path / "cv")
+
+    crossval(store, config, tmp_path / "cv", progress=another)
+    left = tmp_path / "cv" / "trainings" / "mean" / ".seed0-fold0.json.123.tmp"
+    left.touch()  # of a process that was killed while it wrote
+    crossval(store, config, tmp_path / "cv")
+    assert not list((tmp_path / "cv").rglob(".*"))
+
+
+def test_what_is_refused_begins_no_folder(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="one group of bags for each of 99 folds"):
+        crossval(store, CONFIG.replace(folds=99), tmp_path / "cv")
+    assert not (tmp_path / "cv").exists()
+
+
 def test_bags_with_the_same_features_are_told_unless_of_one_group(tmp_path: Path) -> None:
     bags = make_bags(29)
     features = make_features(bags)
@@ -284,6 +305,39 @@ def test_bags_with_the_same_features_are_told_unless_of_one_group(tmp_path: Path
     ]
 
 
+def test_bags_with_the_same_images_and_names_that_mislead_are_told(tmp_path: Path) -> None:
+    bags = [replace(b, group="") for b in make_bags(29)]
+    bags[3] = replace(bags[3], group="plate1")
+    bags[4] = replace(bags[4], group="Plate1")
+    digests = dict.fromkeys(("005", "007"), b"x" * 32)
+    store = write_store(tmp_path / "s", bags, make_features(bags), digests=digests)
+    said: list[str] = []
+    config = CONFIG.replace(aggregators=METHODS[:1], seeds=1)
+    crossval(store, config, tmp_path / "cv", warn=said.append)
+    names, images = said
+    assert "look-alike-group" in names
+    assert "'Plate1' here and 'plate1' at line 5, which differ by case" in names
+    assert images.startswith("bags with the same images perhaps on two sides of a fold: '005' and")
+
+
+def test_folds_of_one_class_have_no_rank_scores_and_are_told(tmp_path: Path) -> None:
+    """All bags but those of one group have the label, so two of three folds have one class."""
+    bags = [replace(b, labels=("golgi",), group="") for b in make_bags(24)]
+    bags[:4] = [replace(b, labels=(), group="without") for b in bags[:4]]
+    store = write_store(tmp_path / "s", bags, make_features(bags))
+    said: list[str] = []
+    config = CONFIG.replace(aggregators=METHODS[:1], seeds=1)
+    crossval(store, config, tmp_path / "cv", warn=said.append)
+    assert said[-2:] == [
+        "in 2 of 3 test folds the bags have one class only of every label: AUC and mAP are "
+        "undefined there, accuracy and F1 tell nothing",
+        "in every test fold the bags have one class only of actin, nucleus: AUC and mAP leave such "
+        "labels out",
+    ]
+    folds = rows_of(tmp_path / "cv" / "folds.csv")
+    assert sorted(bool(row["map"]) for row in folds) == [False, False, True]
+
+
 def test_a_folder_of_something_else_is_refused(store: Store, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="a new folder"):
@@ -296,9 +350,22 @@ def test_a_folder_of_something_else_is_refused(store: Store, tmp_path: Path) -> 
 def test_a_damaged_training_is_named(store: Store, out: Path, tmp_path: Path) -> None:
     crossval(store, CONFIG.replace(seeds=1), tmp_path / "cv")
     path = tmp_path / "cv" / "trainings" / "mean" / "seed0-fold1.json"
-    path.write_text(path.read_text()[:37])
-    with pytest.raises(InputError, match=r"seed0-fold1\.json.*remove the file"):
+    text = path.read_text()
+    path.write_text(text[:37])
+    with pytest.raises(InputError, match=r"seed0-fold1\.json.*move the file away"):
         crossval(store, CONFIG, tmp_path / "cv")
+    sound = json.loads(text)
+    del sound[DIGEST]
+    for fields, got in (
+        ({"probabilities": sound["probabilities"][1:]}, "other test probabilities than"),
+        ({"validation": [[2.0] * 3] * len(sound["validation"])}, "other validation probabilities"),
+        ({"fold": 0}, r"that of \('mean', 0, 0\)"),
+        ({"seconds": {}}, "validation error"),
+    ):
+        record = {**sound, **fields}
+        path.write_text(json.dumps({**record, DIGEST: json_digest(record)}))
+        with pytest.raises(InputError, match=rf"seed0-fold1\.json.*{got}"):
+            crossval(store, CONFIG, tmp_path / "cv")
 
 
 # --- the sums ----------------------------------------------------------------------------------

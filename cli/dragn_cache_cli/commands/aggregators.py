@@ -41,7 +41,8 @@ def aggregators(
         screen.print_json(record)
         return
     if name is not None:
-        screen.say(method_text(name))
+        for line in method_text(name).splitlines():
+            screen.say(line)
     rows = [
         (key, facts.needs, *map(_yes, (facts.order_sensitive, facts.attention)), facts.classifier)
         for key, facts in facts_of.items()

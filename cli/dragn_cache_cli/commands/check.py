@@ -26,7 +26,8 @@ def check(
 ) -> None:
     """Join a data set's tables with its images and list every fault with file and line.
 
-    Exit code 0: no fault; 1: faults; 2: the tables cannot be read at all.
+    Exit code 0: no fault, though perhaps warnings of what may mislead; 1: faults; 2: the tables
+    cannot be read at all.
 
     Example: dragn-cache check my_dataset/
     """
@@ -45,14 +46,17 @@ def check(
         "labels": list(manifest.labels),
     }
     if as_json:
-        screen.print_json({**counts, "faults": [asdict(fault) for fault in report.faults]})
+        faults, doubts = ([asdict(f) for f in fs] for fs in (report.faults, report.doubts))
+        screen.print_json({**counts, "faults": faults, "doubts": doubts})
     else:
         for fault in report.faults:
             screen.say(spell_text(str(fault), {}, others=True))
-        screen.out.print(
+        for doubt in report.doubts:
+            screen.say(f"warning: {spell_text(str(doubt), {}, others=True)}")
+        screen.say(
             f"{manifest.name}: {counts['bags']} bags, {counts['instances']} instances, "
             f"{report.images} images, {len(manifest.labels)} labels ({manifest.task}): "
-            f"{len(report.faults)} faults"
+            f"{len(report.faults)} faults, {len(report.doubts)} warnings"
         )
     if report.faults:
         raise typer.Exit(1)

@@ -42,8 +42,9 @@ def demo(
         scores = [screen.score_text(test[name], test["intervals"][name]) for name in names]
         rows.append((method, *scores, f"{result.seconds[method]:.1f} s"))
     screen.print_table(["aggregator", *names, "training"], rows, "test bags, 95 % intervals")
-    screen.out.print(f"figure: {result.figure}", markup=False, soft_wrap=True)
-    screen.out.print(NEXT, markup=False, soft_wrap=True)
+    screen.say(f"figure: {result.figure}")
+    for line in NEXT.splitlines():
+        screen.say(line)
 
 
 def _announce(command: str, folder: Path | None, settings: Mapping[str, object]) -> None:

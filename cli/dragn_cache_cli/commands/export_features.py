@@ -38,7 +38,7 @@ def export_features(
         screen.print_json({"out": str(out), **asdict(report)})
         return
     taps = f"{_counted('tap', report.taps)}, {_counted('view', report.views)}"
-    screen.out.print(f"{out}: {report.bags} bags as {layout}, {taps}", markup=False, soft_wrap=True)
+    screen.say(f"{out}: {report.bags} bags as {layout}, {taps}")
     screen.note(f"to read it back: dragn-cache import {out} --out AGAIN.features")
 
 

@@ -46,7 +46,15 @@ def extract(
 
     manifest = read_manifest(dataset, images=images)
     with screen.progress_bar("extracting", "images") as progress:
-        report = run(manifest, config, out, update=update, progress=progress, say=screen.note)
+        report = run(
+            manifest,
+            config,
+            out,
+            update=update,
+            progress=progress,
+            say=screen.note,
+            warn=screen.warn,
+        )
     advice = spell_text(report.advice, own_flags(extract))
     if as_json:
         screen.print_json({**asdict(report), "limit": report.limit, "advice": advice})

@@ -35,7 +35,15 @@ def import_features(
     from dragn_cache_cli import screen
 
     with screen.progress_bar("checking and importing", "bags") as progress:
-        report = run(source, out, config, bags_csv=bags, progress=progress)
+        report = run(
+            source,
+            out,
+            config,
+            bags_csv=bags,
+            progress=progress,
+            say=screen.note,
+            warn=screen.warn,
+        )
     if as_json:
         screen.print_json({"store": str(out), **_facts(report)})
         return
@@ -51,11 +59,6 @@ def _facts(report: ImportReport) -> dict[str, Any]:
 def _print_report(report: ImportReport, out: Path) -> None:
     from dragn_cache_cli import screen
 
-    if report.without_features or report.without_row:
-        screen.warn(
-            f"left out: {len(report.without_features)} rows without features, "
-            f"{len(report.without_row)} bags of features without a row"
-        )
     taps = ", ".join(
         f"{tap.name} {'×'.join(map(str, tap.shape))} {tap.dtype}" for tap in report.taps
     )
@@ -64,11 +67,9 @@ def _print_report(report: ImportReport, out: Path) -> None:
         state += f", {report.parts_missing} are being written by another process"
     elif not report.parts_written:
         state = "complete already, nothing to do"
-    screen.out.print(
+    screen.say(
         f"{out}: {report.bags} bags, {report.instances} instances from {report.layout}, {taps}; "
-        f"{state}",
-        markup=False,
-        soft_wrap=True,
+        f"{state}"
     )
     bags = "" if report.labelled else " --bags LABELS.csv"
     screen.note(f"next: dragn-cache train-agg --store {out} --aggregator mean{bags}")

@@ -30,19 +30,17 @@ def info(
     ]
     missing = len(facts["missing_parts"])
     state = f"incomplete: {missing} parts missing" if missing else "complete"
-    screen.out.print(
+    screen.say(
         f"{store}: {facts['format']}, {facts['bags']} bags, {facts['instances']} instances, "
         f"{facts['parts']} parts, {screen.size_text(facts['bytes'])}, {state}, "
-        f"{facts['failures']} inputs not used",
-        markup=False,
-        soft_wrap=True,
+        f"{facts['failures']} inputs not used"
     )
     screen.print_table(["tap", "shape", "dtype", "per instance"], rows)
     for kind, digest in facts["digests"].items():
-        screen.out.print(f"{kind}  {digest}", soft_wrap=True)
+        screen.say(f"{kind}  {digest}")
         _print_values(screen, facts["provenance"][kind])
 
 
 def _print_values(screen: Any, values: dict[str, Any]) -> None:
     for key, value in values.items():
-        screen.out.print(f"  {key} = {value}", markup=False, soft_wrap=True)
+        screen.say(f"  {key} = {value}")

@@ -34,8 +34,8 @@ def predict(
     scores = predict_run(
         run, open_store(store, warn=screen.warn), out, config, bags_csv=bags, warn=screen.warn
     )
-    screen.out.print(f"predictions: {out / 'predictions.csv'}", markup=False, soft_wrap=True)
+    screen.say(f"predictions: {out / 'predictions.csv'}")
     if scores is not None:
         name = AUC_MACRO.name
         text = screen.score_text(scores[name], scores["intervals"][name])
-        screen.out.print(f"{name} over {scores['bags']} bags: {text}", markup=False)
+        screen.say(f"{name} over {scores['bags']} bags: {text}")

@@ -25,6 +25,6 @@ def simulate(
 
     with screen.progress_bar("simulating", "bags") as progress:
         folder = write(out, config, progress=lambda done: progress(done, config.bags))
-    screen.out.print(f"{folder}: {config.bags} bags", markup=False, soft_wrap=True)
+    screen.say(f"{folder}: {config.bags} bags")
     command = f"dragn-cache extract --dataset {folder} --weights random --out {folder}.features"
     screen.note(f"next: {command}")

@@ -69,4 +69,4 @@ def train_agg(
         for split, scores in metrics.items()
     ]
     screen.print_table(["split", "bags", *names], rows, "scores with 95 % intervals")
-    screen.out.print(f"run: {run}", markup=False, soft_wrap=True)
+    screen.say(f"run: {run}")

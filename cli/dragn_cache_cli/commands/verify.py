@@ -60,7 +60,7 @@ def _verify_store(path: Path, repair: bool, as_json: bool) -> None:
         faults = verify_store(store, progress)
     names = {number: store.part_path(number).name for number in store.parts}
     rows = [(part, bag, fault) for part in faults.parts for bag, fault in part.bags]
-    moved = move_aside(store, faults.damaged) if repair else []
+    moved = move_aside(store, faults.damaged, screen.note) if repair else []
     command = rebuild_command(store.description, path)
     if as_json:
         record: dict[str, Any] = {
