@@ -52,7 +52,6 @@ class Command:
         begin: a folder in ``{in}`` that ``{out}`` is a copy of at first; empty for none.
         kept: patterns of files in ``{out}`` that are complete as soon as they exist.
         goes_on: it may be repeated when all is done; else it refuses what is there.
-        left_out: kinds of tries that are not made.
         often: whether all kills are made, or a quarter of them.
     """
 
@@ -61,7 +60,6 @@ class Command:
     begin: str = ""
     kept: Sequence[str] = ()
     goes_on: bool = False
-    left_out: Sequence[str] = ()
     often: bool = False
 
 
@@ -111,8 +109,6 @@ EXTRACT = (
     "--part-instances 4 --batch-size 4 --workers 0"
 )
 TRAIN = "--epochs 2 --intervals 20"
-# HDF5 ends by SIGSEGV, or with lines of its own on stderr, where a file of it cannot be written.
-BY_HDF5 = ("full disks", "file limits")
 COMMANDS = {
     "import": Command(
         make_export,
@@ -120,7 +116,6 @@ COMMANDS = {
         kept=["parts/0*"],
         goes_on=True,
         often=True,
-        left_out=["file limits"],
     ),
     "import-zarr": Command(
         make_export,
@@ -132,11 +127,9 @@ COMMANDS = {
         make_store, "export {in}/s --layout torchmil --tap gap --out {out}", often=True
     ),
     "export-zarr": Command(make_store, "export {in}/s --layout zarr --out {out}"),
-    "export-clam": Command(make_store, "export {in}/s --layout clam --out {out}", left_out=BY_HDF5),
-    "export-hdf5": Command(make_store, "export {in}/s --layout hdf5 --out {out}", left_out=BY_HDF5),
-    "export-anndata": Command(
-        make_store, "export {in}/s --layout anndata --out {out}", left_out=BY_HDF5
-    ),
+    "export-clam": Command(make_store, "export {in}/s --layout clam --out {out}"),
+    "export-hdf5": Command(make_store, "export {in}/s --layout hdf5 --out {out}"),
+    "export-anndata": Command(make_store, "export {in}/s --layout anndata --out {out}"),
     "train-agg": Command(
         make_store,
         f"train-agg --store {{in}}/s --aggregator abmil {TRAIN} --out {{out}}",
@@ -151,7 +144,7 @@ COMMANDS = {
         often=True,
     ),
     "explain": Command(make_run, "explain {in}/r --store {in}/s --no-h5 --out {out}", often=True),
-    "explain-h5": Command(make_run, "explain {in}/r --store {in}/s --out {out}", left_out=BY_HDF5),
+    "explain-h5": Command(make_run, "explain {in}/r --store {in}/s --out {out}"),
     "predict": Command(make_run, "predict {in}/r --store {in}/s --out {out}"),
     "evaluate": Command(make_run, "evaluate {in}/r --out {out}"),
     "extract-update": Command(
@@ -161,7 +154,6 @@ COMMANDS = {
         kept=["parts/0*"],
         goes_on=True,
         often=True,
-        left_out=["file limits"],
     ),
     "simulate": Command(
         lambda folder: None, "simulate --bags 5 --size 64x64 --out {out}", goes_on=True
@@ -425,8 +417,6 @@ class Tries:
     # --- all of them ---
 
     def run(self, kind: str, once: Callable[[], bool]) -> None:
-        if kind in self.command.left_out:
-            return
         try:
             self.tally.count(kind, once())
         except BrokenError as fault:
