@@ -85,7 +85,7 @@ def test_mixings_and_kernels_equal_the_loop(unit: str, bn: bool, mixing: str, ke
 @pytest.mark.parametrize("unit", ["L1Agg", "L3Agg"])
 def test_a_unit_for_each_round_equals_the_loop(unit: str) -> None:
     dragn = random_dragn(
-        (5, 2, 7), unit=unit, bn="on", bn_scope="window", share_rounds=False, rounds=3
+        (5, 2, 7), unit=unit, bn="auto", bn_scope="window", share_rounds=False, rounds=3
     )
     bags = draw((5, 2, 7), [4, 11, 1, 2, 3, 6], torch.float64)
     assert_like_the_loop(dragn.double(), bags, values=1e-10, gradients=1e-10)
