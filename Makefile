@@ -11,7 +11,7 @@ help:
 	@echo "make demo    the whole way on simulated images (no download but the packages)"
 	@echo "make test    the whole test suite"
 	@echo "make fuzz    mutated bytes of every kind of file, a minute for each (15 minutes)"
-	@echo "make faults  kills, full disks and read-only folders for every command (10 minutes)"
+	@echo "make faults  kills, full disks, read-only folders, every single changed bit (30 minutes)"
 	@echo "make check   formatting, lint and types"
 	@echo "make env     only the environment in $(VENV)/"
 	@echo "make clean   remove $(VENV)/ and what the demo wrote"
@@ -41,6 +41,7 @@ fuzz: $(READY)
 
 faults: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/flips.py
 
 demo: $(READY)
 	$(BIN)/dragn-cache demo --out demo

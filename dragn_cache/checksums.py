@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from dragn_cache.errors import InputError, foreign
-from dragn_cache.files import is_unfinished, write_text
+from dragn_cache.files import (
+    MOST_TABLE_BYTES,
+    file_sha256,
+    is_unfinished,
+    read_text,
+    write_text,
+)
 
 CHECKSUMS = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
@@ -29,8 +34,7 @@ def write_checksums(folder: Path) -> None:
 
 def file_digest(path: Path) -> str:
     """sha256 (hex) of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path).hex()
 
 
 def read_checksums(folder: Path) -> dict[str, str] | None:
@@ -43,7 +47,7 @@ def read_checksums(folder: Path) -> dict[str, str] | None:
     if not path.exists():
         return None
     with foreign(path, expected="digests as sha256sum writes them", remedy=_remedy(path)):
-        return parse_checksums(path.read_bytes().decode())
+        return parse_checksums(read_text(path, MOST_TABLE_BYTES))
 
 
 def parse_checksums(text: str) -> dict[str, str]:

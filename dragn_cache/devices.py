@@ -38,8 +38,15 @@ def memory_for_features(text: str, device: torch.device) -> int:
         return given
     free = free_memory()
     if device.type == "cuda":
-        free = min(free, torch.cuda.mem_get_info(device)[0])
+        free = min(free, free_bytes(device))
     return max(1, int(SHARE * free))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free bytes where a model computes: those for this process, or a GPU's."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return free_memory()
 
 
 def find_device(name: str | torch.device) -> torch.device:

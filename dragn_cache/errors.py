@@ -6,6 +6,7 @@
     │   ├── ManifestError       a manifest's tables or its dataset.toml
     │   ├── ImageError          an image that cannot be used
     │   └── UnknownNameError    a name that is not in a registry; offers the nearest ones
+    ├── OutOfMemoryError        more memory is needed than there is
     ├── WeightsError            weights that cannot be found, read or fitted to their network
     └── StoreError              a feature store that cannot be opened, written or trusted
         ├── StoreMismatchError  a store, checkpoint or run of other settings
@@ -18,6 +19,7 @@ are read, `foreign` makes one of them of whatever the parser raises.
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -177,8 +179,9 @@ def reason(error: Exception, where: str = "") -> str:
     """The reason that an error of a library or of Python gives, in one line; ``where`` is known."""
     if isinstance(error, RecursionError):
         return "values nested too deeply to be read"
-    if isinstance(error, MemoryError):
-        return "contents that need more memory than there is"
+    if is_out_of_memory(error):
+        detail = f" ({str(error)[:100]})" if str(error) else ""
+        return f"contents that need more memory than there is{detail}"
     buried = re.search(r"error message = '([^']+)'", str(error))
     if buried:  # HDF5 has the system's own words in a long line of its own
         return buried[1]
@@ -188,3 +191,44 @@ def reason(error: Exception, where: str = "") -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     text = f"nothing named {lines[0]}" if isinstance(error, KeyError) else lines[0]
     return text if len(text) <= 300 else f"{text[:299]}…"
+
+
+# The words of libraries that raise other errors than MemoryError where memory is short.
+NO_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "std::bad_alloc",
+    "Unable to allocate",
+    "memory allocation failed",
+    "can't start new thread",
+    "unable to mmap",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short, Python's or a library's."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return any(words in str(error) for words in NO_MEMORY)
+
+
+class OutOfMemoryError(DragnCacheError):
+    """More memory is needed than there is.
+
+    Args:
+        error: of Python or of a library.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        text = " ".join(str(error).split())
+        super().__init__(
+            "memory",
+            expected="as much as this needs",
+            got=(text if len(text) <= 160 else f"{text[:159]}…") or "less",
+            remedy="give it more, or smaller batches, fewer jobs or workers, smaller images, or "
+            "bags of fewer instances",
+        )

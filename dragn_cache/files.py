@@ -1,22 +1,113 @@
-"""Writing files that are complete or absent: written under another name, fsynced, renamed."""
+"""Files: opened only if they are regular, read within a limit, written completely or not at all.
+
+Every file that may be of others is opened by way of `require_regular`: a pipe would be waited for
+without end, a device fills the memory. What it raises is an `OSError` as opening raises one, so
+that whoever opens the file names it in his own words.
+"""
 
 from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import io
 import itertools
 import os
+import stat
 import unicodedata
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dragn_cache.errors import InputError
+from dragn_cache.machine import free_memory
 
 MAX_NAME_BYTES = 255
 LONGEST_CELL = 131_072  # characters: the csv module reads no longer ones
 LONGEST_SUFFIX = ".npy"
+
+MOST_TEXT_BYTES = 2**24  # of TOML and JSON that describe something
+MOST_TABLE_BYTES = 2**30  # of tables and of results by bag
+
+
+def require_regular(path: str | os.PathLike[str], most: int | None = None) -> None:
+    """Raise the `OSError` of a file that may not be opened, or not read into memory.
+
+    Links are followed.
+
+    Args:
+        most: bytes that it may have.
+    """
+    status = Path(path).stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(status.st_mode):
+        reason = "a pipe, socket or device (copy what it gives into a file, and give that)"
+        raise OSError(errno.EINVAL, reason, os.fspath(path))
+    if most is not None and status.st_size > most:
+        raise _too_large(path, status.st_size, most)
+
+
+def require_regular_below(folder: Path) -> None:
+    """`require_regular` for every file in a folder and those below it."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            require_regular(os.path.join(parent, name))  # noqa: PTH118 - thousands of names
+
+
+def open_regular(path: str | os.PathLike[str], most: int | None = None) -> io.BufferedReader:
+    """Open a regular file to be read; see `require_regular`."""
+    require_regular(path, most)
+    return open(path, "rb")  # noqa: PTH123
+
+
+def read_limited(path: Path, most: int = MOST_TEXT_BYTES) -> bytes:
+    """The bytes of a regular file that has at most so many; see `require_regular`."""
+    with open_regular(path, most) as file:
+        content = file.read(most + 1)
+    if len(content) > most:  # it has grown, or has no size, as files of /proc
+        raise _too_large(path, len(content), most)
+    return content
+
+
+def read_text(path: Path, most: int = MOST_TEXT_BYTES) -> str:
+    """The text, UTF-8, of a regular file of at most so many bytes; see `require_regular`."""
+    return read_limited(path, most).decode("utf-8")
+
+
+def file_sha256(path: Path) -> bytes:
+    """sha256 of the bytes of a regular file; see `require_regular`."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def require_sound_archive(path: str | os.PathLike[str]) -> None:
+    """Raise unless a regular file is no ZIP archive, or one whose contents are whole and fit.
+
+    Neither torch.load nor NumPy compares the checksums, nor do they look how much a small archive
+    becomes in memory.
+    """
+    require_regular(path)
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        require_room(sum(entry.file_size for entry in archive.infolist()))
+        damaged = archive.testzip()
+    if damaged:
+        raise zipfile.BadZipFile(f"other bytes than were written in {damaged}")
+
+
+def require_room(size: int) -> None:
+    """Raise `MemoryError` for contents of a file that are larger than the free memory."""
+    free = free_memory()
+    if size > free:
+        raise MemoryError(f"{size / 1e9:.3g} GB, more than the {free / 1e9:.3g} GB of free memory")
+
+
+def _too_large(path: str | os.PathLike[str], size: int, most: int) -> OSError:
+    reason = f"{size / 1e6:.0f} MB, more than the {most / 1e6:.0f} MB that such a file may have"
+    return OSError(errno.EFBIG, reason, os.fspath(path))
 
 
 def require_file_names(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dragn_cache.errors import foreign
+from dragn_cache.files import read_text
 from dragn_cache.options import Settings, declarations
 
 
@@ -18,7 +19,7 @@ def read_settings(path: Path, section: str | None = None) -> dict[str, Any]:
         InputError: there is no such file, or it is not TOML.
     """
     with foreign(path, expected="a TOML file", remedy="correct it"):
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(read_text(path))
     inner = table.get(section) if section is not None else None
     return inner if isinstance(inner, dict) else table
 

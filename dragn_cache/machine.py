@@ -61,7 +61,24 @@ def free_memory(root: Path = Path("/")) -> int:
             match = re.search(rf"^{cached} (\d+)$", text, re.MULTILINE)
             cached_bytes = int(match[1]) if match else 0
             free = min(free, limit_bytes - used_bytes + cached_bytes)
-    return max(0, free)
+    return max(0, min(free, _free_addresses(root)))
+
+
+def _free_addresses(root: Path) -> int:
+    """Bytes that this process may still map, or write to, by its limits (``ulimit -v``, ``-d``)."""
+    free = sys.maxsize
+    if sys.platform == "win32":
+        return free
+    import resource
+
+    with suppress(OSError):
+        status = (root / "proc/self/status").read_text()
+        for limit, used in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+            most = resource.getrlimit(limit)[0]
+            match = re.search(rf"^{used}:\s+(\d+)", status, re.MULTILINE)
+            if most != resource.RLIM_INFINITY and match:
+                free = min(free, most - int(match[1]) * 1024)
+    return free
 
 
 def find_compiler() -> str | None:

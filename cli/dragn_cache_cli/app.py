@@ -24,7 +24,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from dragn_cache.errors import DragnCacheError, InputError
+from dragn_cache.errors import (
+    DragnCacheError,
+    InputError,
+    OutOfMemoryError,
+    is_out_of_memory,
+)
 from dragn_cache.files import is_storable
 from dragn_cache.texts import one_line, shown
 from dragn_cache_cli.own_classes import find_own_classes
@@ -90,7 +95,6 @@ COMMANDS = {
 # working directory only for the class that they are told to allow.
 NAME_CLASSES = ("train-agg", "crossval", "aggregators")
 
-NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # in a RuntimeError of torch
 PIPE_CLOSED = 128 + 13  # as shells report a program that SIGPIPE ended
 
 LOOKS: dict[str, Any] = {
@@ -169,15 +173,15 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(130) from error
         except BrokenPipeError:
             raise  # the reader of stdout has gone: see `main`
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise fail(f"{error.filename or 'system'}: {reason}; correct it and retry") from error
         except Exception as error:
+            if is_out_of_memory(error):
+                raise fail(str(OutOfMemoryError(error))) from error
+            if isinstance(error, OSError):
+                reason = error.strerror or str(error)
+                text = f"{error.filename or 'system'}: {reason}; correct it and retry"
+                raise fail(text) from error
             if os.environ.get(DEBUG):
                 raise
-            if isinstance(error, MemoryError) or NO_MEMORY in str(error):
-                hint = "give it more, or a smaller batch, fewer workers or shorter bags"
-                raise fail(f"memory: more is needed than there is; {hint}") from error
             place = users_code(error)
             text = f"{place or 'internal'}: {type(error).__name__}: {error}"
             wish = "correct" if place else "please report"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
 from dragn_cache.aggregators.declared import AbmilOptions
-from dragn_cache.aggregators.layers import relu_network
+from dragn_cache.aggregators.layers import in_blocks, relu_network
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.segments import segment_softmax, segment_sum
 
@@ -46,8 +46,8 @@ class Abmil(Aggregator, declared="abmil"):
         return hidden
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
-        h = self.embed(self.vectors(bags))
-        scores = self.w(self.hidden(h)).squeeze(1)
+        h = in_blocks(self.embed, self.vectors(bags))
+        scores = in_blocks(lambda rows: self.w(self.hidden(rows)), h).squeeze(1)
         attention = segment_softmax(scores, bags.offsets)
         return Aggregated(segment_sum(h, bags.offsets, attention), attention)
 

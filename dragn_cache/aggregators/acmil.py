@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
 from dragn_cache.aggregators.declared import AcmilOptions
-from dragn_cache.aggregators.layers import GatedScores, relu_network
+from dragn_cache.aggregators.layers import GatedScores, in_blocks, relu_network
 from dragn_cache.aggregators.supervision import Supervision
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import owners
@@ -69,8 +69,8 @@ class Acmil(Aggregator, declared="acmil"):
 
     def _attend(self, bags: RaggedBags) -> tuple[Aggregated, Tensor, Tensor]:
         """The result, h (N, D) and the attention of each branch (N, K)."""
-        h = self.embed(self.vectors(bags))
-        scores = self.scores(h)
+        h = in_blocks(self.embed, self.vectors(bags))
+        scores = in_blocks(self.scores, h)
         if self.training:
             chosen = masked_rows(scores, bags.offsets, self.options.top, self.options.mask)
             scores = scores.masked_fill(chosen, float("-inf"))

@@ -12,6 +12,7 @@ live here, so that no method can forget them. What a method may write besides:
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -20,7 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dragn_cache.aggregators.declared import AGGREGATORS, Needs, NoOptions
+from dragn_cache.aggregators.declared import (
+    AGGREGATORS,
+    BLOCK_ROWS,
+    OF_OTHERS,
+    Need,
+    Needs,
+    NoOptions,
+)
 from dragn_cache.aggregators.supervision import Supervision
 from dragn_cache.errors import InputError
 from dragn_cache.named import make
@@ -62,6 +70,7 @@ class Aggregator(nn.Module, ABC):
         embedding_among_features: whether the embedding lies in the space of the instances'
             vectors, a bag of one instance having that instance's, so that the cosine between an
             instance and its bag says how much of it the aggregation kept.
+        need: how much memory its layers' values take.
 
     Attributes:
         in_shape: (C, h, w) or (C,), the shape of one instance.
@@ -77,6 +86,7 @@ class Aggregator(nn.Module, ABC):
     options_class: ClassVar[type[Settings]] = NoOptions
     options: Settings
     embedding_among_features: ClassVar[bool] = False
+    need: ClassVar[Need] = OF_OTHERS
     out_dim: int
     bag_weight: float = 1.0
 
@@ -88,6 +98,7 @@ class Aggregator(nn.Module, ABC):
             cls.options_class, cls.needs = method.options, method.needs
             cls.order_sensitive, cls.has_attention = method.order_sensitive, method.has_attention
             cls.embedding_among_features = method.embedding_among_features
+            cls.need = method.need
 
     def __init__(self, in_shape: Sequence[int], **options: Any) -> None:
         super().__init__()
@@ -133,6 +144,32 @@ class Aggregator(nn.Module, ABC):
 
     def fit(self, batches: Iterable[RaggedBags]) -> None:
         """Take from all training bags, once before training, what is not learned by gradients."""
+
+    def needed_bytes(self, sizes: Sequence[int], *, training: bool) -> int:
+        """About the bytes that a batch of bags of these sizes takes at its peak, copies of its
+        features included; rather too many than too few."""
+        rows, need = sum(sizes), self.need
+        if training and need.blocks is not None and rows > BLOCK_ROWS:
+            values = need.training * BLOCK_ROWS + need.blocks * rows
+            values *= self.row_values(training=training)
+        else:
+            values = sum(self.bag_values(n, training=training) for n in sizes)
+        features = 2 * math.prod(self.in_shape) * rows
+        return int((values + features) * self.dtype.itemsize)
+
+    def bag_values(self, n: int, *, training: bool) -> float:
+        """The values that its layers, and what it does with them, make of a bag of n instances."""
+        need = self.need.training if training else self.need.evaluation
+        return need * n * self.row_values(training=training)
+
+    def row_values(self, *, training: bool) -> float:
+        """The values that its layers make of an instance: the sum of their widths."""
+        return sum(p.shape[0] for p in self.parameters() if p.dim() > 1)
+
+    def quadratic_seconds(self, n: int) -> float:
+        """About the seconds that a training step takes for a bag of n instances on one core, of a
+        method whose cost is quadratic; 0 for others."""
+        return 0.0
 
     @property
     def stackable(self) -> bool:

@@ -11,6 +11,7 @@ well. Vectors are maps of one pixel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,10 @@ class Bow(Aggregator, declared="bow"):
         super().__init__(in_shape, **options)
         self.assign = nn.Linear(self.out_dim, self.options.clusters)
         self.out_dim = self.options.clusters
+
+    def row_values(self, *, training: bool) -> float:
+        """Words of each pixel."""
+        return math.prod(self.in_shape[1:]) * super().row_values(training=training)
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         pixels = self.maps(bags).flatten(2)

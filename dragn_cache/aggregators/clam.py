@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
 from dragn_cache.aggregators.declared import ClamOptions
-from dragn_cache.aggregators.layers import GatedScores, relu_network
+from dragn_cache.aggregators.layers import GatedScores, in_blocks, relu_network
 from dragn_cache.aggregators.supervision import Supervision
 from dragn_cache.errors import InputError
 from dragn_cache.ragged import RaggedBags
@@ -82,8 +82,8 @@ class ClamSb(Aggregator, declared="clam_sb"):
 
     def _attend(self, bags: RaggedBags) -> tuple[Aggregated, Tensor, Tensor]:
         """The result, h (N, D) and the attention of each branch (N, branches)."""
-        h = self.dropout(self.embed(self.vectors(bags)))
-        attention = segment_softmax(self.scores(h), bags.offsets)
+        h = in_blocks(lambda rows: self.dropout(self.embed(rows)), self.vectors(bags))
+        attention = segment_softmax(in_blocks(self.scores, h), bags.offsets)
         embedding = segment_attend(h, bags.offsets, attention).flatten(1)
         return Aggregated(embedding, self._shown(attention)), h, attention
 

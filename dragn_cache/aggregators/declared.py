@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Ge
 from pydantic import model_validator
@@ -22,6 +22,30 @@ Needs = Literal["map", "vector", "any"]
 """The tap that a method is meant for; "any" where a map and its average give the same result."""
 
 
+BLOCK_ROWS = 2**16  # more rows than these are given to layers one block after the other
+
+
+class Need(NamedTuple):
+    """Memory of a method; measured, as `tests/aggregators/test_need.py` does it, and rounded up.
+
+    Attributes:
+        training: values at the peak of a training step, for each value that its layers make of an
+            instance (`Aggregator.row_values`).
+        evaluation: the same without gradients.
+        blocks: the same in training for rows of layers that are taken in blocks of `BLOCK_ROWS`,
+            beside the ``training`` of a block; None where none are.
+        less: what makes it need less.
+    """
+
+    training: float = 6.0
+    evaluation: float = 3.0
+    blocks: float | None = None
+    less: str = ""
+
+
+OF_OTHERS = Need()  # of classes of one's own
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method(Registered):
     """An aggregator in the registry.
@@ -32,12 +56,14 @@ class Method(Registered):
             differ from its class by an option.
         has_attention: whether it weighs instances.
         embedding_among_features: whether the embedding lies in the space of the instances' vectors.
+        need: the memory that it needs.
     """
 
     needs: Needs
     order_sensitive: bool = False
     has_attention: bool = False
     embedding_among_features: bool = False
+    need: Need = OF_OTHERS
 
 
 # --- options -----------------------------------------------------------------------------------
@@ -337,6 +363,7 @@ AGGREGATORS: Mapping[str, Method] = {
         text="Mean of a bag's instances weighted by attention (Ilse et al., 2018).",
         needs="any",
         has_attention=True,
+        need=Need(3.3, 2.2, 1.2),
     ),
     "acmil": Method(
         target="dragn_cache.aggregators.acmil:Acmil",
@@ -344,6 +371,7 @@ AGGREGATORS: Mapping[str, Method] = {
         text="Several gated attentions made to differ, their highest masked (Zhang et al., 2024).",
         needs="any",
         has_attention=True,
+        need=Need(3.7, 1.6, 1.2, less="smaller embed and attn_dim"),
     ),
     "annofly": Method(
         target="dragn_cache.aggregators.annofly:AnnoFly",
@@ -352,6 +380,7 @@ AGGREGATORS: Mapping[str, Method] = {
         needs="any",
         order_sensitive=True,
         has_attention=True,
+        need=Need(7.0, 0.7, less="a smaller hidden, or bidirectional=false"),
     ),
     "bilstm": Method(
         target="dragn_cache.aggregators.bilstm:BiLstm",
@@ -359,12 +388,14 @@ AGGREGATORS: Mapping[str, Method] = {
         text="A two-layer bidirectional LSTM over the instances, FRN's head.",
         needs="any",
         order_sensitive=True,
+        need=Need(3.7, 0.6, less="a smaller hidden"),
     ),
     "bow": Method(
         target="dragn_cache.aggregators.bow:Bow",
         options=BowOptions,
         text="A histogram of learned words, softly counted over all pixels of a bag (AAM).",
         needs="map",
+        need=Need(3.3, 3.3, less="fewer clusters"),
     ),
     "clam_mb": Method(
         target="dragn_cache.aggregators.clam:ClamMb",
@@ -372,6 +403,7 @@ AGGREGATORS: Mapping[str, Method] = {
         text="CLAM with a gated attention and a classifier for each label (Lu et al., 2021).",
         needs="any",
         has_attention=True,
+        need=Need(6.0, 1.6, 0.8, less="smaller embed and attn_dim"),
     ),
     "clam_sb": Method(
         target="dragn_cache.aggregators.clam:ClamSb",
@@ -379,18 +411,21 @@ AGGREGATORS: Mapping[str, Method] = {
         text="Gated attention whose extremes teach instance classifiers (CLAM, Lu et al., 2021).",
         needs="any",
         has_attention=True,
+        need=Need(5.5, 1.6, 0.8, less="smaller embed and attn_dim"),
     ),
     "deepmiml": Method(
         target="dragn_cache.aggregators.deepmiml:DeepMiml",
         options=DeepMimlOptions,
         text="Largest score of each label's sub-concepts over instances (Feng and Zhou, 2017).",
         needs="any",
+        need=Need(6.5, 1.3, less="fewer subconcepts"),
     ),
     "deepsets": Method(
         target="dragn_cache.aggregators.deepsets:DeepSets",
         options=DeepSetsOptions,
         text="A network on each instance, a pooling, and another network (Zaheer et al., 2017).",
         needs="any",
+        need=Need(2.2, 1.4, 0.6, less="a smaller embed"),
     ),
     "dragn": Method(
         target="dragn_cache.aggregators.dragn:Dragn",
@@ -399,6 +434,7 @@ AGGREGATORS: Mapping[str, Method] = {
         needs="map",
         order_sensitive=True,
         embedding_among_features=True,
+        need=Need(less="cap=4096, say, which takes so many instances of a bag, evenly spaced"),
     ),
     "dsmil": Method(
         target="dragn_cache.aggregators.dsmil:Dsmil",
@@ -406,6 +442,7 @@ AGGREGATORS: Mapping[str, Method] = {
         text="Attention by resemblance to each label's critical instance (Li et al., 2021).",
         needs="any",
         has_attention=True,
+        need=Need(2.2, 1.7, 0.7, less="a smaller attn_dim"),
     ),
     "dtfd": Method(
         target="dragn_cache.aggregators.dtfd:Dtfd",
@@ -414,6 +451,7 @@ AGGREGATORS: Mapping[str, Method] = {
         needs="any",
         order_sensitive=True,
         has_attention=True,
+        need=Need(3.3, 1.3, 0.8, less="smaller embed and attn_dim"),
     ),
     "gated_abmil": Method(
         target="dragn_cache.aggregators.abmil:GatedAbmil",
@@ -421,6 +459,7 @@ AGGREGATORS: Mapping[str, Method] = {
         text="Mean of a bag's instances weighted by gated attention (Ilse et al., 2018).",
         needs="any",
         has_attention=True,
+        need=Need(3.8, 1.8, 0.9),
     ),
     "hamil": Method(
         target="dragn_cache.aggregators.hamil:Hamil",
@@ -434,18 +473,21 @@ AGGREGATORS: Mapping[str, Method] = {
         options=ImplocOptions,
         text="A transformer encoder without positions, then a mean (ImPLoc, Long et al., 2020).",
         needs="any",
+        need=Need(2.4, 2.2, less="a smaller embed, or fewer layers"),
     ),
     "max": Method(
         target="dragn_cache.aggregators.max:Max",
         options=NoOptions,
         text="Maximum over a bag's instances, channel by channel (MVCNN, Su et al., 2015).",
         needs="any",
+        need=Need(0.0, 0.0),
     ),
     "mean": Method(
         target="dragn_cache.aggregators.mean:Mean",
         options=NoOptions,
         text="Mean of a bag's instances.",
         needs="any",
+        need=Need(0.0, 0.0),
     ),
     "nan": Method(
         target="dragn_cache.aggregators.nan:Nan",
@@ -453,12 +495,14 @@ AGGREGATORS: Mapping[str, Method] = {
         text="Attention by a learned query, then by one of the result (NAN, Yang et al., 2017).",
         needs="any",
         has_attention=True,
+        need=Need(3.3, 3.3),
     ),
     "netvlad": Method(
         target="dragn_cache.aggregators.netvlad:NetVlad",
         options=NetVladOptions,
         text="How instances lie around clusters' centres (NetVLAD, Arandjelović et al., 2016).",
         needs="any",
+        need=Need(1.5, 1.3, less="fewer clusters"),
     ),
     "rrt": Method(
         target="dragn_cache.aggregators.rrt:Rrt",
@@ -467,6 +511,7 @@ AGGREGATORS: Mapping[str, Method] = {
         needs="any",
         order_sensitive=True,
         has_attention=True,
+        need=Need(2.6, 2.0, less="more regions, a smaller embed, or fewer heads"),
     ),
     "set_transformer": Method(
         target="dragn_cache.aggregators.set_transformer:SetTransformer",
@@ -474,18 +519,21 @@ AGGREGATORS: Mapping[str, Method] = {
         text="Instances attend to each other, one seed to all of them (Lee et al., 2019).",
         needs="any",
         has_attention=True,
+        need=Need(2.6, 1.2, less="a smaller embed, or fewer layers"),
     ),
     "si": Method(
         target="dragn_cache.aggregators.si:Si",
         options=SiOptions,
         text="A classifier of single instances, and the maximum or mean of its probabilities.",
         needs="any",
+        need=Need(10.0, 5.0),
     ),
     "spoc": Method(
         target="dragn_cache.aggregators.spoc:Spoc",
         options=SpocOptions,
         text="Sum of all features, maps' centres counting most (Babenko and Lempitsky, 2015).",
         needs="map",
+        need=Need(0.0, 0.0),
     ),
     "transmil": Method(
         target="dragn_cache.aggregators.transmil:Transmil",
@@ -493,5 +541,6 @@ AGGREGATORS: Mapping[str, Method] = {
         text="Two attention layers, a class token, positions from a square (Shao et al., 2021).",
         needs="any",
         order_sensitive=True,
+        need=Need(3.6, 1.8, less="embed=128, which needs about a quarter"),
     ),
 }

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
 from dragn_cache.aggregators.declared import DeepSetsOptions
-from dragn_cache.aggregators.layers import relu_network
+from dragn_cache.aggregators.layers import in_blocks, relu_network
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.segments import segment_max, segment_mean, segment_sum
 
@@ -44,5 +44,5 @@ class DeepSets(Aggregator, declared="deepsets"):
         self.rho, self.out_dim = relu_network(width, self.options.after)
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
-        pooled = POOLS[self.options.pool](self.phi(self.vectors(bags)), bags.offsets)
+        pooled = POOLS[self.options.pool](in_blocks(self.phi, self.vectors(bags)), bags.offsets)
         return Aggregated(self.rho(pooled), None)

@@ -7,7 +7,8 @@ of two the mean. Global average pooling comes after the recursion, so the featur
 - **One pass for the whole batch.** In each round the unit is called once, on all windows of all
   bags that still have more than two rows: no padding, no loop over windows or bags.
   ``plan_rounds`` finds the windows' rows from the bag sizes alone. A bag of two rows or one is
-  pooled to a vector and leaves, so that a round has the rows of its windows only.
+  pooled to a vector and leaves, so that a round has the rows of its windows only. A bag of n
+  instances has n² / 4 windows, and takes time for them.
 - **Three ways, one result.** L1Agg with one unit for all rounds is linear: its recursion and the
   pooling after it are one weighted sum (`linear`), without any window. The other units, and L1Agg
   with a kernel per channel, run in C++ on a CPU with a compiler (`compiled`). Without it, on a GPU
@@ -50,14 +51,15 @@ from torch import Tensor, nn
 from dragn_cache.aggregators.base import Aggregated, Aggregator
 from dragn_cache.aggregators.declared import DragnOptions
 from dragn_cache.aggregators.recursion import compiled
-from dragn_cache.aggregators.recursion.linear import pool_linearly
+from dragn_cache.aggregators.recursion.linear import pool_linearly, table_values
 from dragn_cache.aggregators.recursion.orders import (
     clustered_orders,
     permuted_orders,
     reordered,
     resized,
 )
-from dragn_cache.aggregators.recursion.rounds import Round, Schedule, plan_rounds
+from dragn_cache.aggregators.recursion.rounds import KEPT_WINDOWS, DragnRounds, Round, plan_rounds
+from dragn_cache.aggregators.recursion.tree import tree_values
 from dragn_cache.aggregators.recursion.units import (
     CONVOLUTIONS,
     DragnUnit,
@@ -132,6 +134,50 @@ class Dragn(Aggregator, declared="dragn"):
         plain = self._sizes == KEPT and self._order != "clustered"
         return self._linear and self._mixing == "shared" and plain
 
+    def needed_bytes(self, sizes: Sequence[int], *, training: bool) -> int:
+        """Those of the features, of the trees of ``order=clustered`` and of the recursion."""
+        orders = 1
+        if self._order == "permuted":
+            orders = self.options.permutations or PERMUTATIONS
+        fewest, most = self._sizes
+        taken = [min(max(n, fewest), most or n) for n in sizes] * orders
+        rows = sum(sizes) + (sum(taken) if taken != list(sizes) else 0)
+        values: float = 2 * math.prod(self.in_shape) * rows
+        if self._order == "clustered":
+            values += sum(map(tree_values, sizes))
+        return int(values * self.dtype.itemsize) + self._recursion_bytes(taken, training)
+
+    def _recursion_bytes(self, sizes: Sequence[int], training: bool) -> int:
+        channels, size = self.in_shape[0], self.dtype.itemsize
+        pixels, stages = math.prod(self.in_shape[1:]), len(self.unit.convolutions) - 1
+        vectors = len(self.in_shape) == 1
+        in_cpp = self._mixing != "full" and compiled.applies(
+            self._all_units(), self._anchor.device, vectors=vectors
+        )
+        if self._linear and not (self._mixing == "per_channel" and in_cpp):
+            groups = 1 if self._mixing == "shared" else channels
+            return int(size * groups * table_values(max(sizes), pixels, groups, training=training))
+        windows = DragnRounds(torch.tensor(sizes)).windows
+        tables = 32 * (sum(windows) if sum(windows) <= KEPT_WINDOWS else 2 * max(windows))
+        if training and self.bn_scope == "window":  # statistics of each window
+            tables += 3 * size * stages * sum(windows) * 3 * (channels + 16)
+        if in_cpp:
+            return tables + compiled.needed_bytes(
+                self._all_units(), windows, self.in_shape, training=training
+            )
+        maps = (sum(windows) if training else max(windows)) * channels * pixels * size
+        return tables + maps * (5 + 9 * stages)
+
+    def quadratic_seconds(self, n: int) -> float:
+        # Measured: 5e-8 for the weights of each pixel of a window; where the windows are folded,
+        # 1e-8 for each value, and 3e-8 for each hidden convolution.
+        n, pixels = min(n, self._sizes[1] or n), math.prod(self.in_shape[1:])
+        if self._linear and self._mixing == "shared":
+            return 5e-8 * n**2 * pixels
+        orders = self.options.permutations or PERMUTATIONS if self._order == "permuted" else 1
+        stages = len(self.unit.convolutions) - 1
+        return (1e-8 + 3e-8 * stages) * orders * n**2 / 4 * math.prod(self.in_shape)
+
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         orders = self._orders(bags)
         if orders is None:
@@ -158,20 +204,21 @@ class Dragn(Aggregator, declared="dragn"):
         """(B, C): the recursion on bags in their order, by the fastest way for them."""
         if self._linear and not (self._mixing == "per_channel" and self._compiled(bags)):
             return self._pool_linearly(bags)
-        rounds = list(plan_rounds(bags.offsets.diff()))
+        schedule = plan_rounds(bags.offsets.diff())
         norms = NormPass(self.bn_scope)
         if self._compiled(bags):
             shared = self._mixing == "shared"
-            schedule = Schedule(rounds)
             pooled = compiled.fold(bags, self._all_units(), schedule, norms, shared=shared)
         else:
-            pooled = self._fold_by_library(bags, rounds, norms)
+            pooled = self._fold_by_library(bags, schedule.rounds, norms)
         norms.finish()
         return pooled
 
     def _compiled(self, bags: RaggedBags) -> bool:
         """Whether the recursion in C++ applies; it has no mixing ``full``."""
-        return self._mixing != "full" and compiled.applies(self._all_units(), bags)
+        return self._mixing != "full" and compiled.applies(
+            self._all_units(), bags.values.device, vectors=bags.values.dim() == 2
+        )
 
     def _all_units(self) -> list[DragnUnit]:
         return [cast(DragnUnit, unit) for unit in self.units]

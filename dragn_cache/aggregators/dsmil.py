@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
 from dragn_cache.aggregators.declared import DsmilOptions
+from dragn_cache.aggregators.layers import in_blocks
 from dragn_cache.aggregators.supervision import Supervision
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.segments import segment_argmax, segment_attend, segment_softmax
@@ -61,6 +62,11 @@ class Dsmil(Aggregator, declared="dsmil"):
     def label_biases(self) -> Sequence[Tensor]:
         return (self.instances.bias,)
 
+    def row_values(self, *, training: bool) -> float:
+        """The layers' widths, and the products of queries, in training of each label."""
+        products = self.options.labels if training else 3
+        return products * self.options.attn_dim + super().row_values(training=training)
+
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         return self._streams(bags)[0]
 
@@ -74,7 +80,7 @@ class Dsmil(Aggregator, declared="dsmil"):
         h = self.vectors(bags)
         logits = self.instances(h)
         critical = segment_argmax(logits, bags.offsets)
-        q, bag = self.query(h), bags.segment_ids
+        q, bag = in_blocks(self.query, h), bags.segment_ids
         # One label at a time: all at once would take N · L · attn_dim numbers.
         scores = [(q * q[rows].index_select(0, bag)).sum(1) for rows in critical.t()]
         scaled = torch.stack(scores, 1) / q.shape[1] ** 0.5

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from dragn_cache.aggregators.base import Aggregated, Aggregator
 from dragn_cache.aggregators.declared import DtfdOptions
-from dragn_cache.aggregators.layers import GatedScores, relu_network
+from dragn_cache.aggregators.layers import GatedScores, in_blocks, relu_network
 from dragn_cache.aggregators.supervision import Supervision
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import offsets_of, owners
@@ -76,7 +76,7 @@ class Dtfd(Aggregator, declared="dtfd"):
     def _tiers(self, bags: RaggedBags) -> tuple[Aggregated, Tensor, Tensor]:
         """The result; the pooled pseudo-bags (P, D); their offsets by bag (B + 1,)."""
         parts, groups = pseudo_bags(bags.offsets, self.options.groups)
-        h = self.embed(self.vectors(bags))
+        h = in_blocks(self.embed, self.vectors(bags))
         if not self.training:
             embedding, attention, pooled = self._distilled(h, parts, groups)
             return Aggregated(embedding, attention), pooled, groups
@@ -88,7 +88,7 @@ class Dtfd(Aggregator, declared="dtfd"):
 
     def _distilled(self, h: Tensor, parts: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embedding (B, D), weights (N,) and pooled pseudo-bags (P, D) of h in pseudo-bags."""
-        first = segment_softmax(self.tier1(h).squeeze(1), parts)
+        first = segment_softmax(in_blocks(self.tier1, h).squeeze(1), parts)
         pooled = segment_sum(h, parts, first)
         if self.options.distill == "afs":
             second = segment_softmax(self.tier2(pooled).squeeze(1), groups)

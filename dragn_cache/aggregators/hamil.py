@@ -58,6 +58,8 @@ from dragn_cache.aggregators.recursion.tree import (
     node_depths,
     plan_levels,
     single_link_tree,
+    tree_seconds,
+    tree_values,
 )
 from dragn_cache.aggregators.recursion.units import (
     CONVOLUTIONS,
@@ -100,6 +102,15 @@ class Hamil(Aggregator, declared="hamil"):
         if init == "mean" and self.symmetric and unit != "L1Agg":
             _separate_hidden_maps(self.unit.convolutions[0])
 
+    def bag_values(self, n: int, *, training: bool) -> float:
+        """Those of the tree, and of maps and hidden maps of instances and merges."""
+        maps = math.prod(self.in_shape) * (2 if self.symmetric else 1)
+        stages = len(self.unit.convolutions) - (1 if self.symmetric else 0)
+        return tree_values(n) + n * maps * (2 + (9 if training else 1) * stages)
+
+    def quadratic_seconds(self, n: int) -> float:
+        return tree_seconds(n, self.in_shape[0])
+
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         trees = [single_link_tree(vectors) for vectors in bag_vectors(bags)]
         if self.symmetric and len(self.unit.convolutions) == 1:
@@ -107,7 +118,9 @@ class Hamil(Aggregator, declared="hamil"):
         norms = NormPass("round")
         # A single value has no statistics: that error is PyTorch's.
         single = math.prod(self.in_shape) == 1 and any(norm.training for norm in self.unit.norms)
-        if not single and compiled.applies([self.unit], bags):
+        if not single and compiled.applies(
+            [self.unit], bags.values.device, vectors=bags.values.dim() == 2
+        ):
             schedule = plan_levels(trees, both_orders=self.symmetric)
             pooled = compiled.fold(bags, [self.unit], schedule, norms)
         else:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from dragn_cache.aggregators.base import Aggregated, Aggregator
 from dragn_cache.aggregators.declared import ImplocOptions
 from dragn_cache.ragged import RaggedBags
-from dragn_cache.ragged.padded import Linear, Padding, attend, firsts, with_first
+from dragn_cache.ragged.padded import Linear, Padding, attend, attention_seconds, firsts, with_first
 from dragn_cache.ragged.segments import segment_mean
 
 
@@ -47,6 +47,15 @@ class Imploc(Aggregator, declared="imploc"):
         layers = self.options.layers
         self.layers = nn.ModuleList(EncoderLayer(embed, heads, head_dim) for _ in range(layers))
         self.out_dim = embed
+
+    def row_values(self, *, training: bool) -> float:
+        """The widths of all layers, or of one at a time."""
+        widths = super().row_values(training=training)
+        return widths if training else widths / len(self.layers)
+
+    def quadratic_seconds(self, n: int) -> float:
+        heads = self.options.heads * self.options.head_dim
+        return attention_seconds(n, len(self.layers) * heads)
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         x, offsets = self.embed(self.vectors(bags)), bags.offsets

@@ -7,8 +7,13 @@ score per instance or several. The last layer has no bias, which a softmax over 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dragn_cache.aggregators.declared import BLOCK_ROWS
 
 
 def relu_network(width: int, widths: int | tuple[int, ...]) -> tuple[nn.Sequential, int]:
@@ -21,6 +26,21 @@ def relu_network(width: int, widths: int | tuple[int, ...]) -> tuple[nn.Sequenti
     pairs = itertools.pairwise((width, *chosen))
     layers = (m for i, o in pairs for m in (nn.Linear(i, o), nn.ReLU()))
     return nn.Sequential(*layers), (width, *chosen)[-1]
+
+
+def in_blocks(layers: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """``layers(rows)`` of layers that treat each row (N, …) by itself.
+
+    More than `BLOCK_ROWS` rows are taken some at a time, and with gradients a second time in the
+    backward pass, so that only their results stay in memory. Dropout draws the same again.
+    """
+    if len(rows) <= BLOCK_ROWS:
+        return layers(rows)
+    again = torch.is_grad_enabled()
+    blocks = torch.split(rows, BLOCK_ROWS)
+    return torch.cat(
+        [checkpoint(layers, b, use_reentrant=False) if again else layers(b) for b in blocks]
+    )
 
 
 class GatedScores(nn.Module):

@@ -62,6 +62,11 @@ class NetVlad(Aggregator, declared="netvlad"):
             self.reduce = nn.Linear(self.out_dim, self.options.reduce, bias=False)
             self.out_dim = self.options.reduce
 
+    def row_values(self, *, training: bool) -> float:
+        """Assignments and descriptors of each local feature, padded for their products."""
+        pixels = math.prod(self.in_shape[1:]) if self.options.pixels else 1
+        return pixels * (3 * self.options.clusters + 2 * self.in_shape[0])
+
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         x, offsets = self._local(bags)
         a = self.assign(x).softmax(1)

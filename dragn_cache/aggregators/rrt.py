@@ -37,7 +37,14 @@ from dragn_cache.aggregators.base import Aggregated, Aggregator
 from dragn_cache.aggregators.declared import RrtOptions
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import offsets_of
-from dragn_cache.ragged.padded import Linear, Padding, attend, masked_softmax, split
+from dragn_cache.ragged.padded import (
+    Linear,
+    Padding,
+    attend,
+    attention_seconds,
+    masked_softmax,
+    split,
+)
 
 LEAST_RANGE = 1e-3
 
@@ -61,6 +68,14 @@ class Rrt(Aggregator, declared="rrt"):
         self.across = CrossRegionAttention(embed, heads, self.options.means)
         self.pool = GatedAbmil((embed,), attn_dim=self.options.attn_dim)
         self.out_dim = embed
+
+    def bag_values(self, n: int, *, training: bool) -> float:
+        """Those of the rows, and of the scores of each two rows of a region."""
+        scores = self.options.heads * (n / self.options.regions) ** 2
+        return super().bag_values(n, training=training) + (7 if training else 4) * scores
+
+    def quadratic_seconds(self, n: int) -> float:
+        return attention_seconds(n, self.options.embed) / self.options.regions**2
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         regions = partition(bags.offsets, self.options.regions)

@@ -27,7 +27,14 @@ from torch import Tensor, nn
 from dragn_cache.aggregators.base import Aggregated, Aggregator
 from dragn_cache.aggregators.declared import SetTransformerOptions
 from dragn_cache.ragged import RaggedBags
-from dragn_cache.ragged.padded import Linear, Padding, attend, masked_softmax, split
+from dragn_cache.ragged.padded import (
+    Linear,
+    Padding,
+    attend,
+    attention_seconds,
+    masked_softmax,
+    split,
+)
 
 
 class SetTransformer(Aggregator, declared="set_transformer"):
@@ -53,6 +60,11 @@ class SetTransformer(Aggregator, declared="set_transformer"):
         self.seed = _learned_rows(1, embed)
         self.pool = AttentionBlock(embed, embed, embed, heads)
         self.out_dim = embed
+
+    def quadratic_seconds(self, n: int) -> float:
+        if self.options.inducing is not None:
+            return 0.0
+        return attention_seconds(n, self.options.layers * self.options.embed)
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         x = self.vectors(bags)

@@ -36,7 +36,7 @@ from dragn_cache.aggregators.base import Aggregated, Aggregator
 from dragn_cache.aggregators.declared import TransmilOptions
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import resampled
-from dragn_cache.ragged.nystroem import nystroem
+from dragn_cache.ragged.nystroem import STEPS, nystroem
 from dragn_cache.ragged.padded import (
     Group,
     Linear,
@@ -68,6 +68,12 @@ class Transmil(Aggregator, declared="transmil"):
         self.after = TokenAttention(embed, heads)
         self.norm = nn.LayerNorm(embed)
         self.out_dim = embed
+
+    def bag_values(self, n: int, *, training: bool) -> float:
+        """Those of the rows, and of a bag's products of landmarks with landmarks."""
+        products = self.options.heads * self.options.landmarks**2
+        steps = (13 * STEPS if training else 6) * (n > self.options.landmarks)
+        return super().bag_values(n, training=training) + steps * products
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         x = F.relu(self.embed(self.vectors(bags)))

@@ -8,7 +8,6 @@ import pickle
 import re
 import sys
 import warnings
-import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -21,6 +20,7 @@ from torchvision.models import Weights, WeightsEnum, get_model_weights
 
 from dragn_cache.backbones.families import Family, family
 from dragn_cache.errors import InputError, UnknownNameError, WeightsError
+from dragn_cache.files import file_sha256, require_sound_archive
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts put a state dict."""
@@ -146,8 +146,7 @@ def fetch_weights(weights: Weights | WeightsEnum) -> Path:
 
 
 def _require_hash(file: Path, prefix: str) -> None:
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = file_sha256(file).hex()
     if not digest.startswith(prefix):
         raise WeightsError(
             f"weights {file}",
@@ -168,10 +167,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # on odd pickles, which then load or fail
-            if zipfile.is_zipfile(path):  # torch.load does not compare the checksums
-                with zipfile.ZipFile(path) as archive:
-                    if damaged := archive.testzip():
-                        raise zipfile.BadZipFile(f"other bytes than were written in {damaged}")
+            require_sound_archive(path)
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     # The unpickler raises nearly any error on damaged bytes.
     except Exception as error:

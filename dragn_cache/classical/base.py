@@ -45,6 +45,10 @@ class ClassicalMethod(ClassicalOptions, ABC):
     def fit(self, instances: Floats, seed: int) -> Arrays:
         """The arrays of the encoding, from training instances (N, D)."""
 
+    def row_values(self, width: int) -> int:
+        """Numbers that ``encode`` makes of each instance, which has ``width``, at its peak."""
+        return 3 * width
+
     @abstractmethod
     def encode(self, arrays: Arrays, instances: Floats, offsets: Ints) -> Floats:
         """Bags as vectors (B, E).
@@ -58,6 +62,10 @@ class ClassicalMethod(ClassicalOptions, ABC):
 
 class WordMethod(WordOptions, ClassicalMethod):
     """A method with a vocabulary of ``words``, K."""
+
+    def row_values(self, width: int) -> int:
+        """Those of the instance, and of its place among the words."""
+        return 5 * width + 4 * (self.words or MOST_WORDS)
 
     def count(self, instances: Floats) -> int:
         """K for these training instances (N, D).

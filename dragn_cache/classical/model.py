@@ -16,9 +16,9 @@ from torch import Tensor
 from dragn_cache.classical.base import Arrays, ClassicalMethod, principal_axes
 from dragn_cache.classical.base import projected as project
 from dragn_cache.classical.svm import Examples, MachineChoice, fit_machines, machine_probabilities
-from dragn_cache.devices import CPU, memory_for_features
+from dragn_cache.devices import CPU, free_bytes, memory_for_features
 from dragn_cache.errors import InputError
-from dragn_cache.loading.feeds import in_order
+from dragn_cache.loading.feeds import EVALUATION_ROWS, in_order
 from dragn_cache.loading.stored import StoredBags
 from dragn_cache.ragged import RaggedBags
 from dragn_cache.ragged.bags import averaged
@@ -130,6 +130,7 @@ def fit_model(
         encoding = method.fit(project(pca, instances), seed)
         del instances
     model = ClassicalModel(method, bags.in_shape, scaling, pca, encoding, {})
+    require_room_to_encode(method, bags.in_shape[0], bags.offsets.diff(), free=free_bytes(CPU))
     rows = np.concatenate([training, validation])
     _require_memory(model, len(rows), len(training))
     encoded = np.concatenate(list(model.encode(bags, torch.from_numpy(rows))))
@@ -179,6 +180,24 @@ def _batches(
         values = (batch if scaling is None else scaling(batch)).values
         values = averaged(values, torch.float64) if values.dim() == 4 else values.double()
         yield values.numpy(), batch.offsets.numpy()
+
+
+def require_room_to_encode(
+    method: ClassicalMethod, channels: int, sizes: Tensor, *, free: float
+) -> None:
+    """Raise `InputError` unless the longest of some bags (B,) can be encoded in ``free`` bytes."""
+    longest = int(sizes.max())
+    rows = longest + min(int(sizes.sum()) - longest, EVALUATION_ROWS)
+    needed = 8 * rows * (2 * channels + method.row_values(method.pca or channels))
+    if needed > free:
+        raise InputError(
+            f"aggregator {method.name}",
+            expected=f"about {needed / 1e9:.3g} GB of memory to encode the longest bag, of "
+            f"{longest:,} instances",
+            got=f"{free / 1e9:.3g} GB that are free",
+            remedy="give the option pca=16, say, or fewer words; or cut the bag into several, or "
+            "free memory",
+        )
 
 
 KERNELS = 4  # matrices in memory at once: products, a kernel, its argument, a machine's rows

@@ -28,7 +28,7 @@ from PIL import Image
 from dragn_cache.datasets.cells import CHANNELS, LABELS, FieldPlan, Plate, Quality, render_field
 from dragn_cache.datasets.config import SimulateConfig
 from dragn_cache.errors import InputError
-from dragn_cache.files import write_csv
+from dragn_cache.files import read_text, write_csv
 from dragn_cache.manifest import Bag, Instance, Manifest, write_manifest
 from dragn_cache.manifest.dataset_toml import dataset_text
 from dragn_cache.store.new_path import beside, claimed
@@ -211,7 +211,7 @@ def _is_done(out: Path, description: str) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     toml_path = out / "dataset.toml"
-    if toml_path.is_file() and toml_path.read_text(encoding="utf-8") == description:
+    if toml_path.is_file() and read_text(toml_path) == description:
         return True
     raise InputError(
         str(out),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import cast
 
 from dragn_cache.devices import find_device
-from dragn_cache.errors import DragnCacheError
+from dragn_cache.errors import DragnCacheError, OutOfMemoryError, is_out_of_memory
 from dragn_cache.extraction.config import ExtractConfig
 from dragn_cache.extraction.one_device import extract_on_one_device
 from dragn_cache.extraction.plan import plan_extraction
@@ -131,7 +131,12 @@ def _on_device(manifest: Manifest, config: ExtractConfig, out: Path, parent: Con
     except DragnCacheError as error:
         send(Stopped(error))
     except OSError as error:
-        send(Stopped(disk_error(out, error)))
+        short = is_out_of_memory(error)
+        send(Stopped(OutOfMemoryError(error) if short else disk_error(out, error)))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        send(Stopped(OutOfMemoryError(error)))
     except KeyboardInterrupt:
         os._exit(130)
 

@@ -37,6 +37,8 @@ from dragn_cache.store import (
 from dragn_cache.store.plan import PART_BYTES
 from dragn_cache.types import CLEAN_VIEW
 
+CROPS_BYTES = 2**27  # of the crops of one message from a decoding process
+
 
 @dataclass(frozen=True)
 class PlannedImage:
@@ -74,17 +76,29 @@ class ExtractionPlan:
         return sum(self.bag_sizes)
 
     def images_of(self, part: PartPlan) -> list[PlannedImage]:
-        """A part's images in order of first appearance, and which rows each one feeds."""
+        """A part's images in order of first appearance, and which rows each one feeds.
+
+        An image whose crops would fill more than `CROPS_BYTES` comes again for the rest of them.
+        """
         by_image: dict[str, list[tuple[int, Instance]]] = {}
         row = 0
         for bag in part.bags:
             for instance in instances_of(self.manifest, bag):
                 by_image.setdefault(instance.image, []).append((row, instance))
                 row += 1
+        most = max(1, CROPS_BYTES // self._crop_bytes())
         return [
             PlannedImage(self._request(image, group), tuple(group))
-            for image, group in by_image.items()
+            for image, rows in by_image.items()
+            for group in (rows[k : k + most] for k in range(0, len(rows), most))
         ]
+
+    def _crop_bytes(self) -> int:
+        """The bytes of a crop with its views, as it goes to the network."""
+        settings = self.backbone.preprocessing
+        height, width = settings.size
+        inputs = max(3, len(settings.rgb or ()))
+        return inputs * height * width * len(self.description.views)
 
     def _request(self, image: str, rows: Sequence[tuple[int, Instance]]) -> ImageRequest:
         settings, channels = self.backbone.preprocessing, self.manifest.channels

@@ -14,6 +14,7 @@ from pathlib import Path
 from dragn_cache.errors import ImageError
 from dragn_cache.extraction.plan import ExtractionPlan, PlannedImage
 from dragn_cache.extraction.workers import Decoded, attempt
+from dragn_cache.files import file_sha256
 from dragn_cache.store import PartPlan
 from dragn_cache.store.plan import bag_plan
 from dragn_cache.store.update import StoredBag, UpdateReport, replan, stored_bags
@@ -70,8 +71,7 @@ def digest_files(files: Sequence[Path]) -> bytes | None:
     digests = []
     for path in files:
         try:
-            with path.open("rb") as file:
-                digests.append(hashlib.file_digest(file, "sha256").digest())
+            digests.append(file_sha256(path))
         except OSError:
             return None
     return digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()

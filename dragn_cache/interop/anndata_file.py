@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from dragn_cache.errors import InputError
-from dragn_cache.files import csv_text
+from dragn_cache.files import csv_text, read_text
 from dragn_cache.interop.bag_files import require_corners
 from dragn_cache.interop.source import (
     TAP,
@@ -199,7 +199,7 @@ class AnnDataTarget(Target):
         obs, spatial = _observations(store, advance)
         export = {
             "bags_csv": bags_text(bags_without_part(store)),
-            "dataset_toml": (store.path / "manifest" / "dataset.toml").read_text("utf-8"),
+            "dataset_toml": read_text(store.path / "manifest" / "dataset.toml"),
             "store_json": store.description.to_json(),
             "tap": tap.name,
             "encoder": encoder_name(store),

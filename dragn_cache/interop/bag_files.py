@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dragn_cache.errors import InputError
-from dragn_cache.files import is_storable
+from dragn_cache.files import is_storable, read_text
 from dragn_cache.interop.source import (
     TAP,
     UNKNOWN,
@@ -173,7 +173,7 @@ def _read_provenance(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     with reading(path, "the provenance that an export wrote"):
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_text(path))
         if not isinstance(record, dict):
             raise TypeError("no object")
         return record

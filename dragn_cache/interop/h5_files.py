@@ -23,7 +23,7 @@ from dragn_cache.interop.target import (
 from dragn_cache.interop.tensor_files import write_tensor
 from dragn_cache.manifest import Bag
 from dragn_cache.store import Store, Tap, json_digest
-from dragn_cache.store.hdf5_trial import open_alone
+from dragn_cache.store.hdf5_trial import open_alone, read_whole
 from dragn_cache.store.hdf5_writing import writing_hdf5
 from dragn_cache.store.part import Array
 
@@ -36,8 +36,8 @@ class _H5Files(BagFiles):
 
     def read_file(self, path: Path) -> FileFeatures:
         with open_alone(path) as file:
-            values = np.asarray(file[self.dataset][...])
-            corners = np.asarray(file["coords"][...]) if "coords" in file else None
+            values = read_whole(file[self.dataset])
+            corners = read_whole(file["coords"]) if "coords" in file else None
             return self.describe(file, values, corners)
 
     def describe(self, file: Any, values: Array, corners: Array | None) -> FileFeatures:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dragn_cache.errors import InputError
+from dragn_cache.files import open_regular
 from dragn_cache.interop.bag_files import TABLE, BagFiles, FileFeatures
 from dragn_cache.interop.source import file_digest, reading
 from dragn_cache.interop.target import Target, exported_bags, write_tables
@@ -26,7 +27,7 @@ class NpySource(BagFiles):
     suffix = ".npy"
 
     def read_file(self, path: Path) -> FileFeatures:
-        return FileFeatures(np.load(path, allow_pickle=False))
+        return FileFeatures(_load(path))
 
 
 class TorchmilSource(NpySource):
@@ -37,8 +38,8 @@ class TorchmilSource(NpySource):
 
     def read_file(self, path: Path) -> FileFeatures:
         coords = self.path / "coords" / path.name
-        corners = np.load(coords, allow_pickle=False) if coords.is_file() else None
-        return FileFeatures(np.load(path, allow_pickle=False), corners)
+        corners = _load(coords) if coords.is_file() else None
+        return FileFeatures(_load(path), corners)
 
     def file_digest(self, path: Path) -> bytes:
         coords = self.path / "coords" / path.name
@@ -57,10 +58,16 @@ class TorchmilSource(NpySource):
         return replace(manifest, bags=tuple(bags), labels=names, task=infer_task(bags))
 
 
+def _load(path: Path) -> Array:
+    with open_regular(path) as file:
+        values: Array = np.load(file, allow_pickle=False)
+    return values
+
+
 def _labels(path: Path) -> tuple[str, ...]:
     """Labels from one number, that of a class, or from a 0 or 1 for each label."""
     with reading(path, "a bag's label"):
-        values = np.load(path, allow_pickle=False)
+        values = _load(path)
     flat = values.reshape(-1)
     whole = (
         flat.dtype.kind in "fiub" and np.isfinite(flat).all() and (flat == flat.astype(int)).all()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dragn_cache.errors import InputError
+from dragn_cache.files import require_sound_archive
 from dragn_cache.interop.source import (
     TAP,
     BagFeatures,
@@ -34,6 +35,8 @@ class NpzSource(Source):
     def __init__(self, path: Path) -> None:
         self.path = path
         what = "an npz with features, offsets and bag_ids"
+        with reading(path, what):
+            require_sound_archive(path)
         # np.load does not close a file that it opened itself if that is no npz.
         with reading(path, what), path.open("rb") as file, np.load(file) as arrays:
             self._features, self._offsets = arrays["features"], arrays["offsets"]

@@ -6,7 +6,6 @@ it; `row_values` and `stored_values` then decide, in one place, what a store tak
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dragn_cache.errors import InputError, foreign
+from dragn_cache.files import file_sha256
 from dragn_cache.manifest import Bag, Manifest, read_bags
 from dragn_cache.manifest.dataset_toml import read_toml
 from dragn_cache.store import Failure, InstanceRecord
@@ -218,5 +218,5 @@ def reading(path: Path, expected: str) -> AbstractContextManager[None]:
 
 def file_digest(path: Path) -> bytes:
     """sha256 of a file's bytes."""
-    with reading(path, "a readable file"), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    with reading(path, "a readable file"):
+        return file_sha256(path)

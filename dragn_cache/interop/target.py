@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dragn_cache.files import read_limited
 from dragn_cache.interop.bag_files import DESCRIPTION, PROVENANCE, TABLE
 from dragn_cache.interop.source import UNKNOWN
 from dragn_cache.manifest import Bag, write_bags
@@ -74,7 +75,7 @@ def bags_without_part(store: Store) -> list[Bag]:
 def write_tables(store: Store, tap: Tap, folder: Path) -> None:
     """Write order, labels, splits, groups and provenance, which the files of bags do not hold."""
     write_bags(bags_without_part(store), folder / TABLE)
-    description = (store.path / "manifest" / "dataset.toml").read_bytes()
+    description = read_limited(store.path / "manifest" / "dataset.toml")
     (folder / DESCRIPTION).write_bytes(description)
     record = {
         "tap": tap.name,

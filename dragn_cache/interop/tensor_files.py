@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dragn_cache.errors import InputError
+from dragn_cache.files import require_sound_archive
 from dragn_cache.interop.bag_files import BagFiles, FileFeatures, join_rows
 from dragn_cache.store.part import Array
 
@@ -23,11 +23,7 @@ class TensorSource(BagFiles):
     def read_file(self, path: Path) -> FileFeatures:
         import torch
 
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as file:  # torch.load does not compare the checksums
-                damaged = file.testzip()
-            if damaged:
-                raise zipfile.BadZipFile(f"other bytes than were written in {damaged}")
+        require_sound_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
         corners = None
         if isinstance(content, dict):

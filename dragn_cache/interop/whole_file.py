@@ -17,6 +17,7 @@ import zarr
 
 from dragn_cache.checksums import checksums_text
 from dragn_cache.errors import InputError
+from dragn_cache.files import read_text, require_regular_below
 from dragn_cache.interop.source import BagFeatures, MadeBy, Source, manifest_from_texts, reading
 from dragn_cache.interop.target import Target, bags_without_part
 from dragn_cache.manifest.writing import bags_text
@@ -118,7 +119,7 @@ class _WholeTarget(Target):
         last = (description.taps[-1].name, description.views[-1])
         rows[last] = _StoreRows(store, *last, index, advance)
         FORMATS[self.layout].write(path, index, description.taps, description.views, rows)
-        toml = (store.path / "manifest" / "dataset.toml").read_text(encoding="utf-8")
+        toml = read_text(store.path / "manifest" / "dataset.toml")
         texts = (description.to_json(), toml, bags_text(bags_without_part(store)))
         _write_texts(path, self.layout, texts)
 
@@ -201,6 +202,7 @@ def _read_texts(path: Path, layout: str) -> tuple[list[str], str | None]:
             texts = [str(file[f"store/{name}"].asstr()[0]) for name in TEXTS]
             sums = f"store/{SUMS}"
             return texts, str(file[sums].asstr()[0]) if sums in file else None
+    require_regular_below(path)
     group: Any = zarr.open_group(path, mode="r")
     texts = [str(group[f"store/{name}"][0]) for name in TEXTS]
     return texts, str(group[f"store/{SUMS}"][0]) if f"store/{SUMS}" in group else None

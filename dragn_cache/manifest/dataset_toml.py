@@ -13,7 +13,11 @@ import tomli_w
 
 from dragn_cache.backbone_input import ExtractDefaults
 from dragn_cache.errors import InputError, ManifestError, SettingError, foreign
-from dragn_cache.files import is_storable, write_text
+from dragn_cache.files import (
+    is_storable,
+    read_text,
+    write_text,
+)
 from dragn_cache.manifest.records import Manifest
 from dragn_cache.manifest.shipped import data_folder
 from dragn_cache.options import declarations, require_known
@@ -49,11 +53,8 @@ DATASET_KEYS = {
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    with (
-        foreign(path, expected="valid TOML", remedy="correct it", kind=ManifestError),
-        path.open("rb") as file,
-    ):
-        toml = tomllib.load(file)
+    with foreign(path, expected="valid TOML", remedy="correct it", kind=ManifestError):
+        toml = tomllib.loads(read_text(path))
     for key, value in toml.items():
         if key not in DATASET_KEYS:
             raise ManifestError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from dragn_cache.errors import ManifestError
-from dragn_cache.files import LONGEST_CELL, is_storable
+from dragn_cache.files import (
+    LONGEST_CELL,
+    MOST_TABLE_BYTES,
+    is_storable,
+    open_regular,
+)
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,11 @@ def read_table(path: Path) -> list[Row]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         # Newlines are left to the csv module: within quotes they belong to the cell.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = _read_lines(path, csv.reader(file, delimiter=delimiter, strict=True))
+        with (
+            open_regular(path, MOST_TABLE_BYTES) as file,
+            io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text,
+        ):
+            lines = _read_lines(path, csv.reader(text, delimiter=delimiter, strict=True))
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
         got = "no such file" if missing else error.strerror or str(error)

@@ -155,6 +155,18 @@ def attend(
     return padding.ragged(results) if q.dim() == 2 else padding.dense(results)
 
 
+def attention_seconds(n: int, width: int) -> float:
+    """About the seconds that `attend` takes for n rows, forward and backward, on one core.
+
+    Measured on an AVX-512 core at n = 10,000: 2e-10 seconds for each two rows and each of the
+    values (D) of a row.
+
+    Args:
+        width: D, summed up over the layers.
+    """
+    return 2e-10 * n**2 * width
+
+
 def split(x: Tensor, heads: int) -> Tensor:
     """(b, n, D) → (b, heads, n, D / heads)."""
     return x.view(*x.shape[:2], heads, -1).transpose(1, 2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import io
 import reprlib
-import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from dragn_cache.checksums import require_unchanged
 from dragn_cache.errors import InputError, StoreMismatchError, foreign, reason
-from dragn_cache.files import write_bytes
+from dragn_cache.files import require_sound_archive, write_bytes
 from dragn_cache.loading.labelling import Labelling
 from dragn_cache.scoring.decisions import Decision
 from dragn_cache.scoring.rules import require_rule_for
@@ -151,10 +150,7 @@ def read_checkpoint(run: Path) -> Checkpoint:
         )
     require_unchanged(path)
     with _reading(path):
-        with zipfile.ZipFile(path) as file:  # torch.load does not compare the checksums
-            damaged = file.testzip()
-        if damaged:
-            raise zipfile.BadZipFile(f"other bytes than were written in {damaged}")
+        require_sound_archive(path)
         record = torch.load(path, map_location="cpu", weights_only=True)
         version = record["version"]
     if type(version) is not int or version not in (WITH_BN, CHECKPOINT_VERSION):

@@ -47,7 +47,7 @@ from dragn_cache.store import Store
 from dragn_cache.store.hdf5_writing import writing_hdf5
 from dragn_cache.store.new_path import new_path
 from dragn_cache.store.part import corner_coords
-from dragn_cache.training.fit import Model
+from dragn_cache.training.fit import Model, require_room_for
 from dragn_cache.training.model import BagClassifier
 from dragn_cache.types import Progress, Warn
 
@@ -133,6 +133,8 @@ def _explain(
     progress: Progress,
     warn: Warn,
 ) -> Explained:
+    on_device = features.device if isinstance(features, StoredBags) else features.values.device
+    require_room_for(model, features, on_device)
     scores = score_instances(model, features, labelling.task, method, progress)
     explained = Explained(
         method,

@@ -29,7 +29,11 @@ from numpy.typing import NDArray
 from dragn_cache.checksums import changed_files, write_checksums
 from dragn_cache.devices import find_device
 from dragn_cache.errors import InputError
-from dragn_cache.files import write_csv, write_text
+from dragn_cache.files import (
+    read_text,
+    write_csv,
+    write_text,
+)
 from dragn_cache.loading.labelling import (
     Labelling,
     hex_digests,
@@ -177,7 +181,7 @@ class _Training:
         """The result of this very training that an unfinished run's folder holds, or None."""
         mark = out.with_name(TRAINED)
         try:
-            if mark.read_text(encoding="utf-8") != self.digest() or changed_files(out, ()):
+            if read_text(mark) != self.digest() or changed_files(out, ()):
                 return None
             model, checkpoint = load_checkpoint(out, self.config.aggregator)
         except (OSError, InputError):  # none, or damaged: it is trained again

@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from dragn_cache.files import read_limited
 from dragn_cache.types import Say
 
 RENEW_SECONDS = 10.0
@@ -239,7 +240,7 @@ def _file_system_time(folder: Path) -> float:
 def read_claim(path: Path) -> dict[str, Any] | None:
     """A claim's content; empty while it is being written, None if there is none."""
     try:
-        claim = json.loads(path.read_bytes())
+        claim = json.loads(read_limited(path))
     except FileNotFoundError:
         return None
     except ValueError:

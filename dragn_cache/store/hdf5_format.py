@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from dragn_cache.files import require_regular
 from dragn_cache.store.hdf5_bytes import read_texts, read_values
 from dragn_cache.store.hdf5_links import own_dataset
 from dragn_cache.store.hdf5_trial import try_reading
@@ -88,6 +89,7 @@ class Hdf5Format:
 def _opened(path: Path) -> Iterator[tuple[Any, FileIO]]:
     """A part as an HDF5 file and as bytes. HDF5 reads it through the latter, so that it asks for no
     lock, which some network file systems refuse: nobody writes to a part that exists."""
+    require_regular(path)
     with path.open("rb", buffering=0) as raw, h5py.File(raw, "r") as file:
         yield file, raw
 

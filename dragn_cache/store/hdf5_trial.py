@@ -25,9 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from dragn_cache.errors import DragnCacheError, InputError, foreign
+from dragn_cache.files import require_regular, require_room
 from dragn_cache.store.hdf5_links import leading_out
+from dragn_cache.store.part import Array
 
 CPU_SECONDS = 3
 BYTES_A_SECOND = 2 * 2**20  # of the file: the limit of processor time rises with it
@@ -47,6 +50,7 @@ def open_alone(path: Path) -> Iterator[Any]:
         InputError: a link or a dataset in it leads to other files.
         ValueError: HDF5 cannot look through it, or ends its process.
     """
+    require_regular(path)
     found = try_reading(path, lock=True)
     if found is not None:
         raise InputError(
@@ -57,6 +61,13 @@ def open_alone(path: Path) -> Iterator[Any]:
         )
     with h5py.File(path, "r") as file:
         yield file
+
+
+def read_whole(dataset: Any, *, text: bool = False) -> Array:
+    """All values of a dataset, if there is room: one without any chunk has no bytes in the file,
+    and as many of its fill value as its shape says."""
+    require_room(dataset.size * dataset.dtype.itemsize)
+    return np.asarray(dataset.asstr()[...] if text else dataset[...])
 
 
 def try_reading(path: Path, *, lock: bool) -> tuple[str, str] | None:
@@ -70,6 +81,7 @@ def try_reading(path: Path, *, lock: bool) -> tuple[str, str] | None:
     Raises:
         ValueError: HDF5 cannot look through it, or ends its process.
     """
+    require_regular(path)
     facts = path.stat()
     state = facts.st_ino, facts.st_size, facts.st_mtime_ns
     answer = _answer_of(str(path.absolute()), lock, *state)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dragn_cache.checksums import CHECKSUMS
 from dragn_cache.errors import ManifestError, StoreError, UnknownNameError, foreign
+from dragn_cache.files import read_text
 from dragn_cache.manifest import Bag, read_bags
 from dragn_cache.manifest.shared import image_keys
 from dragn_cache.store.formats import FORMATS
@@ -401,7 +402,7 @@ def _read_label_order(path: Path) -> dict[str, Any]:
         remedy="restore the file, or extract again",
         kind=StoreError,
     ):
-        return tomllib.loads(toml.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(toml))
 
 
 def open_store(path: str | Path, *, warn: Warn = lambda text: None) -> Store:

@@ -20,7 +20,7 @@ from typing import Any, get_args
 import numpy as np
 
 from dragn_cache.errors import StoreError, StoreMismatchError, foreign, reason
-from dragn_cache.files import write_text
+from dragn_cache.files import read_text, write_text
 from dragn_cache.store.config import DType, Format
 from dragn_cache.types import CLEAN_VIEW
 
@@ -116,7 +116,7 @@ def read_description(store: Path) -> StoreDescription:
     """
     path = store / "store.json"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         got = "no store.json in it" if store.is_dir() else "a file"
         got = got if store.exists() else "no such folder"

@@ -11,7 +11,12 @@ from pathlib import Path
 
 from dragn_cache.checksums import CHECKSUMS, changed_files, write_checksums
 from dragn_cache.errors import InputError, StoreError
-from dragn_cache.files import csv_text, sync_folder
+from dragn_cache.files import (
+    MOST_TABLE_BYTES,
+    csv_text,
+    read_limited,
+    sync_folder,
+)
 from dragn_cache.manifest import Manifest, read_bags, write_bags
 from dragn_cache.manifest.dataset_toml import write_dataset_toml
 from dragn_cache.store.claims import living_tokens
@@ -86,7 +91,7 @@ def write_tables(path: Path, parts: Sequence[PartPlan], manifest: Manifest) -> N
         write_checksums(Path(scratch))
         for new in sorted(Path(scratch).iterdir(), key=lambda new: new.name == CHECKSUMS):
             old = folder / new.name
-            if not old.is_file() or old.read_bytes() != new.read_bytes():
+            if not old.is_file() or read_limited(old, MOST_TABLE_BYTES) != new.read_bytes():
                 new.replace(old)
     sync_folder(folder)
 

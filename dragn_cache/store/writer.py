@@ -15,7 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from dragn_cache.errors import InputError, StoreError
-from dragn_cache.files import is_storable, sync_folder, sync_tree, write_text
+from dragn_cache.files import (
+    MOST_TABLE_BYTES,
+    is_storable,
+    read_limited,
+    sync_folder,
+    sync_tree,
+    write_text,
+)
 from dragn_cache.manifest import Manifest
 from dragn_cache.store.claims import Claims, describe_holder, how_to_end
 from dragn_cache.store.formats import FORMATS
@@ -159,7 +166,7 @@ class StoreWriter:
             self._remove_replaced_parts()
         text = failures_text(failures)
         path = self.path / "failures.csv"
-        if not path.exists() or path.read_bytes() != text.encode():
+        if not path.is_file() or read_limited(path, MOST_TABLE_BYTES) != text.encode():
             write_text(path, text)
         self.claims.release(TABLES)
         return failures

@@ -18,6 +18,13 @@ import numpy as np
 import zarr
 from numcodecs import VLenUTF8
 
+from dragn_cache.files import (
+    MOST_TABLE_BYTES,
+    read_limited,
+    read_text,
+    require_regular,
+    require_regular_below,
+)
 from dragn_cache.store.part import (
     Array,
     BagRows,
@@ -70,6 +77,7 @@ class ZarrFormat:
         """Nothing to try: uncompressed chunks are read by Python alone."""
 
     def read_index(self, path: Path) -> PartIndex:
+        require_regular_below(path)
         group = zarr.open_group(path, mode="r")
         return index_from_arrays(partial(_read, path, group))
 
@@ -127,7 +135,7 @@ def _create(
 
 
 def _metadata(array: Path) -> dict[str, Any]:
-    metadata: dict[str, Any] = json.loads((array / "zarr.json").read_text())
+    metadata: dict[str, Any] = json.loads(read_text(array / "zarr.json"))
     return metadata
 
 
@@ -143,7 +151,9 @@ def _read_chunk(path: Path, name: str) -> Array | None:
     codecs, shape = [codec["name"] for codec in metadata["codecs"]], metadata["shape"]
     if codecs not in (["bytes"], ["vlen-utf8"]):
         raise ValueError(f"{name} is not stored uncompressed")
-    chunk = array.joinpath("c", *["0"] * len(shape)).read_bytes() if math.prod(shape) else b""
+    chunk = b""
+    if math.prod(shape):
+        chunk = read_limited(array.joinpath("c", *["0"] * len(shape)), MOST_TABLE_BYTES)
     if codecs == ["vlen-utf8"]:
         values: Array = VLenUTF8().decode(chunk) if chunk else np.empty(0, object)
         return values
@@ -173,6 +183,7 @@ def _cut(start: int, out: Array, block: int) -> Iterator[tuple[int, int, Array]]
 
 def _read_shard(path: Path, chunks: int, chunk_rows: int, row_bytes: int, pieces: Pieces) -> None:
     """Fill every piece with the shard's rows from its start on."""
+    require_regular(path)
     with path.open("rb", buffering=0) as raw:
         raw.seek(-(chunks * INDEX_ENTRY.itemsize + CRC_BYTES), 2)
         table = np.empty(chunks, INDEX_ENTRY)

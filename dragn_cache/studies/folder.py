@@ -17,7 +17,13 @@ from pydantic import TypeAdapter
 
 from dragn_cache.checksums import CHECKSUMS, changed_files, require_unchanged
 from dragn_cache.errors import InputError, StoreMismatchError, foreign
-from dragn_cache.files import require_new, unwritable, write_text
+from dragn_cache.files import (
+    MOST_TABLE_BYTES,
+    read_text,
+    require_new,
+    unwritable,
+    write_text,
+)
 from dragn_cache.store import differences, json_digest
 from dragn_cache.store.claims import Claims, describe_holder
 from dragn_cache.studies.tables import Place, Training, Truth
@@ -81,7 +87,7 @@ def read_config(out: Path) -> dict[str, Any]:
         return {}
     require_unchanged(path)
     with foreign(path, expected="TOML", remedy="give another `out`"):
-        record = tomllib.loads(path.read_text(encoding="utf-8"))
+        record = tomllib.loads(read_text(path))
     sections = [record.get(name) for name in COMPARED_SETTINGS]
     if not all(isinstance(section, dict) for section in sections):
         raise InputError(
@@ -187,7 +193,7 @@ def _reading(path: Path) -> AbstractContextManager[None]:
 
 def _parse(path: Path) -> Training:
     with _reading(path):
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_text(path, MOST_TABLE_BYTES))
         recorded = record.pop(DIGEST, None)  # older versions wrote none
         if recorded not in (None, json_digest(record)):
             raise ValueError("other values than were written")

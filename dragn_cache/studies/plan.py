@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dragn_cache.devices import find_device, memory_for_features
+from dragn_cache.devices import find_device, free_bytes, memory_for_features
 from dragn_cache.loading.labelling import (
     Labelling,
     hex_digests,
@@ -110,7 +110,7 @@ def plan_study(
     masked = config.train.stage_mask is not None
     possible = possible_in(store, labelling, config.train) if masked else None
     plan = StudyPlan(methods, features, labelling, sizes, truth, needed > budget, possible)
-    _require_methods(plan)
+    _require_methods(plan, config, min(needed, budget), warn)
     tests = [
         truth.targets[truth.folds[seed] == fold]
         for seed in range(config.seeds)
@@ -152,11 +152,25 @@ def _truth(labelling: Labelling, config: CrossvalConfig) -> Truth:
     return truth
 
 
-def _require_methods(plan: StudyPlan) -> None:
-    """Raise the error that every training of a method would raise."""
+def _require_methods(plan: StudyPlan, config: CrossvalConfig, reserved: int, warn: Warn) -> None:
+    """Raise the error that every training of a method would raise.
+
+    Args:
+        reserved: bytes that features will take, which are not loaded yet.
+    """
+    jobs = max(1, min(count_jobs(config, plan), len(plan.tasks())))
     for label, method in plan.methods.items():
         data = plan.data((label, 0, 0))
-        require_method(method, data.bags.in_shape, data.targets.shape[1])
+        free = max(0, free_bytes(find_device(method.device)) - reserved)
+        require_method(
+            method,
+            data.bags.in_shape,
+            data.targets.shape[1],
+            sizes=data.bags.offsets.diff(),
+            free=free,
+            jobs=jobs,
+            warn=warn,
+        )
         positive_weights(data, method, find_device(method.device))
 
 

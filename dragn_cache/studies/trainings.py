@@ -12,7 +12,7 @@ import torch
 
 from dragn_cache.classical import CLASSICAL
 from dragn_cache.devices import one_thread
-from dragn_cache.errors import DragnCacheError, StoreError
+from dragn_cache.errors import DragnCacheError, OutOfMemoryError, StoreError, is_out_of_memory
 from dragn_cache.loading.feeds import in_order
 from dragn_cache.loading.stored import StoredBags
 from dragn_cache.parallel.local import SharedArray, run_tasks
@@ -80,7 +80,8 @@ def train_once(plan: StudyPlan, task: Place) -> Training:
             trained = fit_method(data, config, labels=plan.labelling.labels, warn=notes.append)
     except StoreError:
         raise
-    except Exception as error:  # noqa: BLE001 - recorded and reported; the others go on
+    except Exception as raised:  # noqa: BLE001 - recorded and reported; the others go on
+        error = OutOfMemoryError(raised) if is_out_of_memory(raised) else raised
         kind = "" if isinstance(error, DragnCacheError) else f"{type(error).__name__}: "
         return Training(label, seed, fold, error=" ".join(f"{kind}{error}".split()))
     test, validation = (

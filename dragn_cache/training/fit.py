@@ -18,6 +18,7 @@ from dragn_cache.classical import (
     create_classical,
     fit_model,
 )
+from dragn_cache.classical.model import require_room_to_encode
 from dragn_cache.errors import SettingError
 from dragn_cache.loading.stored import StoredBags
 from dragn_cache.options import declarations
@@ -28,6 +29,11 @@ from dragn_cache.training.data import LabelledBags, fit_scaling
 from dragn_cache.training.methods import method_facts
 from dragn_cache.training.model import BagClassifier, build_model, predict
 from dragn_cache.training.objective import positive_weights
+from dragn_cache.training.room import (
+    free_for_model,
+    require_room_to_predict,
+    require_room_to_train,
+)
 from dragn_cache.training.schedules import create_schedule
 from dragn_cache.training.train import Progress, train
 from dragn_cache.types import Task, Warn
@@ -101,7 +107,7 @@ def fit_method(
     method_facts(config.aggregator)
     if config.aggregator not in CLASSICAL:
         _warn_untaught(data, labels, warn)
-        return train(data, config, progress=progress)
+        return train(data, config, progress=progress, warn=warn)
     config = without_unread(config, warn)
     method = create_classical(config.aggregator, config.options)
     scaling = Standardise(data.bags.in_shape[0]) if config.scale == "standard" else None
@@ -123,16 +129,35 @@ def fit_method(
     return ClassicalFitted(model, tuple(choices), model.predict(data.bags, data.task))
 
 
-def require_method(config: TrainConfig, in_shape: tuple[int, ...], labels: int) -> None:
-    """Raise what `fit_method` would raise for the method, its options, the tap or the schedule."""
+def require_method(
+    config: TrainConfig,
+    in_shape: tuple[int, ...],
+    labels: int,
+    *,
+    sizes: Tensor,
+    free: float,
+    jobs: int = 1,
+    warn: Warn = lambda text: None,
+) -> None:
+    """Raise what `fit_method` would raise for the method, its options, the tap, the schedule, or
+    bags that it has too little memory for.
+
+    Args:
+        sizes: (B,) instances of the bags.
+        free: bytes for so many ``jobs``, trainings at once.
+        warn: is told what memory may not suffice for, and what takes long.
+    """
     method_facts(config.aggregator)
     if config.aggregator in CLASSICAL:
-        create_classical(config.aggregator, config.options)
+        method = create_classical(config.aggregator, config.options)
+        require_room_to_encode(method, in_shape[0], sizes, free=free / jobs)
         _require_positive_weight(config)
         return
     create_schedule(config.schedule, config.schedule_options)
     with torch.random.fork_rng(devices=[]):
-        build_model(config, in_shape, labels)
+        aggregator = build_model(config, in_shape, labels).aggregator
+    require_room_to_train(aggregator, sizes, config.batch_size, free=free, jobs=jobs, warn=warn)
+    require_room_to_predict(aggregator, sizes, free=free / jobs)
 
 
 def without_unread(config: TrainConfig, warn: Warn) -> TrainConfig:
@@ -184,9 +209,19 @@ def predict_method(
     model: Model, bags: RaggedBags | StoredBags, task: Task, device: torch.device
 ) -> NDArray[np.float64]:
     """Probabilities (B, L) of all bags; classical models compute on the CPU whatever the device."""
+    require_room_for(model, bags, device)
     if isinstance(model, ClassicalModel):
         return model.predict(bags, task)
     return predict(model.to(device), bags.to(device=device), task)
+
+
+def require_room_for(model: Model, bags: RaggedBags | StoredBags, device: torch.device) -> None:
+    """Raise `InputError` unless the longest of some bags fits into memory for a trained model."""
+    sizes, free = bags.offsets.diff(), free_for_model(bags, device)
+    if isinstance(model, ClassicalModel):
+        require_room_to_encode(model.method, bags.in_shape[0], sizes, free=free)
+    else:
+        require_room_to_predict(model.aggregator, sizes, free=free)
 
 
 def _warn_untaught(data: LabelledBags, labels: Sequence[str], warn: Warn) -> None:

@@ -38,7 +38,7 @@ from dragn_cache.training.data import LabelledBags, fit_aggregator, fit_scaling,
 from dragn_cache.training.model import BagClassifier, build_model, probabilities
 from dragn_cache.training.objective import Objective, masked, positive_weights
 from dragn_cache.training.start import best_constant, start_at
-from dragn_cache.training.train import Trained, divergence
+from dragn_cache.training.train import Trained, divergence, require_room
 
 Epoch = dict[str, float]
 ManyProgress = Callable[[list[Epoch | None]], None]
@@ -143,6 +143,7 @@ class _StackedTraining:
             model.scaling = self.scaling
             fit_aggregator(model, self.bags, data)
             model.scaling = None
+        require_room(self.models[0], data, first, models=len(configs))
         self.pos_weight = self._pos_weights()
         rows = torch.from_numpy(data.rows("train"))
         for model, weight in zip(self.models, self._each_pos_weight(), strict=True):

@@ -27,8 +27,14 @@ from dragn_cache.training.data import LabelledBags, fit_aggregator, fit_scaling,
 from dragn_cache.training.model import BagClassifier, build_model, logits_of, predict, probabilities
 from dragn_cache.training.objective import Objective, masked, positive_weights
 from dragn_cache.training.optimisation import create_optimizer
+from dragn_cache.training.room import (
+    free_for_model,
+    require_room_to_predict,
+    require_room_to_train,
+)
 from dragn_cache.training.schedules import Monitor, create_schedule
 from dragn_cache.training.start import best_constant, start_at
+from dragn_cache.types import Warn
 
 Progress = Callable[[dict[str, float]], None]
 """Called after every epoch with its row of the history."""
@@ -44,15 +50,25 @@ class Trained:
     probabilities: NDArray[np.float64]
 
 
-def train(data: LabelledBags, config: TrainConfig, *, progress: Progress | None = None) -> Trained:
+def train(
+    data: LabelledBags,
+    config: TrainConfig,
+    *,
+    progress: Progress | None = None,
+    warn: Warn = lambda text: None,
+) -> Trained:
     """Train on the training bags, keep the epoch of lowest validation loss, or the last.
+
+    Args:
+        warn: is told what memory may not suffice for, and what takes long.
 
     Returns:
         the model (on the CPU, in evaluation mode) and probabilities (B, L) of all bags.
 
     Raises:
         InputError: ``config.views`` asks for views that the data do not have, the loss or the
-            schedule cannot be used, or there is a stage mask without ``data.possible``.
+            schedule cannot be used, there is a stage mask without ``data.possible``, or the
+            longest bag needs more memory than there is.
         DragnCacheError: a loss or a bag's probability is not finite.
     """
     device = find_device(config.device)
@@ -60,6 +76,7 @@ def train(data: LabelledBags, config: TrainConfig, *, progress: Progress | None 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         model = build_model(config, data.bags.in_shape, data.targets.shape[1], data.task).to(device)
+        require_room(model, data, config, warn=warn)
         generator = torch.Generator().manual_seed(config.order_seed)
         shuffle = model.aggregator.order_sensitive and config.order == "random"
         feed, bags = present(data, config, device, shuffle=shuffle)
@@ -72,6 +89,27 @@ def train(data: LabelledBags, config: TrainConfig, *, progress: Progress | None 
         best_epoch, history = fit.run(generator, progress)
     predicted = masked(_finite(predict(model, bags, data.task)), data, config)
     return Trained(model.cpu(), best_epoch, tuple(history), predicted)
+
+
+def require_room(
+    model: BagClassifier,
+    data: LabelledBags,
+    config: TrainConfig,
+    *,
+    models: int = 1,
+    warn: Warn = lambda text: None,
+) -> None:
+    """Raise `InputError` unless training and evaluation with the longest bags fit into memory.
+
+    Args:
+        models: how many like this one are trained at once.
+        warn: is told what memory may not suffice for, and what takes long.
+    """
+    sizes = data.bags.offsets.diff()
+    free = free_for_model(data.bags, find_device(config.device)) / models
+    training = sizes[torch.from_numpy(data.rows("train"))]
+    require_room_to_train(model.aggregator, training, config.batch_size, free=free, warn=warn)
+    require_room_to_predict(model.aggregator, sizes, free=free)
 
 
 def _finite(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:

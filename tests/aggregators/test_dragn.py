@@ -295,7 +295,7 @@ def test_mean_init_lets_hidden_channels_separate() -> None:
 
 def test_rounds_are_planned_by_hand() -> None:
     """Bags of 5, 2 and 4: rows 0-4, 5-6, 7-10; then 3 and 2 windows; then 1."""
-    first, second, third = plan_rounds(torch.tensor([5, 2, 4]))
+    first, second, third = plan_rounds(torch.tensor([5, 2, 4])).rounds
     assert (first.finished.tolist(), first.last_rows.tolist()) == ([1], [[5, 6]])
     assert first.members.tolist() == [[k, k + 1, k + 2] for k in (0, 1, 2, 7, 8)]
     assert first.loop_index.tolist() == [0, 1, 2, 4, 5]
@@ -306,7 +306,7 @@ def test_rounds_are_planned_by_hand() -> None:
 
 
 def test_each_window_has_its_place_in_the_loop() -> None:
-    rounds = list(plan_rounds(torch.tensor(SIZES)))
+    rounds = plan_rounds(torch.tensor(SIZES)).rounds
     indices = torch.cat([r.loop_index for r in rounds])
     assert indices.sort().values.tolist() == list(range(sum((n - 1) ** 2 // 4 for n in SIZES)))
     assert torch.cat([r.finished for r in rounds]).sort().values.tolist() == list(range(len(SIZES)))

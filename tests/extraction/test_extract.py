@@ -169,6 +169,23 @@ def test_an_image_with_several_boxes_is_decoded_once(tmp_path: Path) -> None:
     np.testing.assert_allclose(store.bag("q", "gap")[0], wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_an_image_with_very_many_boxes_comes_in_pieces_of_bounded_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """23 boxes of one image, of which a message may hold five, or all: the same bytes."""
+    draw_image(tmp_path / "a.png", np.random.default_rng(5), 61, 83)
+    rows = [f"p,u,a.png,{k},{k},{k + 30},{k + 20}" for k in range(23)]
+    (tmp_path / "t.csv").write_text("\n".join(["bag_id,labels,image,x0,y0,x1,y1", *rows]))
+    manifest = read_manifest(tmp_path / "t.csv")
+    decoded = []
+    for name, limit in (("whole", 2**27), ("pieces", 5 * 3 * 32 * 48 + 1)):
+        monkeypatch.setattr("dragn_cache.extraction.plan.CROPS_BYTES", limit)
+        report = extract(manifest, config(), tmp_path / name)
+        decoded.append((report.images_decoded, report.instances_done))
+    assert decoded == [(1, 23), (5, 23)]
+    assert tree(tmp_path / "whole") == tree(tmp_path / "pieces")
+
+
 def test_maps_are_pooled_to_a_grid(tmp_path: Path, dataset: MakeDataset) -> None:
     manifest = dataset([2, 1])
     extract(manifest, config(grid=2, dtype="float32"), tmp_path / "grid")

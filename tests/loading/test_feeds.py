@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import weakref
 from collections.abc import Iterator
 from itertools import pairwise
@@ -388,6 +389,19 @@ def test_free_memory_is_the_least_of_the_machines_and_the_groups(tmp_path: Path)
     assert free_memory(tmp_path) == 1003
     assert memory_for_features("300B", torch.device("cpu")) == 300
     assert 0 < memory_for_features("auto", torch.device("cpu")) < free_memory()
+
+
+def test_free_memory_is_no_more_than_a_process_may_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "meminfo").write_text("MemAvailable:    7000 kB\n")
+    (tmp_path / "proc" / "self" / "status").write_text("VmSize:\t 900 kB\nVmData:\t 300 kB\n")
+    limits = {resource.RLIMIT_AS: 5000 * 1024, resource.RLIMIT_DATA: resource.RLIM_INFINITY}
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (limits[kind], -1))
+    assert free_memory(tmp_path) == 4100 * 1024
+    limits[resource.RLIMIT_DATA] = 1000 * 1024
+    assert free_memory(tmp_path) == 700 * 1024
 
 
 # --- one gather --------------------------------------------------------------------------------

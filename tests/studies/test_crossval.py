@@ -640,6 +640,6 @@ def test_features_in_memory_stay_there_whatever_is_free_later(
 ) -> None:
     config = CONFIG.replace(aggregators=METHODS[:1], seeds=1)
     crossval(store, config, tmp_path / "cv")
-    monkeypatch.setattr(devices, "free_memory", lambda: 0)
+    monkeypatch.setattr(devices, "SHARE", 0)
     again = crossval(store, config.replace(seeds=2), tmp_path / "cv")
     assert again.summary[0]["trainings"] == 6

@@ -149,7 +149,7 @@ class _Chain(torch.autograd.Function):
 
     @staticmethod
     def forward(weight: Tensor, start: Tensor, layout: ChainLayout) -> Tensor:
-        fold = _Fold(weight.flip(1, 2, 3), layout)
+        fold = Fold(weight.flip(1, 2, 3), layout)
         table = start.clone()
         for r in range(layout.rounds):
             layout.inner_rows(table, r + 1).copy_(fold(layout.windows(table, r)))
@@ -165,7 +165,7 @@ class _Chain(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         weight, table = ctx.saved_tensors
         layout: ChainLayout = ctx.layout
-        unfold = _Fold(weight, layout)
+        unfold = Fold(weight, layout)
         grad = grad.clone(memory_format=torch.contiguous_format)
         for r in range(layout.rounds, 0, -1):
             # The transpose of a transposed round is a round. The last inner row of an odd kappa's
@@ -189,7 +189,7 @@ class _Chain(torch.autograd.Function):
         return table.view(info.batch_size, -1, *table.shape[1:]), 0
 
 
-class _Fold:
+class Fold:
     """Three maps into one by a same-padded convolution without a bias, G kernels side by side."""
 
     def __init__(self, weight: Tensor, layout: ChainLayout) -> None:

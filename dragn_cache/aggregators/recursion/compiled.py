@@ -5,7 +5,9 @@ by side in a vector, and its gradients. This module goes through the rounds of a
 the levels of HAMIL's trees, forward and backward; `packing` arranges parameters and takes BN's
 statistics, `kernels` makes the calls.
 
-- The maps between the rounds are stored for the backward pass. Hidden maps of a unit are computed
+- The maps between the rounds are stored for the backward pass; of long bags, whose maps would take
+  more than `MAPS_BYTES`, those of every √R-th of R rounds, and the rounds between are computed
+  again from these, which gives the same bytes. Hidden maps of a unit are computed
   again, since a convolution is cheaper than writing its maps to memory and reading them back; only
   between BN layers they are kept, as long as they are few (`HIDDEN_BYTES`).
 - Without statistics of the batch (no BN, or BN in evaluation mode, which becomes part of the
@@ -35,23 +37,27 @@ from dragn_cache.aggregators.recursion.rounds import Moments, Plan, Round, Sched
 from dragn_cache.aggregators.recursion.units import DragnUnit, NormPass, UnitNorm
 from dragn_cache.ragged import RaggedBags
 
+MAPS_BYTES = 2**31  # the most that the maps between the rounds may take, unless some are made twice
 HIDDEN_BYTES = 2**29  # the most that hidden maps between BN layers may take until the backward pass
 
 
-def applies(units: Sequence[DragnUnit], bags: RaggedBags) -> bool:
+def applies(units: Sequence[DragnUnit], device: torch.device, *, vectors: bool) -> bool:
     """Whether `fold` applies: not on a GPU, without a compiler, or with BN in different modes.
 
     Nor for parameters on another device or of different dtypes, for which PyTorch has its errors.
+
+    Args:
+        device: of the features, which are ``vectors`` or maps.
     """
     parameters = [p for unit in units for p in unit.parameters()]
     dtype = parameters[0].dtype
     modes = {m.training for unit in units for m in unit.modules() if isinstance(m, UnitNorm)}
     return (
-        bags.values.device.type == "cpu"
+        device.type == "cpu"
         and dtype in kernels.REALS
         and all(p.device.type == "cpu" and p.dtype == dtype for p in parameters)
         and len(modes) < 2
-        and kernels.kernels(dtype, _kernel_side(units[0], bags), units[0].instances) is not None
+        and kernels.kernels(dtype, _kernel_side(units[0], vectors), units[0].instances) is not None
     )
 
 
@@ -74,7 +80,7 @@ def fold(
     with_statistics = any(norm.training for norm in first.norms)
     # In evaluation BN's statistics, a part of the convolutions then, differ from round to round.
     tables = 0 if with_statistics or not first.norms else first.norms[0].rounds
-    count = min(max(len(units), tables), sum(len(step.members) > 0 for step in rounds))
+    count = min(max(len(units), tables), sum(windows > 0 for windows in schedule.windows))
     used = [units[min(number, len(units) - 1)] for number in range(count)]
     plan = Plan(
         schedule=schedule,
@@ -83,7 +89,7 @@ def fold(
         channels=bags.in_shape[0],
         inputs=first.instances,
         layers=len(first.convolutions),
-        kernel=_kernel_side(first, bags),
+        kernel=_kernel_side(first, bags.values.dim() == 2),
         shared=shared,
         batch_norm=with_statistics,
         by_window=norms.by_window,
@@ -94,13 +100,42 @@ def fold(
     pooled: Tensor = Recursion.apply(plan, values, *packed)
     for m in plan.moments:
         norm = used[plan.unit_of_round(m.round)].norms[m.layer]
-        norms.record(norm, m.round, m.mean, m.variance, rounds[m.round].loop_index)
+        index = rounds[m.round].loop_index if norms.by_window else torch.empty(0)
+        norms.record(norm, m.round, m.mean, m.variance, index)
     return pooled
 
 
-def _kernel_side(unit: DragnUnit, bags: RaggedBags) -> int:
+def needed_bytes(
+    units: Sequence[DragnUnit], windows: Sequence[int], in_shape: Sequence[int], *, training: bool
+) -> int:
+    """About the bytes that DRAGN's rounds of so many windows take; `applies` comes before."""
+    first = units[0]
+    dtype = first.convolutions[0].weight.dtype
+    loaded = kernels.kernels(dtype, _kernel_side(first, len(in_shape) == 1), first.instances)
+    assert loaded is not None
+    lanes = loaded.blocks(in_shape[0]) * loaded.lanes
+    map_bytes = lanes * math.prod(in_shape[1:]) * dtype.itemsize
+    ends = 6 * max(windows[0], 1) * map_bytes
+    if not training:
+        return ends
+    step = stride(windows, map_bytes)
+    kept = (sum(windows[::step]) + (sum(windows[:step]) if step > 1 else 0)) * map_bytes
+    hidden = first.instances * len(first.norms)
+    all_hidden = hidden * sum(windows) * map_bytes
+    kept_hidden = all_hidden if step == 1 and all_hidden <= HIDDEN_BYTES else 0
+    buffers = 2 * hidden * windows[0] * map_bytes
+    freed = kept + kept_hidden if step == 1 else sum(windows) * map_bytes
+    return ends + 2 * kept + kept_hidden + buffers + min(kernels.SPARE_BYTES, freed)
+
+
+def stride(windows: Sequence[int], map_bytes: int) -> int:
+    """Of every how many rounds the maps are kept for the backward pass: all, or each √R-th."""
+    return 1 if sum(windows) * map_bytes <= MAPS_BYTES else math.isqrt(len(windows))
+
+
+def _kernel_side(unit: DragnUnit, vectors: bool) -> int:
     """The kernel's side in pixels; on vectors only its centre has an effect."""
-    return 1 if bags.values.dim() == 2 else unit.convolutions[0].kernel_size[0]
+    return 1 if vectors else unit.convolutions[0].kernel_size[0]
 
 
 class _Norm(NamedTuple):
@@ -158,11 +193,13 @@ class _Run:
         self.transposed: list[list[Tensor]] = []
         self.statistics = Statistics(plan, self.blocks, loaded.lanes, self.pixels)
         self.norms: list[list[_Norm]] = []  # by round
-        windows = [len(step.members) for step in plan.rounds]
         self.window_values = self.blocks * plan.inputs * self.pixels * loaded.lanes
-        self.most_windows = max(windows)
-        window_bytes = self.window_values * (plan.layers - 1) * self.dtype.itemsize
-        self.keeps_hidden = plan.batch_norm and sum(windows) * window_bytes <= HIDDEN_BYTES
+        self.most_windows, all_windows = max(plan.windows), sum(plan.windows)
+        map_bytes = self.window_values // plan.inputs * self.dtype.itemsize
+        self.stride = 1 if plan.one_array else stride(plan.windows, map_bytes)
+        window_bytes = map_bytes * plan.inputs * (plan.layers - 1)
+        few = all_windows * window_bytes <= HIDDEN_BYTES
+        self.keeps_hidden = plan.batch_norm and few and self.stride == 1
 
     def empty(self, *shape: int) -> Tensor:
         """(blocks, ..., lanes), not initialised."""
@@ -172,7 +209,7 @@ class _Run:
     # forward
 
     def forward(self, values: Tensor, *, keep: bool) -> tuple[Tensor, list[Tensor]]:
-        """(B, C), and with ``keep`` the tensors for `backward`: each round's maps, hidden maps."""
+        """(B, C), and with ``keep`` the tensors for `backward`: maps of rounds, hidden maps."""
         maps = self.arrange(values.detach())
         hidden = [] if self.keeps_hidden else self.hidden_buffers(self.most_windows)
         kept, kept_hidden = list[Tensor](), list[Tensor]()
@@ -181,7 +218,7 @@ class _Run:
             if len(step.finished):
                 bags.append(step.finished)
                 pooled.append(self.pool(maps, step.last_rows))
-            if keep:
+            if keep and number % self.stride == 0:
                 kept.append(maps)
             if len(step.members):
                 if self.keeps_hidden:
@@ -222,10 +259,20 @@ class _Run:
             return out
         for layer, maps_of_layer in enumerate(hidden):
             job.hidden[layer] = maps_of_layer.data_ptr()
-        self.norms.append(self.batch_norms(job, number))
+        if number < len(self.norms):  # of a round that is computed again
+            self.run_hidden(job, number)
+        else:
+            self.norms.append(self.batch_norms(job, number))
         job.layer = self.plan.layers - 1
         self.kernels.run("layer", job)
         return out
+
+    def run_hidden(self, job: kernels.Job, number: int) -> None:
+        """Run all convolutions but the last, by the statistics that the round is known to have."""
+        for layer, norm in enumerate(self.norms[number]):
+            job.layer = layer
+            self.kernels.run("layer", job)
+            job.affine[layer] = norm.affine.data_ptr()
 
     def batch_norms(self, job: kernels.Job, number: int) -> list[_Norm]:
         """Run all convolutions but the last, and take the statistics behind each."""
@@ -244,7 +291,7 @@ class _Run:
 
     def normalisation(self, layer: int, number: int, mean: Tensor, variance: Tensor) -> _Norm:
         """BN by these statistics, which the plan keeps for the running ones."""
-        count = self.statistics.count(len(self.plan.rounds[number].members))
+        count = self.statistics.count(self.plan.windows[number])
         inverse = (variance + self.plan.eps).rsqrt()
         self.plan.moments.append(
             Moments(
@@ -265,13 +312,17 @@ class _Run:
     ) -> Tensor | None:
         """Gradients of the features as maps; those of the units are in `gradients` afterwards."""
         self.start_gradients()
-        kept_hidden = saved[len(self.plan.rounds) :]
+        kept_hidden = saved[-(-len(self.plan.rounds) // self.stride) :]
+        maps_of_round: list[Tensor] = []  # of the last rounds whose maps are there
         hidden = [] if self.keeps_hidden else self.hidden_buffers(self.most_windows)
         grad_hidden = self.hidden_buffers(self.most_windows)
         count = len(grad_hidden)
         grad_results: Tensor | None = None
         for number in reversed(range(len(self.plan.rounds))):
-            step, maps, grad_maps = self.plan.rounds[number], saved[number], None
+            step, grad_maps = self.plan.rounds[number], None
+            if not maps_of_round:
+                maps_of_round = self.computed_again(saved, number, hidden)
+            maps = maps_of_round.pop()
             if number or needs_features:
                 same = self.plan.one_array and grad_results is not None
                 grad_maps = grad_results if same else self.empty(*maps.shape[1:3]).zero_()
@@ -288,6 +339,16 @@ class _Run:
                 self.fold_backward(job, number, hidden, grad_hidden)
             grad_results = grad_maps
         return grad_results
+
+    def computed_again(
+        self, saved: Sequence[Tensor], last: int, hidden: list[Tensor]
+    ) -> list[Tensor]:
+        """The maps of the rounds from the one before ``last``, or itself, that are kept, to it."""
+        first = last - last % self.stride
+        maps = [saved[first // self.stride]]
+        for number in range(first, last):
+            maps.append(self.fold(maps[-1], number, hidden))
+        return maps
 
     def pool_backward(self, grad: Tensor, rows: Tensor, grad_maps: Tensor) -> None:
         """Add the gradients (b, C) of pooled results to those of the bags' last maps (b, 2)."""

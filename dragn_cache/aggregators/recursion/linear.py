@@ -16,13 +16,21 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dragn_cache.aggregators.recursion.chain import ChainLayout, bias_factors, kappa_table
+from dragn_cache.aggregators.recursion.long_chain import (
+    Sizes,
+    is_long,
+    long_kappas,
+    needed_values,
+)
 from dragn_cache.aggregators.recursion.weighted_sum import weighted_pool
 from dragn_cache.ragged import RaggedBags
+from dragn_cache.ragged.bags import offsets_of, owners
 
 BagRows = list[tuple[slice, slice]]
 
@@ -46,6 +54,15 @@ def pool_linearly(
     values = values.reshape(len(values), values.shape[1], -1)
     sizes = bags.offsets.diff()
     layout = ChainLayout.for_bags(int(sizes.max()), height, width)
+    if len(weight) == 1 and is_long(layout, len(weight)):
+        return _pool_long(
+            values,
+            bags.offsets,
+            weight,
+            bias,
+            Sizes(tuple(np.unique(sizes.numpy()).tolist()), height, width),
+            orders,
+        )
     table = kappa_table(weight, layout)
     if len(weight) == 1:
         rows = _table_rows(bags.offsets, layout)
@@ -57,6 +74,31 @@ def pool_linearly(
         return pooled
     factors = bias_factors(table, layout).index_select(1, sizes.to(values.device) - 1)
     return torch.addcmul(pooled, bias, factors.T)
+
+
+def _pool_long(
+    values: Tensor,
+    offsets: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    known: Sizes,
+    orders: Tensor | None,
+) -> Tensor:
+    """(B, C): `pool_linearly` by `long_kappas`."""
+    kappas, factors = long_kappas(weight, known)
+    number = torch.searchsorted(torch.tensor(known.sizes), offsets.diff())
+    first = offsets_of(torch.tensor(known.sizes))[number] - offsets[:-1]
+    rows = first[owners(offsets)] + torch.arange(len(values))
+    kappa = _mean_rows(kappas[0], rows[None] if orders is None else _by_instance(rows, orders))
+    pooled = weighted_pool(values, kappa, offsets)
+    return torch.addcmul(pooled, bias, factors.index_select(1, number.to(values.device)).T)
+
+
+def table_values(n: int, pixels: int, groups: int, *, training: bool) -> float:
+    """About the values that the weights of bags of up to n instances take, for each kernel."""
+    if groups == 1 and is_long(ChainLayout.for_bags(n, pixels, 1), groups):
+        return needed_values(n, pixels, training=training)
+    return (9 * pixels + 1 if training else pixels + 4) * n**2 / 2
 
 
 def _table_rows(offsets: Tensor, layout: ChainLayout) -> Tensor:

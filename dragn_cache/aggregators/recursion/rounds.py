@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -24,21 +25,50 @@ class Schedule(NamedTuple):
     """The rounds of a recursion over a batch, and where their results lie."""
 
     rounds: Sequence[Round]
+    windows: Sequence[int]  # of each round
     orders: int = 1  # so many neighbouring windows share a result, the mean of theirs
     one_array: bool = False  # results are further rows of it; if not, the rows of the next round
 
 
-def plan_rounds(sizes: Tensor) -> Iterator[Round]:
+class DragnRounds(Sequence[Round]):
     """DRAGN's rounds, for bags of ``sizes`` (B,) instances, each at least one.
 
     The rows of a round are the windows of the round before; those of the first are the instances.
-    A window is three rows side by side. A bag of one or two rows leaves.
+    A window is three rows side by side. A bag of one or two rows leaves. Rounds are made when they
+    are asked for: those of a bag of n instances have n² / 4 windows.
     """
-    bag, left = torch.arange(len(sizes)), sizes
-    calls = (sizes - 1) ** 2 // 4  # unit calls of a whole bag: (n-2) + (n-4) + ...
-    calls_before = calls.cumsum(0) - calls
-    number = 0
-    while len(left):
+
+    def __init__(self, sizes: Tensor) -> None:
+        self.sizes = sizes
+        self.calls = (sizes - 1) ** 2 // 4  # unit calls of a whole bag: (n-2) + (n-4) + ...
+        self.calls_before = self.calls.cumsum(0) - self.calls
+        self.total = (int(sizes.max()) - 1) // 2 + 1
+
+    def __len__(self) -> int:
+        return self.total
+
+    @property
+    def windows(self) -> list[int]:
+        """The number of windows of each round."""
+        number = torch.arange(self.total)
+        ordered = self.sizes.sort().values
+        # Of the bags longer than 2 (number + 1), the sum of what is longer.
+        first = torch.searchsorted(ordered, 2 * (number + 1), right=True)
+        above = F.pad(ordered.flip(0).cumsum(0).flip(0), (0, 1))[first]
+        counts: list[int] = (above - (len(ordered) - first) * 2 * (number + 1)).tolist()
+        return counts
+
+    @overload
+    def __getitem__(self, number: int) -> Round: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Round]: ...
+    def __getitem__(self, number: int | slice) -> Round | list[Round]:
+        if isinstance(number, slice):
+            return [self[k] for k in range(*number.indices(self.total))]
+        if not 0 <= number < self.total:
+            raise IndexError(number)
+        bag = (self.sizes > 2 * number).nonzero().flatten()
+        left = self.sizes[bag] - 2 * number
         first = left.cumsum(0) - left
         stays = left > 2
         last_rows = torch.stack((first, first + left - 1), dim=1)[~stays]
@@ -46,11 +76,19 @@ def plan_rounds(sizes: Tensor) -> Iterator[Round]:
         owner = torch.repeat_interleave(windows)
         place = torch.arange(len(owner)) - (windows.cumsum(0) - windows)[owner]
         # The rounds before had n-2, n-4, ... windows of this bag: number * (n-1-number).
-        first_index = calls_before[bag] + number * (sizes[bag] - 1 - number)
+        first_index = self.calls_before[bag] + number * (self.sizes[bag] - 1 - number)
         members = (first[stays][owner] + place)[:, None] + torch.arange(3)
-        yield Round(finished, last_rows, members, first_index[owner] + place)
-        left = windows
-        number += 1
+        return Round(finished, last_rows, members, first_index[owner] + place)
+
+
+KEPT_WINDOWS = 2**22  # of rounds that are made once and kept
+
+
+def plan_rounds(sizes: Tensor) -> Schedule:
+    """`DragnRounds` as a schedule; few are kept, so that each is made once."""
+    rounds = DragnRounds(sizes)
+    windows = rounds.windows
+    return Schedule(list(rounds) if sum(windows) <= KEPT_WINDOWS else rounds, windows)
 
 
 class Moments(NamedTuple):
@@ -82,6 +120,10 @@ class Plan:
     @property
     def rounds(self) -> Sequence[Round]:
         return self.schedule.rounds
+
+    @property
+    def windows(self) -> Sequence[int]:
+        return self.schedule.windows
 
     @property
     def orders(self) -> int:

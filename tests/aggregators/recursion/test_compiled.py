@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from plain_recursion import assert_like_the_loop, close, draw, needs_compiler, random_dragn
 
 from dragn_cache.aggregators.dragn import Dragn
-from dragn_cache.aggregators.recursion import compiled, kernels, library
+from dragn_cache.aggregators.recursion import compiled, kernels, library, rounds
 from dragn_cache.ragged import RaggedBags
 
 SHAPES = [(c, *size) for c in (1, 3, 17) for size in ((1, 1), (2, 3), (4, 10), (7, 7))]
@@ -51,6 +52,27 @@ def test_every_size_of_bag_equals_the_loop_in_double(
     three = bn and training and shape == (3, 1, 1)
     assert_like_the_loop(dragn, bags, values=1e-10, gradients=2e-9 if three else 1e-10)
     assert ways == ["fold"]
+
+
+@needs_compiler
+@pytest.mark.parametrize("options", [{}, {"bn": False}, {"bn_scope": "window"}], ids=str)
+def test_rounds_that_are_computed_again_give_the_same_bytes(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 37 instances 19 rounds: the maps of rounds 0, 4, 8, 12 and 16 are kept, or all."""
+    bags = draw((5, 2, 3), [37, 1, 12, 2])
+    results = []
+    for limit in (compiled.MAPS_BYTES, 0):
+        monkeypatch.setattr(compiled, "MAPS_BYTES", limit)
+        monkeypatch.setattr(rounds, "KEPT_WINDOWS", limit)
+        dragn = random_dragn((5, 2, 3), unit="L3Agg", **options).train()
+        values = bags.values.clone().requires_grad_()
+        embedding = dragn(RaggedBags(values, bags.offsets)).embedding
+        saved = sum(t.dim() == 4 for t in embedding.grad_fn.saved_tensors)
+        assert saved == (19 if limit else 5)
+        embedding.square().sum().backward()
+        results.append([values.grad, *(p.grad for p in dragn.parameters()), *dragn.buffers()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @needs_compiler

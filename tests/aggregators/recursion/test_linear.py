@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from numpy_layers import shaken
 from plain_recursion import draw
 from torch import Tensor
+from tracked_memory import TrackedMemory
 
 from dragn_cache.aggregators import create_aggregator
 from dragn_cache.aggregators.dragn import Dragn
-from dragn_cache.aggregators.recursion import kernels, linear, weighted_sum
+from dragn_cache.aggregators.recursion import kernels, linear, long_chain, weighted_sum
+from dragn_cache.aggregators.recursion.linear import pool_linearly
 from dragn_cache.aggregators.recursion.weighted_sum import weighted_pool
 from dragn_cache.devices import one_thread
 from dragn_cache.ragged import RaggedBags
@@ -213,3 +215,37 @@ def test_values_of_their_own_for_each_model() -> None:
     got = torch.func.vmap(lambda v, k: weighted_pool(v, k, offsets))(values, kappa)
     product = torch.einsum("mncp,mnp->mnc", values, kappa)
     torch.testing.assert_close(got, torch.stack([product[:, :2].sum(1), product[:, 2:].sum(1)], 1))
+
+
+@pytest.mark.parametrize("shape", [(19, 2, 3), (7,), (3, 9, 9)], ids=str)
+@pytest.mark.parametrize("sizes", [[37, 1, 12, 2, 12, 5], [3], [40]], ids=str)
+def test_the_chain_of_long_bags_gives_the_same(
+    shape: tuple[int, ...], sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values, and the gradients of features, weights and bias, to rounding in double precision."""
+    generator = torch.Generator().manual_seed(5)
+    offsets = torch.tensor([0, *sizes]).cumsum(0)
+    values = torch.randn(int(offsets[-1]), *shape, generator=generator, dtype=torch.float64)
+    weight = torch.randn(1, 3, 3, 3, generator=generator, dtype=torch.float64) / 6
+    bias = torch.randn(1, generator=generator, dtype=torch.float64)
+    results = []
+    for limit in (long_chain.TABLE_VALUES, 0):
+        monkeypatch.setattr(long_chain, "TABLE_VALUES", limit)
+        inputs = [x.clone().requires_grad_() for x in (values, weight, bias)]
+        pooled = pool_linearly(RaggedBags(inputs[0], offsets), inputs[1], inputs[2])
+        factors = torch.arange(1.0, 1 + pooled.numel(), dtype=torch.float64).view_as(pooled)
+        (pooled * factors).sum().backward()
+        results.append([pooled.detach(), *(x.grad for x in inputs)])
+    for table, chain in zip(*results, strict=True):
+        assert table is not None
+        torch.testing.assert_close(table, chain, rtol=1e-11, atol=1e-11)
+
+
+def test_the_chain_of_long_bags_needs_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table for 901 instances has 406,800 rows, of which nine are made in training."""
+    monkeypatch.setattr(long_chain, "TABLE_VALUES", 0)
+    weight = torch.full((1, 3, 1, 1), 1 / 3, requires_grad=True)
+    bags = RaggedBags(torch.rand(901, 5), torch.tensor([0, 901]))
+    with TrackedMemory() as memory:
+        pool_linearly(bags, weight, torch.zeros(1)).sum().backward()
+    assert memory.peak < 4 * long_chain.needed_values(901, 1, training=True) < 4 * 406_800
