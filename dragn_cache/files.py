@@ -13,7 +13,9 @@ import hashlib
 import io
 import itertools
 import os
+import shutil
 import stat
+import time
 import unicodedata
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -26,6 +28,7 @@ from dragn_cache.machine import free_memory
 MAX_NAME_BYTES = 255
 LONGEST_CELL = 131_072  # characters: the csv module reads no longer ones
 LONGEST_SUFFIX = ".npy"
+REMOVALS = 7  # tries of `remove_tree`, in about two seconds
 
 MOST_TEXT_BYTES = 2**24  # of TOML and JSON that describe something
 MOST_TABLE_BYTES = 2**30  # of tables and of results by bag
@@ -218,6 +221,18 @@ def write_bytes(path: Path, content: bytes) -> None:
     finally:
         scratch.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder as far as can be, also while threads of a library still write to it.
+
+    Zarr writes in threads, of which one reports a disk's error while others go on for a moment.
+    """
+    for attempt in range(REMOVALS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.02 * 2**attempt)
 
 
 def is_unfinished(path: Path) -> bool:

@@ -5,7 +5,8 @@
 After a fault the same command runs again, undisturbed. It must succeed, and give the bytes of a run
 that nothing disturbed; what was complete before is the same file as before; no scratch is left. A
 command that an error has ended says so in one line and ends with 2. ``make faults`` makes a hundred
-kills of each, the suite ten of all together (tests/test_faults.py).
+kills of six of them and a quarter of that of the others, the suite two of the six
+(tests/test_faults.py).
 
 Each try is a fork of a process that has imported everything, so it takes a fraction of a second.
 Full disks and read-only folders are tmpfs, which need the right to mount.

@@ -6,8 +6,11 @@ import ast
 import errno
 import os
 import signal
+import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -214,3 +217,21 @@ def reads_a_file(call: ast.Call) -> bool:
         v.value for v in values if isinstance(v, ast.Constant)
     }
     return not writes and not name.startswith(("os.", "h5py.h5o."))
+
+
+def test_a_folder_goes_while_another_thread_still_writes_to_it(tmp_path: Path) -> None:
+    """As Zarr's threads do after one of them has met a full disk."""
+    folder, stop = tmp_path / "scratch", time.monotonic() + 0.3
+    folder.mkdir()
+
+    def write() -> None:
+        number = 0
+        with suppress(FileNotFoundError):
+            while time.monotonic() < stop:
+                number += 1
+                (folder / str(number)).touch()
+
+    with ThreadPoolExecutor(1) as others:
+        others.submit(write)
+        files.remove_tree(folder)
+        assert not folder.exists()

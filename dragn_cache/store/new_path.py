@@ -7,7 +7,6 @@ fills, leaves nothing at the path, and the same command can be repeated.
 from __future__ import annotations
 
 import glob
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from dragn_cache.errors import InputError
 from dragn_cache.files import (
     is_full,
     is_unfinished,
+    remove_tree,
     require_new,
     sync_folder,
     sync_tree,
@@ -77,7 +77,7 @@ def claimed(out: Path, *, keep: str = "") -> Iterator[Claims]:
             )
         for left in _left(out):
             if out.exists() or not _is_kept(left, keep):
-                shutil.rmtree(left, ignore_errors=True)
+                remove_tree(left)
         yield claims
 
 
@@ -130,7 +130,7 @@ def beside(out: Path, claims: Claims, *, keep: str = "") -> Iterator[Path]:
         raise
     finally:
         if is_done or not _is_kept(scratch, keep):
-            shutil.rmtree(scratch, ignore_errors=True)
+            remove_tree(scratch)
 
 
 def _remove_unfinished(folder: Path) -> None:

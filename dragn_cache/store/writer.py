@@ -19,6 +19,7 @@ from dragn_cache.files import (
     MOST_TABLE_BYTES,
     is_storable,
     read_limited,
+    remove_tree,
     sync_folder,
     sync_tree,
     write_text,
@@ -121,7 +122,7 @@ class StoreWriter:
             if intact.exists() or not (self.path / "parts").exists():
                 raise
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(folder)
             self.claims.release(part.name)
 
     def _complete(self, part: PartPlan, writer: PartWriter, folder: Path) -> None:

@@ -23,7 +23,6 @@ from dragn_cache.files import (
     read_limited,
     read_text,
     require_regular,
-    require_regular_below,
 )
 from dragn_cache.store.part import (
     Array,
@@ -77,13 +76,11 @@ class ZarrFormat:
         """Nothing to try: uncompressed chunks are read by Python alone."""
 
     def read_index(self, path: Path) -> PartIndex:
-        require_regular_below(path)
-        group = zarr.open_group(path, mode="r")
-        return index_from_arrays(partial(_read, path, group))
+        return index_from_arrays(partial(_read, path))
 
     def read_bags(self, path: Path) -> BagRows:
         (rows,) = _metadata(path / "instances" / "order")["shape"]
-        return bag_rows(partial(_read_chunk, path), rows)
+        return bag_rows(partial(_read, path), rows)
 
     def read_rows(self, path: Path, tap: Tap, view: str, pieces: Pieces) -> None:
         folder = path / "taps" / tap.name / view
@@ -139,7 +136,7 @@ def _metadata(array: Path) -> dict[str, Any]:
     return metadata
 
 
-def _read_chunk(path: Path, name: str) -> Array | None:
+def _read(path: Path, name: str) -> Array | None:
     """An array of the index, which is one uncompressed chunk; None if there is none.
 
     The library takes a millisecond for each array, which adds up over many small parts.
@@ -155,20 +152,15 @@ def _read_chunk(path: Path, name: str) -> Array | None:
     if math.prod(shape):
         chunk = read_limited(array.joinpath("c", *["0"] * len(shape)), MOST_TABLE_BYTES)
     if codecs == ["vlen-utf8"]:
-        values: Array = VLenUTF8().decode(chunk) if chunk else np.empty(0, object)
+        if not chunk:
+            return np.empty(0, object)
+        count = int.from_bytes(chunk[:4], "little")  # each text has four bytes at least
+        if shape != [count] or len(chunk) < 4 + 4 * count:
+            raise ValueError(f"{name} has other texts than its shape says")
+        values: Array = VLenUTF8().decode(chunk)
         return values
     kind = np.dtype(metadata["data_type"]).newbyteorder("<")
     return np.frombuffer(chunk, kind).reshape(shape).astype(kind.newbyteorder("="))
-
-
-def _read(path: Path, group: zarr.Group, name: str) -> Array | None:
-    """Read an array of the index, which is one chunk; the library gives zeros for a lost one."""
-    if name not in group:
-        return None
-    array: Any = group[name]
-    if array.size and not path.joinpath(name, "c", *["0"] * array.ndim).is_file():
-        raise FileNotFoundError(f"{name} has lost its chunk")
-    return np.asarray(array[...])
 
 
 def _cut(start: int, out: Array, block: int) -> Iterator[tuple[int, int, Array]]:

@@ -543,7 +543,7 @@ def test_the_commands_train_predict_and_list_them(store: Store, tmp_path: Path) 
     assert "warning: vlad is not trained by gradients" in result.stderr
     assert "does not read --epochs, --views" in " ".join(result.stderr.split())
     files = ["checkpoint.pt", "config.toml", "metrics.json", "predictions.csv", "selection.csv"]
-    assert sorted(path.name for path in run.iterdir()) == [*files, "splits.csv"]
+    assert sorted(path.name for path in run.iterdir()) == ["SHA256SUMS", *files, "splits.csv"]
     settings = tomllib.loads((run / "config.toml").read_text())["train"]
     assert settings["options"] == {"words": 8, "svm": "linear"}
     assert (settings["scale"], settings["tap"], "epochs" in settings) == ("standard", "gap", False)
