@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -34,11 +34,52 @@ def dragn(in_shape: tuple[int, ...], *, seed: int = 0, **options: Any) -> Dragn:
 def random_dragn(in_shape: tuple[int, ...], **options: Any) -> Dragn:
     """With PyTorch's random start, and BN weights and statistics that are not all 0 or 1."""
     aggregator = dragn(in_shape, init="default", **options)
-    for norm in norms_of(aggregator):
+    draw_statistics(norms_of(aggregator))
+    return aggregator
+
+
+def draw_statistics(norms: Sequence[nn.BatchNorm2d]) -> None:
+    """BN weights and statistics that are not all 0 or 1, of the first four rounds."""
+    for norm in norms:
         for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
             assert tensor is not None
             nn.init.uniform_(tensor, 0.5, 1.5)
-    return aggregator
+        assert norm.num_batches_tracked is not None
+        if len(norm.num_batches_tracked) > 1:
+            norm.num_batches_tracked[:4] = 1
+
+
+class RoundNorm(nn.Module):
+    """Batch normalisation in evaluation by the statistics of a round, or of the last that has any.
+
+    Attributes:
+        number: of the round that is computed.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(norm.weight.detach().clone())
+        self.bias = nn.Parameter(norm.bias.detach().clone())
+        self.number = 0
+        for name, buffer in norm.named_buffers():
+            self.register_buffer(name, buffer.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        row = min(self.number, int(self.num_batches_tracked.count_nonzero()) - 1)
+        mean, variance = self.running_mean[row], self.running_var[row]
+        return nn.functional.batch_norm(x, mean, variance, self.weight, self.bias)
+
+
+def at_round(layers: nn.Module, number: int) -> nn.Module:
+    """The layers, whose batch normalisation now is that of a round."""
+    for layer in layers.modules():
+        if isinstance(layer, RoundNorm):
+            layer.number = number
+    return layers
 
 
 def norms_of(aggregator: Dragn) -> list[nn.BatchNorm2d]:
@@ -77,7 +118,10 @@ def algorithm_1(bags: RaggedBags, unit_of_round: Callable[[int], Unit], mixing: 
 
 
 def plain_copy(unit: nn.Module) -> nn.Sequential:
-    """The same layers as PyTorch's own modules, with copies of parameters and statistics."""
+    """The same layers as PyTorch's own modules, with copies of parameters and statistics.
+
+    Batch normalisation with statistics for each round is a `RoundNorm`, for evaluation.
+    """
     layers: list[nn.Module] = []
     for layer in unit.children():
         own: nn.Module
@@ -89,14 +133,24 @@ def plain_copy(unit: nn.Module) -> nn.Sequential:
                 padding=layer.padding,  # type: ignore[arg-type]
                 groups=layer.groups,
             )
+            own.load_state_dict(layer.state_dict())
         elif isinstance(layer, nn.BatchNorm2d):
-            own = nn.BatchNorm2d(layer.num_features)
+            own = plain_norm(layer)
         else:
             own = nn.ReLU()
         layers.append(own)
-    plain = nn.Sequential(*layers).to(next(unit.parameters()).dtype)
-    plain.load_state_dict(unit.state_dict())
-    return plain.train(unit.training)
+    return nn.Sequential(*layers).to(next(unit.parameters()).dtype).train(unit.training)
+
+
+def plain_norm(norm: nn.BatchNorm2d) -> nn.Module:
+    """PyTorch's own layer with the same statistics, where all rounds share them."""
+    state = norm.state_dict()
+    if len(state["running_mean"]) > 1:
+        return RoundNorm(norm)
+    own = nn.BatchNorm2d(norm.num_features)
+    buffers = {name for name, _ in norm.named_buffers()}
+    own.load_state_dict({name: x[0] if name in buffers else x for name, x in state.items()})
+    return own
 
 
 def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
@@ -118,7 +172,7 @@ def assert_like_the_loop(
     with one_thread():  # thousands of tiny convolutions
         loop = algorithm_1(
             RaggedBags(loop_features, bags.offsets),
-            lambda number: plain[min(number, len(plain) - 1)],
+            lambda number: at_round(plain[min(number, len(plain) - 1)], number),
             mixing,
         )
         (loop * weight).sum().backward()
@@ -137,4 +191,17 @@ def assert_like_the_loop(
                 assert (parameter.grad - grad).abs().max() <= gradients * largest, name
         buffers = dict(copy.named_buffers())
         for name, buffer in unit.named_buffers():
-            assert close(buffer.double(), buffers[name].double(), values), name
+            theirs = buffers[name].double().view(buffer.shape)
+            assert close(buffer.double(), theirs, values), name
+
+
+def assert_moved(norm: nn.BatchNorm2d, before: RoundNorm, seen: Sequence[Tensor]) -> None:
+    """The statistics of each round, the second time that they are moved, from the values (K, …)."""
+    own = RoundNorm(norm)
+    for row, values in enumerate(seen):
+        mean, variance = values.mean(1), values.var(1)
+        torch.testing.assert_close(own.running_mean[row], (before.running_mean[row] + mean) / 2)
+        torch.testing.assert_close(own.running_var[row], (before.running_var[row] + variance) / 2)
+    count = len(seen)
+    assert torch.equal(own.running_mean[count:], before.running_mean[count:])
+    assert own.num_batches_tracked[:5].tolist() == [2] * count + [1] * (4 - count) + [0]

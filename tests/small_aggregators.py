@@ -15,10 +15,11 @@ from dragn_cache.ragged import RaggedBags
 MAP, VECTOR = (17, 2, 3), (19,)
 SIZES = [1, 2, *range(1, 14), 5, 1, 17, 23, 31, 40]
 LABELS = 3
-# Options that a method cannot be made without, and widths that keep the tests small.
+# Options that a method cannot be made without, those that keep the tests small, and those that take
+# the longest way.
 REQUIRED: dict[str, dict[str, Any]] = {
     name: {"labels": LABELS} for name in AGGREGATORS if "labels" in options_of(name)
-} | {"bilstm": {"hidden": 29}}
+} | {"bilstm": {"hidden": 29}, "dragn": {"bn": "auto"}, "hamil": {"bn": "auto"}}
 
 
 def make(name: str, in_shape: tuple[int, ...], *, seed: int = 0) -> Aggregator:

@@ -19,7 +19,7 @@ branch there is no diversity, but its classifier stays; the authors then leave i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,9 @@ class Acmil(Aggregator, declared="acmil"):
         self.classifiers = nn.ModuleList(
             nn.Linear(self.out_dim, self.options.labels) for _ in range(branches)
         )
+
+    def label_biases(self) -> Sequence[Tensor]:
+        return [cast(nn.Linear, layer).bias for layer in self.classifiers]
 
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         return self._attend(bags)[0]

@@ -6,6 +6,7 @@ live here, so that no method can forget them. What a method may write besides:
 
 - ``supervised``, where training adds losses of its own to the bag's (CLAM, DSMIL);
 - ``head``, where its classifier is not one linear layer on the embedding;
+- ``label_biases``, where it has classifiers inside that are compared with the labels;
 - ``fit``, where something comes from the training bags before training (a codebook, a PCA).
 """
 
@@ -132,6 +133,14 @@ class Aggregator(nn.Module, ABC):
     def head(self, labels: int) -> nn.Module:
         """A fresh classifier: embeddings (B, D) to logits (B, L)."""
         return nn.Linear(self.out_dim, labels)
+
+    def label_biases(self) -> Sequence[Tensor]:
+        """Biases, besides the head's, of logits that training compares with the bags' labels.
+
+        Each is (L,), or (K · L,) where a label has K neighbours. They start at the labels'
+        frequency, as the head's does; see `training.start`.
+        """
+        return ()
 
     def fit(self, batches: Iterable[RaggedBags]) -> None:
         """Take from all training bags, once before training, what is not learned by gradients."""

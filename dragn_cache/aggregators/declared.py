@@ -12,10 +12,11 @@ from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Ge
+from pydantic import model_validator
 
 from dragn_cache.errors import SettingError
 from dragn_cache.named import Registered
-from dragn_cache.options import Settings, setting
+from dragn_cache.options import Settings, setting, value_text
 
 Needs = Literal["map", "vector", "any"]
 """The tap that a method is meant for; "any" where a map and its average give the same result."""
@@ -159,19 +160,31 @@ class UnitOptions(Settings):
 
     unit: UnitName = option("L3Agg", help="Unit of 1, 2 or 3 convolutions.")
     kernel: KernelSize = option(3, help="Side of the square kernel in pixels.")
-    bn: bool | None = option(
-        None, help="Batch normalisation after hidden convolutions; none is on where there is any."
+    bn: Literal["off", "on", "auto"] = option(
+        "off", help="Batch normalisation after hidden convolutions; auto is on where there is any."
     )
     init: Init = option(
         "mean", help="Start as the mean of the instances, or with PyTorch's own start."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _older_spelling(cls, values: Any) -> Any:
+        """``bn`` was true, false or none, which is auto."""
+        older = {True: "on", False: "off", None: "auto"}
+        texts = {value_text(value): word for value, word in older.items()}
+        if not isinstance(values, Mapping) or "bn" not in values:
+            return values
+        bn = values["bn"]
+        known = bn is None or isinstance(bn, bool)
+        return {**values, "bn": older[bn] if known else texts.get(bn, bn)}
+
     def require_consistent(self) -> None:
-        if self.bn and self.unit == "L1Agg":
+        if self.bn == "on" and self.unit == "L1Agg":
             raise SettingError(
                 "bn",
-                expected="none or false with unit=L1Agg, which has no hidden convolution",
-                got="True",
+                expected="off or auto with unit=L1Agg, which has no hidden convolution",
+                got="'on'",
                 remedy="leave it out",
             )
 

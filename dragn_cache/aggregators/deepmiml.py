@@ -49,6 +49,9 @@ class DeepMiml(Aggregator, declared="deepmiml"):
         self.out_dim, width = self.options.labels * self.options.subconcepts, self.out_dim
         self.scores = nn.Linear(width, self.out_dim)
 
+    def label_biases(self) -> Sequence[Tensor]:
+        return (self.scores.bias,)
+
     def head(self, labels: int) -> nn.Module:
         return LargestSubconcept(labels)
 

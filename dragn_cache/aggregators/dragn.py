@@ -26,14 +26,17 @@ of two the mean. Global average pooling comes after the recursion, so the featur
   feature channel c of the window's instance k: the three instances of channel 0 come first.
 - **The start** (``init``): "mean" starts as the recursive mean, exactly so without BN on
   non-negative features; "default" is PyTorch's, which can explode on long bags.
-- **Batch normalisation in training.** ``bn_scope="round"``: statistics over all values of
-  one BN channel in a round (all windows of all bags, h and w; with ``shared`` the C feature
-  channels as well); running statistics move once per forward pass, to the pooled moments of all
-  rounds. ``"window"``: as in a loop that calls the unit on one window at a time: each window is
-  normalised by its own statistics, and running statistics move once per window, bag by bag, round
-  by round, window by window. Variances are unbiased in running statistics, as in PyTorch. In
-  evaluation mode both are plain batch normalisation. Where a channel has one value in a window
-  (vectors, unless ``shared``; C = 1), a round of one window has no statistics: no BN there.
+- **Batch normalisation** is off unless asked for, as in the authors' code. ``bn_scope="round"``: in
+  training, statistics over all values of one BN channel in a round (all windows of all bags, h and
+  w; with ``shared`` the C feature channels as well); in evaluation, running statistics of each
+  round by itself, since folding makes values less spread from round to round (see `UnitNorm`).
+  ``"window"``: as in a loop that calls the unit on one window at a time, the paper's words: each
+  window is normalised by its own statistics, and one set of running statistics moves once per
+  window, bag by bag, round by round, window by window. Evaluation then normalises all rounds by
+  statistics that are no round's, and gives other results than training did: it is there to
+  reproduce the reference. Variances are unbiased in running statistics, as in PyTorch. Where a
+  channel has one value in a window (vectors, unless ``shared``; C = 1), a round of one window has
+  no statistics: no BN there.
 """
 
 from __future__ import annotations
@@ -93,13 +96,14 @@ class Dragn(Aggregator, declared="dragn"):
         chosen = self.options
         channels, values = self.in_shape[0], math.prod(self.in_shape[1:])
         single = (values * channels if chosen.mixing == "shared" else values) == 1
-        if chosen.bn and single:
+        if chosen.bn == "on" and single:
             raise InputError(
                 "aggregator dragn, option bn",
-                expected="none or false, as a window is one value",
-                got="True",
+                expected="off or auto, as a window is one value",
+                got="'on'",
                 remedy="leave it out",
             )
+        has_bn = chosen.bn == "on" or (chosen.bn == "auto" and not single)
         self._sizes = (1 if chosen.short == "kept" else 3, chosen.cap)
         self._order = chosen.order
         # A tree does not tell which of two instances is the first to be repeated.
@@ -113,7 +117,7 @@ class Dragn(Aggregator, declared="dragn"):
                 channels=1 if chosen.mixing == "shared" else channels,
                 groups=channels if chosen.mixing == "per_channel" else 1,
                 kernel=chosen.kernel,
-                bn=chosen.unit != "L1Agg" and not single if chosen.bn is None else chosen.bn,
+                bn=chosen.bn_scope if has_bn else None,
                 init=chosen.init,
             )
             for _ in range(chosen.rounds or 1)
@@ -231,7 +235,7 @@ class Dragn(Aggregator, declared="dragn"):
                 finished.append(step.finished)
                 pooled.append(_pool_last(maps, step.last_rows))
             if len(step.members):
-                norms.start_round(step.loop_index)
+                norms.start_round(number, step.loop_index)
                 maps = self._fold(maps, step.members, number, norms)
         order = torch.cat(finished).argsort().to(maps.device)
         return torch.cat(pooled).index_select(0, order)

@@ -59,6 +59,9 @@ class Dsmil(Aggregator, declared="dsmil"):
             self.value.append(nn.ReLU())
         self.out_dim = labels * width
 
+    def label_biases(self) -> Sequence[Tensor]:
+        return (self.instances.bias,)
+
     def row_values(self, *, training: bool) -> float:
         """The layers' widths, and the products of queries, in training of each label."""
         products = self.options.labels if training else 3

@@ -61,6 +61,9 @@ class Dtfd(Aggregator, declared="dtfd"):
         self.tier2 = GatedScores(self.out_dim, self.options.attn_dim)
         self.classifier = nn.Linear(self.out_dim, self.options.labels)
 
+    def label_biases(self) -> Sequence[Tensor]:
+        return (self.classifier.bias,)
+
     def aggregate(self, bags: RaggedBags) -> Aggregated:
         return self._tiers(bags)[0]
 

@@ -23,10 +23,10 @@ merged once. Where the paper leaves a choice, or this differs from it:
   for ever. The first hidden convolution therefore starts as ``[x, (x + y) / 2]``. Without BN and on
   non-negative features a merge still starts as exactly the mean of its two. L1Agg cannot be more
   than symmetric: it is linear, and its two kernels count by their sum.
-- **Batch normalisation in training** takes its statistics over all pairs of one level of the
-  batch's trees, in both orders; running statistics move once per forward pass, to the
-  pooled moments of all levels. Statistics over a single value raise PyTorch's ValueError, "Expected
-  more than 1 value per channel".
+- **Batch normalisation** is off unless asked for. In training it takes its statistics over all
+  pairs of one level of the batch's trees, in both orders, and in evaluation the running statistics
+  of that level, which is a merge's height above the instances. Statistics over a single value
+  raise PyTorch's ValueError, "Expected more than 1 value per channel".
 - **A symmetric L1Agg is linear**: a merge is one convolution of (x + y) / 2. So the embedding is a
   weighted sum over the features, like DRAGN's (see `chain`): an instance d merges below the root
   has the weights κ_d, which are the average over pixels through d halved, transposed convolutions,
@@ -96,7 +96,7 @@ class Hamil(Aggregator, declared="hamil"):
             channels=1,
             groups=1,
             kernel=self.options.kernel,
-            bn=unit != "L1Agg" if self.options.bn is None else self.options.bn,
+            bn=None if self.options.bn == "off" else "round",
             init=init,
         )
         if init == "mean" and self.symmetric and unit != "L1Agg":
@@ -153,8 +153,9 @@ class Hamil(Aggregator, declared="hamil"):
         factors = table.new_zeros(len(bags)).index_add(0, bag, sums)
         return torch.addcmul(pooled, cast(Tensor, conv.bias), factors[:, None])
 
-    def _merge(self, x: Tensor, y: Tensor, norms: NormPass) -> Tensor:
-        """(m, C, h, w) twice -> (m, C, h, w): one level."""
+    def _merge(self, level: int, x: Tensor, y: Tensor, norms: NormPass) -> Tensor:
+        """(m, C, h, w) twice -> (m, C, h, w): one level, counted from 0."""
+        norms.start_round(level, torch.empty(0, dtype=torch.int64))
         pairs = torch.stack((x, y), dim=2)
         if self.symmetric:
             pairs = torch.cat((pairs, pairs.flip(2)))

@@ -48,6 +48,9 @@ class Si(Aggregator, declared="si"):
         self.classify = nn.Linear(self.out_dim, self.options.labels)
         self.out_dim = self.options.labels
 
+    def label_biases(self) -> Sequence[Tensor]:
+        return (self.classify.bias,)
+
     def head(self, labels: int) -> nn.Module:
         """The embedding is the logits already."""
         return nn.Identity()

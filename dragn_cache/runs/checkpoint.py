@@ -25,7 +25,10 @@ from dragn_cache.training.config import TrainConfig
 from dragn_cache.training.fit import Fitted, Model, load_model
 from dragn_cache.types import Task, Warn
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
+WITH_BN = 1
+"""The version whose recursive units had batch normalisation unless told not to."""
+RECURSIVE = ("dragn", "hamil")
 CHECKPOINT_DIGESTS = ("features", "numerics")  # of a store's provenance
 
 
@@ -150,10 +153,10 @@ def read_checkpoint(run: Path) -> Checkpoint:
         require_sound_archive(path)
         record = torch.load(path, map_location="cpu", weights_only=True)
         version = record["version"]
-    if type(version) is not int or version != CHECKPOINT_VERSION:
+    if type(version) is not int or version not in (WITH_BN, CHECKPOINT_VERSION):
         raise InputError(
             str(path),
-            expected=f"checkpoint version {CHECKPOINT_VERSION}",
+            expected=f"checkpoint version {WITH_BN} or {CHECKPOINT_VERSION}",
             got=reprlib.repr(version),
             remedy="use the version of dragn-cache that wrote it, or train again",
         )
@@ -211,6 +214,8 @@ def _parse(path: Path, record: Mapping[str, Any]) -> Checkpoint:
             raise _wrong_field(path, name, expected, reprlib.repr(record[name]))
     try:
         config = TrainConfig.from_record(record["config"])
+        if record["version"] == WITH_BN and config.aggregator in RECURSIVE:
+            config = config.replace(options={"bn": "auto", **config.options})
     except Exception as error:  # settings of any type, for which their checks were not made
         got = str(error) if isinstance(error, InputError) else reason(error)
         raise _wrong_field(path, "config", FIELDS["config"][0], got) from error

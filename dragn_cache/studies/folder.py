@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -37,6 +37,8 @@ FILES = (
     "comparison.csv",
     "predictions.csv",
 )
+TRAININGS = 2
+"""The version of what a training with the same settings does; 1 in folders that do not say."""
 DIGEST = "sha256"
 """The key of a training's file that has the digest of all others."""
 TRAINING = TypeAdapter(Training)
@@ -97,10 +99,26 @@ def read_config(out: Path) -> dict[str, Any]:
     return record
 
 
-def begin(out: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
-    """Write config.toml, or refuse to mix; methods and seeds may be added to what there is."""
+def begin(
+    out: Path,
+    before: dict[str, Any],
+    record: dict[str, Any],
+    tasks: Sequence[Place],
+    truth: Truth,
+) -> None:
+    """Write config.toml, or refuse to mix; methods and seeds may be added to what there is.
+
+    Args:
+        before: as `read_config` gave it; ``record``: the settings now.
+        tasks: all trainings; ``truth``: what they are scored against.
+    """
     record = tomllib.loads(tomli_w.dumps(record))  # tuples become lists
+    record["crossval"]["trainings"] = TRAININGS
     if before:
+        began = before["crossval"].get("trainings", 1)
+        if began != TRAININGS:
+            _require_finished(out, tasks, truth)
+            record["crossval"]["trainings"] = began
         changes = differences(
             _compared(before, record), _compared(record, before), COMPARED_SETTINGS
         )
@@ -118,10 +136,22 @@ def begin(out: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
     (out / "trainings").mkdir(exist_ok=True)
 
 
+def _require_finished(out: Path, tasks: Sequence[Place], truth: Truth) -> None:
+    """Raise unless nothing is left to train, since trainings of another version go another way."""
+    if any(read_training(out, task, truth) is None for task in tasks):
+        raise StoreMismatchError(
+            str(out),
+            expected="trainings of this version",
+            got="those of one whose heads started at 0, and whose recursive units had batch "
+            "normalisation unless told not to",
+            remedy="give another `out`",
+        )
+
+
 def _compared(record: dict[str, Any], other: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The settings of a record that another one must share."""
     both = {k: v for k, v in record["methods"].items() if k in other["methods"]}
-    fixed = {k: v for k, v in record["crossval"].items() if k not in MAY_CHANGE}
+    fixed = {k: v for k, v in record["crossval"].items() if k not in (*MAY_CHANGE, "trainings")}
     return {"crossval": fixed, "data": record["data"], "methods": both}
 
 

@@ -123,7 +123,7 @@ def plan_study(
             f"{budget / 1e9:.3g} GB of memory for them: they are streamed from the store, "
             "one training at a time"
         )
-    begin(out, before, _record(plan, config, store, digests, budget))
+    begin(out, before, _record(plan, config, store, digests, budget), plan.tasks(), truth)
     return plan
 
 

@@ -37,6 +37,7 @@ from dragn_cache.training.config import TrainConfig
 from dragn_cache.training.data import LabelledBags, fit_aggregator, fit_scaling, present
 from dragn_cache.training.model import BagClassifier, build_model, probabilities
 from dragn_cache.training.objective import Objective, masked, positive_weights
+from dragn_cache.training.start import best_constant, start_at
 from dragn_cache.training.train import Trained, divergence, require_room
 
 Epoch = dict[str, float]
@@ -143,8 +144,11 @@ class _StackedTraining:
             fit_aggregator(model, self.bags, data)
             model.scaling = None
         require_room(self.models[0], data, first, models=len(configs))
-        self.stack = _Stack(self.models, states)
         self.pos_weight = self._pos_weights()
+        rows = torch.from_numpy(data.rows("train"))
+        for model, weight in zip(self.models, self._each_pos_weight(), strict=True):
+            start_at(model, best_constant(self.objective.supervision(rows, weight, epoch=1)))
+        self.stack = _Stack(self.models, states)
         self.histories: list[list[Epoch]] = [[] for _ in configs]
         self.errors: list[DragnCacheError | None] = [None for _ in configs]
         self.best_loss = np.full(len(configs), np.inf)

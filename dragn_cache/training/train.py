@@ -33,6 +33,7 @@ from dragn_cache.training.room import (
     require_room_to_train,
 )
 from dragn_cache.training.schedules import Monitor, create_schedule
+from dragn_cache.training.start import best_constant, start_at
 from dragn_cache.types import Warn
 
 Progress = Callable[[dict[str, float]], None]
@@ -82,6 +83,8 @@ def train(
         fit_scaling(model.scaling, bags, data)
         fit_aggregator(model, bags, data)
         weights = positive_weights(data, config, device)
+        rows = torch.from_numpy(data.rows("train"))
+        start_at(model, best_constant(objective.supervision(rows, weights, epoch=1)))
         fit = _Fit(model, feed, bags, data, config, objective, weights)
         best_epoch, history = fit.run(generator, progress)
     predicted = masked(_finite(predict(model, bags, data.task)), data, config)

@@ -55,10 +55,7 @@ def hamil(in_shape: tuple[int, ...] = SHAPE, *, seed: int = 0, **options: Any) -
 def random_hamil(in_shape: tuple[int, ...] = SHAPE, **options: Any) -> Hamil:
     """With PyTorch's random start, and BN weights and statistics that are not all 0 or 1."""
     made = hamil(in_shape, init="default", **options)
-    for norm in made.unit.norms:
-        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
-            assert tensor is not None
-            nn.init.uniform_(tensor, 0.5, 1.5)
+    plain_recursion.draw_statistics(made.unit.norms)
     return made
 
 
@@ -89,27 +86,12 @@ def naive_tree(vectors: NDArray[np.float64]) -> list[tuple[int, int]]:
     return merges
 
 
-def plain_layers(unit: nn.Sequential) -> nn.Sequential:
-    """The same layers as PyTorch's own modules, with copies of parameters and statistics."""
-    layers: list[nn.Module] = []
-    for layer in unit:
-        own: nn.Module = nn.ReLU()
-        if isinstance(layer, nn.Conv2d):
-            side = layer.kernel_size[0]
-            own = nn.Conv2d(2, layer.out_channels, side, padding=side // 2)
-        elif isinstance(layer, nn.BatchNorm2d):
-            own = nn.BatchNorm2d(2)
-        layers.append(own)
-    plain = nn.Sequential(*layers).double()
-    plain.load_state_dict(unit.state_dict())
-    return plain.train(unit.training)
-
-
 def by_recursion(bags: RaggedBags, unit: nn.Module, *, symmetric: bool = True) -> Tensor:
     """(B, C): node by node, merge by merge."""
 
-    def merge(x: Tensor, y: Tensor) -> Tensor:
-        result: Tensor = unit(torch.stack((x, y), dim=1))[:, 0]
+    def merge(x: Tensor, y: Tensor, level: int) -> Tensor:
+        layers = plain_recursion.at_round(unit, level)
+        result: Tensor = layers(torch.stack((x, y), dim=1))[:, 0]
         return result
 
     embeddings = []
@@ -117,9 +99,12 @@ def by_recursion(bags: RaggedBags, unit: nn.Module, *, symmetric: bool = True) -
         bag = bags.bag(k)
         maps = list(bag if bag.dim() == 4 else bag[:, :, None, None])
         vectors = torch.stack(maps).mean((2, 3)).detach().double().numpy()
+        levels = [0] * len(maps)  # how many merges lie below a node on its longest branch
         for a, b in naive_tree(vectors):
-            x, y = maps[a], maps[b]
-            maps.append((merge(x, y) + merge(y, x)) / 2 if symmetric else merge(x, y))
+            x, y, level = maps[a], maps[b], max(levels[a], levels[b])
+            merged = merge(x, y, level)
+            maps.append((merged + merge(y, x, level)) / 2 if symmetric else merged)
+            levels.append(level + 1)
         embeddings.append(maps[-1].mean((1, 2)))
     return torch.stack(embeddings)
 
@@ -129,8 +114,10 @@ def by_recursion(bags: RaggedBags, unit: nn.Module, *, symmetric: bool = True) -
 @pytest.mark.parametrize("kernel", [1, 3, 5, 7])
 @pytest.mark.parametrize("unit", ["L1Agg", "L2Agg", "L3Agg"])
 def test_it_is_the_recursion(unit: str, kernel: int, symmetric: bool) -> None:
-    aggregator = random_hamil(unit=unit, kernel=kernel, symmetric=symmetric).double().eval()
-    plain, bags = plain_layers(aggregator.unit), draw()
+    aggregator = (
+        random_hamil(unit=unit, kernel=kernel, symmetric=symmetric, bn="auto").double().eval()
+    )
+    plain, bags = plain_recursion.plain_copy(aggregator.unit), draw()
     assert aggregator.order_sensitive is not symmetric
     features = [bags.values.clone().requires_grad_() for _ in range(2)]
     ours = aggregator(RaggedBags(features[0], bags.offsets)).embedding
@@ -150,7 +137,7 @@ def test_it_is_the_recursion(unit: str, kernel: int, symmetric: bool) -> None:
 def test_vectors_large_maps_and_many_channels(in_shape: tuple[int, ...], bn: bool) -> None:
     aggregator = random_hamil(in_shape, bn=bn).double().eval()
     bags = draw(in_shape, [3, 1, 5])
-    theirs = by_recursion(bags, plain_layers(aggregator.unit))
+    theirs = by_recursion(bags, plain_recursion.plain_copy(aggregator.unit))
     torch.testing.assert_close(aggregator(bags).embedding, theirs, rtol=1e-10, atol=1e-12)
 
 
@@ -268,7 +255,8 @@ def test_every_instance_is_merged_once_and_each_level_is_one_call() -> None:
     trees = [single_link_tree(bags.bag(k).numpy()) for k in range(len(bags))]
     calls: list[int] = []
 
-    def add(x: Tensor, y: Tensor) -> Tensor:
+    def add(level: int, x: Tensor, y: Tensor) -> Tensor:
+        assert level == len(calls)
         calls.append(len(x))
         return x + y
 
@@ -352,14 +340,12 @@ def test_mean_init_is_not_its_own_mirror_image(unit: str, bn: bool) -> None:
 
 
 @pytest.mark.usefixtures("way")
-def test_batch_norm_takes_each_levels_statistics_and_pools_them() -> None:
+def test_batch_norm_takes_and_keeps_each_levels_statistics() -> None:
     """Bags of 3 and 2: two merges on the first level, one on the second, both orders in each."""
-    aggregator = random_hamil(unit="L2Agg").double().train()
+    aggregator = random_hamil(unit="L2Agg", bn="on").double().train()
     bags = draw(sizes=[3, 2])
-    conv1, norm, relu, conv2 = plain_layers(aggregator.unit)
-    assert isinstance(norm, nn.BatchNorm2d)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
+    conv1, norm, relu, conv2 = plain_recursion.plain_copy(aggregator.unit)
+    assert isinstance(norm, plain_recursion.RoundNorm)
     seen: list[Tensor] = []
 
     def merge(*two: tuple[Tensor, Tensor]) -> list[Tensor]:
@@ -378,16 +364,13 @@ def test_batch_norm_takes_each_levels_statistics_and_pools_them() -> None:
     (last,) = merge((first[c], merged))
     expected = torch.stack((last, root)).mean((2, 3))
     torch.testing.assert_close(aggregator(bags).embedding, expected)
-    pooled = torch.cat(seen, dim=1)
     (own,) = aggregator.unit.norms
-    torch.testing.assert_close(own.running_mean, 0.9 * norm.running_mean + 0.1 * pooled.mean(1))
-    torch.testing.assert_close(own.running_var, 0.9 * norm.running_var + 0.1 * pooled.var(1))
-    assert own.num_batches_tracked == 1
+    plain_recursion.assert_moved(own, norm, seen)
 
 
 @pytest.mark.usefixtures("way")
 def test_bags_of_one_leave_the_statistics_alone() -> None:
-    aggregator = hamil().train()
+    aggregator = hamil(bn="on").train()
     before = {key: value.clone() for key, value in aggregator.state_dict().items()}
     aggregator(draw(sizes=[1, 1], dtype=torch.float32))
     for key, value in aggregator.state_dict().items():
@@ -413,7 +396,7 @@ def test_features_that_are_not_finite_have_no_distances() -> None:
         ({"kernel": 2}, "hamil, option kernel: expected 1, 3, 5 or 7, got 2"),
         (
             {"bn": True, "unit": "L1Agg"},
-            "option bn: expected none or false with unit=L1Agg",
+            "option bn: expected off or auto with unit=L1Agg",
         ),
         ({"symmetric": 1}, "option symmetric: expected true or false, got 1"),
         ({"init": "zeros"}, "option init: .* got 'zeros'"),

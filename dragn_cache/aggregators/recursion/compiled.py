@@ -77,27 +77,31 @@ def fold(
         shared: whether one kernel serves all channels.
     """
     first, rounds = units[0], schedule.rounds
+    with_statistics = any(norm.training for norm in first.norms)
+    # In evaluation BN's statistics, a part of the convolutions then, differ from round to round.
+    tables = 0 if with_statistics or not first.norms else first.norms[0].rounds
+    count = min(max(len(units), tables), sum(windows > 0 for windows in schedule.windows))
+    used = [units[min(number, len(units) - 1)] for number in range(count)]
     plan = Plan(
         schedule=schedule,
-        units=len(units),
+        units=count,
         dtype=first.convolutions[0].weight.dtype,
         channels=bags.in_shape[0],
         inputs=first.instances,
         layers=len(first.convolutions),
         kernel=_kernel_side(first, bags.values.dim() == 2),
         shared=shared,
-        batch_norm=any(norm.training for norm in first.norms),
+        batch_norm=with_statistics,
         by_window=norms.by_window,
         eps=first.norms[0].eps if first.norms else 0.0,
     )
-    used = units[: min(len(units), sum(count > 0 for count in schedule.windows))]
     values = bags.values if bags.values.dim() == 4 else bags.values[:, :, None, None]
-    packed = [p for unit in used for p in pack_unit(unit, plan)]
+    packed = [p for number, unit in enumerate(used) for p in pack_unit(unit, plan, number)]
     pooled: Tensor = Recursion.apply(plan, values, *packed)
     for m in plan.moments:
         norm = used[plan.unit_of_round(m.round)].norms[m.layer]
         index = rounds[m.round].loop_index if norms.by_window else torch.empty(0)
-        norms.record(norm, m.values, m.mean, m.variance, index)
+        norms.record(norm, m.round, m.mean, m.variance, index)
     return pooled
 
 
@@ -293,7 +297,6 @@ class _Run:
             Moments(
                 layer,
                 number,
-                count,
                 self.statistics.by_channel(mean),
                 self.statistics.by_channel(variance) * (count / (count - 1)),
             )

@@ -15,8 +15,11 @@ from dragn_cache.aggregators.recursion import kernels
 from dragn_cache.aggregators.recursion.rounds import Plan
 
 
-def pack_unit(unit: Any, plan: Plan) -> list[Tensor]:
+def pack_unit(unit: Any, plan: Plan, number: int) -> list[Tensor]:
     """A `DragnUnit`'s parameters for ``kernels.cpp``, with gradients to the unit's own.
+
+    Args:
+        number: the first round that they serve, whose BN statistics evaluation takes.
 
     Returns:
         each convolution's weights and biases, then, with statistics of the batch, BN's weights and
@@ -32,9 +35,10 @@ def pack_unit(unit: Any, plan: Plan) -> list[Tensor]:
             weight = weight[:, :, centre : centre + 1, centre : centre + 1]
         if layer < len(norms) and not plan.batch_norm:  # by fixed statistics: a scale and a shift
             norm = norms[layer]
-            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            mean, variance = norm.statistics(number)
+            scale = norm.weight * (variance + norm.eps).rsqrt()
             weight = weight * scale[:, None, None, None]
-            bias = (bias - norm.running_mean) * scale + norm.bias
+            bias = (bias - mean) * scale + norm.bias
         if layer == plan.layers - 1:  # results of windows that share one are added up
             weight, bias = weight / plan.orders, bias / plan.orders
         packed.append(pack_conv(weight, bias, plan, loaded.lanes))

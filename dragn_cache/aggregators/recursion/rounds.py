@@ -96,7 +96,6 @@ class Moments(NamedTuple):
 
     layer: int
     round: int
-    values: int  # in each group and channel
     mean: Tensor  # (G, K)
     variance: Tensor  # (G, K), unbiased
 

@@ -140,9 +140,9 @@ def plan_levels(trees: Sequence[Merges], *, both_orders: bool) -> Schedule:
 
 
 def merge_levels(
-    rounds: Sequence[Round], rows: Tensor, unit: Callable[[Tensor, Tensor], Tensor]
+    rounds: Sequence[Round], rows: Tensor, unit: Callable[[int, Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """(N, …) -> (B, …): every bag's root, by a ``unit`` (m, …), (m, …) -> (m, …).
+    """(N, …) -> (B, …): every bag's root, by a ``unit`` of the level, (m, …), (m, …) -> (m, …).
 
     Args:
         rounds: those of `plan_levels` with each pair in one order.
@@ -151,10 +151,11 @@ def merge_levels(
     # whole arrays of rows, a tree that is a chain would read all rows again at every level.
     nodes = dict(enumerate(rows.unbind()))
     *levels, last = rounds
-    for level in levels:
+    for number, level in enumerate(levels):
         children = level.members.T.tolist()
         first, second = (torch.stack([nodes.pop(node) for node in side]) for side in children)
-        nodes.update(enumerate(unit(first, second).unbind(), level.first_result))
+        merged = unit(number, first, second)
+        nodes.update(enumerate(merged.unbind(), level.first_result))
     return torch.stack([nodes[root] for root in last.last_rows[:, 0].tolist()])
 
 

@@ -106,7 +106,9 @@ def test_mixings_and_kernels_equal_the_loop(unit: str, bn: bool, mixing: str, ke
 @needs_compiler
 @pytest.mark.parametrize("unit", ["L1Agg", "L3Agg"])
 def test_a_unit_for_each_round_equals_the_loop(unit: str) -> None:
-    dragn = random_dragn((5, 2, 7), unit=unit, bn_scope="window", share_rounds=False, rounds=3)
+    dragn = random_dragn(
+        (5, 2, 7), unit=unit, bn="auto", bn_scope="window", share_rounds=False, rounds=3
+    )
     bags = draw((5, 2, 7), [4, 11, 1, 2, 3, 6], torch.float64)
     assert_like_the_loop(dragn.double(), bags, values=1e-10, gradients=1e-10)
 
@@ -117,7 +119,7 @@ def test_a_unit_for_each_round_equals_the_loop(unit: str) -> None:
 def test_without_a_compiler_the_results_are_the_same(
     scope: str, mixing: str, monkeypatch: pytest.MonkeyPatch, ways: list[str]
 ) -> None:
-    dragn = random_dragn((19, 3, 4), mixing=mixing, bn_scope=scope).double()
+    dragn = random_dragn((19, 3, 4), mixing=mixing, bn="on", bn_scope=scope).double()
     state = {name: value.clone() for name, value in dragn.state_dict().items()}
     bags = draw((19, 3, 4), [5, 1, 8, 2, 3], torch.float64)
     seen = []
