@@ -133,7 +133,7 @@ def _digest(values: Iterator[object]) -> bytes:
 
 
 def make_store(path: Path, form: Format) -> Store:
-    bags = with_splits(make_bags(5))
+    bags = with_splits(make_bags(3))
     features = make_features(bags, most=2)
     features[bags[2].bag_id] = features[bags[2].bag_id][:0]
     return write_store(path, bags, features, form=form)
