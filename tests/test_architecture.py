@@ -67,21 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"scoring", "training", "figures"},
     "demo": GROUND | {"datasets", "extraction", "figures", "manifest", "runs", "store", "training"},
 }
-NO_TORCH = {
-    *(
-        "types",
-        "texts",
-        "errors",
-        "files",
-        "checksums",
-        "machine",
-        "options",
-        "layers",
-        "named",
-        "backbone_input",
-    ),
-    *("parallel", "manifest", "images", "scoring", "store", "figures"),
-}
+NO_TORCH = GROUND | {"manifest", "images", "scoring", "store", "figures"}
 # Of interop only what reads and writes .pt.
 TORCH_FILES = {"dragn_cache.interop.tensor_files"}
 

@@ -39,10 +39,9 @@ class _WholeSource(Source):
             store_json, dataset_toml, bags_csv = texts
             self._description: StoreDescription = parse_description(store_json, path)
             self._index = self._format.read_index(path)
-            if self._description.is_sealed:
-                require_sealed(self._index)
-                if sums != _sums(texts):
-                    raise ValueError(f"texts in store/ that are not as store/{SUMS} has them")
+            require_sealed(self._index, self._description)
+            if self._description.is_sealed and sums != _sums(texts):
+                raise ValueError(f"texts in store/ that are not as store/{SUMS} has them")
             require_index(self._index, self._index.ids)
         self.ids = list(self._index.ids)
         self.manifest = manifest_from_texts(bags_csv, dataset_toml, path.stem)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dragn_cache.errors import DamagedPartError, foreign
-from dragn_cache.store.schema import Tap
+from dragn_cache.store.schema import StoreDescription, Tap
 
 BLOCK_BYTES = 16 * 2**20
 FAILURE_COLUMNS = ("bag_id", "image", "box", "reason")
@@ -98,13 +98,13 @@ class BagRows:
     seals: Seals
 
 
-def require_sealed(bags: BagRows | PartIndex) -> None:
-    """Raise ValueError unless every group that was read has a seal, as all new parts have.
+def require_sealed(bags: BagRows | PartIndex, description: StoreDescription) -> None:
+    """Raise ValueError unless every group that was read has a seal, where the store's parts must.
 
     That the seals are those of their groups was compared when they were read.
     """
     for group, recorded in bags.seals.items():
-        if recorded is None:
+        if recorded is None and description.is_sealed:
             raise ValueError(f"no {group}/{SEAL}")
 
 

@@ -101,7 +101,14 @@ def manifest_digest(manifest: Manifest) -> str:
 
     Labels, splits and groups are left out: they can be replaced without extracting again.
     """
+    return plans_digest(
+        (row.bag_id, bag_plan(manifest, bag)) for bag, row in enumerate(manifest.bags)
+    )
+
+
+def plans_digest(plans: Iterable[tuple[str, bytes]]) -> str:
+    """`manifest_digest` from the ids of all bags and their `bag_plan`."""
     digest = hashlib.sha256()
-    for bag, row in enumerate(manifest.bags):
-        digest.update(row.bag_id.encode() + b"\0" + bag_plan(manifest, bag))
+    for bag_id, plan in plans:
+        digest.update(bag_id.encode() + b"\0" + plan)
     return digest.hexdigest()

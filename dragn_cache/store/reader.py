@@ -22,7 +22,6 @@ from dragn_cache.manifest.shared import image_keys
 from dragn_cache.store.formats import FORMATS
 from dragn_cache.store.part import (
     Array,
-    BagRows,
     Failure,
     PartIndex,
     Pieces,
@@ -39,6 +38,11 @@ from dragn_cache.types import CLEAN_VIEW, Warn
 
 # Threads that read: one alone spends most of its time on the first use of new memory pages.
 READERS = 4
+RENEW = (
+    f"if you changed it on purpose, run sha256sum bags.csv dataset.toml > {CHECKSUMS} in that "
+    "folder; else run the same extract or import command again: it rewrites it"
+)
+"""What to do about a table that is not as it was written."""
 
 
 class Store:
@@ -50,13 +54,14 @@ class Store:
         bags: the manifest's bags, with labels, splits and groups, in order.
         labels: label names in order.
         task: ``multilabel`` or ``multiclass``.
+        changed_tables: see `tables.changed_tables`, when it was opened.
     """
 
     def __init__(self, path: Path, warn: Warn = lambda text: None) -> None:
         self.path = path
         self.description: StoreDescription = read_description(path)
         self._format = FORMATS[self.description.format]
-        faults = self.table_faults()
+        self.changed_tables = changed_tables(path)
         toml = _read_label_order(path)
         self.name: str = toml.get("name", path.name)
         try:
@@ -64,12 +69,17 @@ class Store:
                 path / "manifest" / "bags.csv", labels=toml.get("labels"), task=toml.get("task")
             )
         except ManifestError as error:
-            if not faults:
+            if not self.changed_tables:
                 raise
-            raise _changed_table(faults[0], error) from error
+            raise StoreError(
+                str(path / "manifest" / self.changed_tables[0]),
+                expected="the file as it was written",
+                got=str(error),
+                remedy=RENEW,
+            ) from error
         self._part_of = {bag.bag_id: _part_number(path, bag) for bag in self.bags}
         self._require_planned()
-        for fault in faults:
+        for fault in self.table_faults():
             warn(fault)
         self._planned: dict[int, list[str]] = {}
         for bag_id, part in self._part_of.items():
@@ -93,10 +103,7 @@ class Store:
         """A line for each table in ``manifest/`` whose labels or texts are not as written."""
         folder = self.path / "manifest"
         return [
-            f"{folder / name}: not as it was written; if you changed it on purpose, run "
-            f"sha256sum bags.csv dataset.toml > {CHECKSUMS} in that folder; else run the same "
-            "extract or import command again: it rewrites it"
-            for name in changed_tables(self.path) or ()
+            f"{folder / name}: not as it was written; {RENEW}" for name in self.changed_tables or ()
         ]
 
     # --- contents ---
@@ -158,13 +165,9 @@ class Store:
     def _read_index(self, number: int) -> PartIndex:
         with reading_part(self.part_path(number)):
             index = self._format.read_index(self.part_path(number))
-            self._require_sealed(index)
+            require_sealed(index, self.description)
             require_index(index, self._planned[number])
         return index
-
-    def _require_sealed(self, bags: BagRows | PartIndex) -> None:
-        if self.description.is_sealed:
-            require_sealed(bags)
 
     def instances(self, bag_id: str) -> PartIndex:
         """Everything but the features of one bag: its piece of its part's index."""
@@ -334,7 +337,7 @@ class Store:
         planned = self._planned[part]
         with reading_part(self.part_path(part)):
             bags = self._format.read_bags(self.part_path(part))
-            self._require_sealed(bags)
+            require_sealed(bags, self.description)
             require_bags(bags, planned)
         edges = bags.offsets.tolist()
         position = {bag_id: k for k, bag_id in enumerate(bags.ids)}
@@ -386,12 +389,6 @@ def _part_number(path: Path, bag: Bag) -> int:
             remedy="run the same extract command again: it rewrites this table",
         )
     return int(text)
-
-
-def _changed_table(fault: str, error: ManifestError) -> StoreError:
-    """The error of tables that cannot be read because one of them has changed."""
-    where, _, remedy = fault.partition(": not as it was written; ")
-    return StoreError(where, expected="the file as it was written", got=str(error), remedy=remedy)
 
 
 def _read_label_order(path: Path) -> dict[str, Any]:

@@ -144,8 +144,7 @@ def stored_bags(path: Path, description: StoreDescription) -> dict[str, tuple[in
         part = _part_path(path, description, number)
         with reading_part(part):
             index = FORMATS[description.format].read_index(part)
-            if description.is_sealed:
-                require_sealed(index)
+            require_sealed(index, description)
         for position, bag_id in enumerate(index.ids):
             bags[bag_id] = (number, StoredBag(index, position))
     return bags

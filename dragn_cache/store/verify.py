@@ -3,7 +3,6 @@ writes only those again."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from dragn_cache.files import (
 )
 from dragn_cache.store.claims import Claims
 from dragn_cache.store.part import bag_digests
+from dragn_cache.store.plan import plans_digest
 from dragn_cache.store.reader import PartRows, Store, open_store
-from dragn_cache.store.tables import TABLES, changed_tables, failures_text
+from dragn_cache.store.tables import TABLES, failures_text
 from dragn_cache.types import Progress, Say
 
 ASIDE = "damaged"
@@ -81,7 +81,7 @@ def verify_store(store: Store, progress: Progress = lambda done, total: None) ->
         parts += [faults] if faults.bags else []
         progress(done, len(present))
     tables = store.table_faults()
-    if store.description.is_sealed and changed_tables(store.path) is None:
+    if store.description.is_sealed and store.changed_tables is None:
         path = store.path / "manifest" / CHECKSUMS
         tables.append(f"{path}: lost; the same extract or import command writes it again")
     if not parts and not missing:
@@ -134,10 +134,7 @@ def _plan_fault(store: Store) -> list[str]:
     recorded = next((plan[key] for key in PLAN_KEYS if key in plan), None)
     if recorded is None:
         return []
-    digest = hashlib.sha256()
-    for bag_id, bag_plan in zip(store.bag_ids, store.plans(), strict=True):
-        digest.update(bag_id.encode() + b"\0" + bag_plan)
-    if digest.hexdigest() == recorded:
+    if plans_digest(zip(store.bag_ids, store.plans(), strict=True)) == recorded:
         return []
     return [f"{store.path}: its parts were planned from other images, boxes or orders of bags"]
 

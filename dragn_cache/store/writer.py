@@ -150,8 +150,7 @@ class StoreWriter:
                 ids = {self.manifest.bags[k].bag_id for k in part.bags}
                 with reading_part(path):
                     index = self.format.read_index(path)
-                    if self.description.is_sealed:
-                        require_sealed(index)
+                    require_sealed(index, self.description)
                 unused += [f for f in index.failures if f.bag_id in ids]
         return unused
 

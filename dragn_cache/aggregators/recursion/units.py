@@ -128,10 +128,11 @@ class UnitNorm(nn.BatchNorm2d):
         """(M, K, h, w) -> (M, K, h, w); without ``norms`` plain batch normalisation, of round 0."""
         if self.training and norms is not None:
             return norms.normalise(self, x)
-        mean, variance = self.statistics(0 if norms is None else norms.round)
-        if self.training:
+        if self.training:  # which moves the statistics in place
             cast(Tensor, self.num_batches_tracked)[0] += 1
             mean, variance = (cast(Tensor, t)[0] for t in (self.running_mean, self.running_var))
+        else:
+            mean, variance = self.statistics(0 if norms is None else norms.round)
         return F.batch_norm(
             x,
             mean,
